@@ -1,0 +1,276 @@
+//! The pre-norm transformer block that the vision tower, the text tower, the pixel decoder and the language model share.
+//!
+//! x += out(inner_norm(attention(norm1 x))); x += mlp(norm2 x). What differs between the published models (norms,
+//! biases, rope, grouped heads, gates, names) is configuration.
+
+use crate::ops::{self, Activation, Mask, Positions, Rope};
+use crate::params::{Init, Params};
+use crate::Result;
+use candle_core::Tensor;
+
+/// Which norm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum NormKind {
+    /// Mean and variance, with bias.
+    Layer,
+    /// Root mean square, no bias.
+    Rms,
+}
+
+/// Which feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MlpKind {
+    /// down(norm(act(up x)))
+    Plain(Activation),
+    /// down(norm(silu(gate x) * up x))
+    SwiGlu,
+}
+
+/// Everything that differs between blocks.
+#[derive(Debug, Clone)]
+pub struct BlockConfig {
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Inner width of the feed-forward network.
+    pub mlp_width: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Norm of the residual stream.
+    pub norm: NormKind,
+    /// Its epsilon.
+    pub eps: f64,
+    /// Feed-forward network.
+    pub mlp: MlpKind,
+    /// Bias of the query, key, value, output projections and of the feed-forward network.
+    pub bias: [bool; 5],
+    /// Layer norms inside attention and feed-forward ("sub-LN", EVA-02).
+    pub sub_norm: bool,
+    /// Root-mean-square norm of each head's queries and keys, before rope.
+    pub qk_norm: bool,
+    /// Deviation of the initial weights.
+    pub init_std: f32,
+    /// Deviation of the initial weights of the two projections that write to the residual stream.
+    pub residual_std: f32,
+}
+
+/// Published tensor names of a block.
+#[derive(Debug)]
+pub struct BlockNames {
+    norm1: &'static str,
+    norm2: &'static str,
+    out: &'static str,
+    gate: &'static str,
+    up: &'static str,
+    down: &'static str,
+    plain_up: &'static str,
+    plain_down: &'static str,
+}
+
+/// Names of CLIP and QLIP.
+pub const CLIP_NAMES: BlockNames = BlockNames {
+    norm1: "layer_norm1",
+    norm2: "layer_norm2",
+    out: "self_attn.out_proj",
+    gate: "mlp.w1",
+    up: "mlp.w2",
+    down: "mlp.w3",
+    plain_up: "mlp.fc1",
+    plain_down: "mlp.fc2",
+};
+
+/// Names of Llama in the Hugging Face layout.
+pub const LLAMA_NAMES: BlockNames = BlockNames {
+    norm1: "input_layernorm",
+    norm2: "post_attention_layernorm",
+    out: "self_attn.o_proj",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
+    plain_up: "mlp.up_proj",
+    plain_down: "mlp.down_proj",
+};
+
+/// Weight [out, in] and optional bias [out].
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Takes `weight` and, if asked, `bias` at this place.
+    pub fn new(p: &Params, inputs: usize, outputs: usize, bias: bool, std: f32) -> Result<Self> {
+        let weight = p.get((outputs, inputs), "weight", Init::Normal(std))?;
+        let bias = if bias { Some(p.get(outputs, "bias", Init::Const(0.0))?) } else { None };
+        Ok(Self { weight, bias })
+    }
+    /// [.., in] to [.., out].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+}
+
+/// Layer norm or root-mean-square norm over the last dimension.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    eps: f64,
+}
+
+impl Norm {
+    /// Takes `weight` and, for a layer norm, `bias` at this place.
+    pub fn new(p: &Params, kind: NormKind, width: usize, eps: f64) -> Result<Self> {
+        let weight = p.get(width, "weight", Init::Const(1.0))?;
+        let bias = if kind == NormKind::Layer { Some(p.get(width, "bias", Init::Const(0.0))?) } else { None };
+        Ok(Self { weight, bias, eps })
+    }
+    /// [.., width] to the same shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match &self.bias {
+            Some(b) => ops::layer_norm(x, &self.weight, b, self.eps)?,
+            None => ops::rms_norm(x, &self.weight, self.eps)?,
+        })
+    }
+}
+
+/// Keys and values of the tokens that one layer has seen, [batch, tokens, kv_heads, head_dim] each.
+#[derive(Debug, Clone, Default)]
+pub struct LayerCache(Option<(Tensor, Tensor)>);
+
+impl LayerCache {
+    fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+        let both = match &self.0 {
+            Some((k0, v0)) => (Tensor::cat(&[k0, &k], 1)?, Tensor::cat(&[v0, &v], 1)?),
+            None => (k, v),
+        };
+        self.0 = Some(both.clone());
+        Ok(both)
+    }
+    /// Keeps these rows of the batch, in this order.
+    pub fn select(&mut self, rows: &Tensor) -> Result<()> {
+        if let Some((k, v)) = &self.0 {
+            self.0 = Some((k.index_select(rows, 0)?, v.index_select(rows, 0)?));
+        }
+        Ok(())
+    }
+}
+
+/// What a block needs besides its input.
+pub struct BlockContext<'a> {
+    /// Rotary table and the rows of the tokens.
+    pub rope: Option<(&'a Rope, &'a Positions)>,
+    /// Which keys a query sees.
+    pub mask: &'a Mask,
+}
+
+/// One transformer block.
+#[derive(Debug, Clone)]
+pub struct Block {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    norm1: Norm,
+    norm2: Norm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    qk_norm: Option<(Norm, Norm)>,
+    inner_norm: Option<Norm>,
+    ffn_norm: Option<Norm>,
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+    act: Activation,
+}
+
+impl Block {
+    /// Takes the block's tensors at this place.
+    pub fn new(p: &Params, c: &BlockConfig, names: &BlockNames) -> Result<Self> {
+        let (d, f, qw, kw) = (c.width, c.mlp_width, c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let [qb, kb, vb, ob, mb] = c.bias;
+        let std = c.init_std;
+        let inner = |name: &str, width| -> Result<Option<Norm>> {
+            if c.sub_norm { Ok(Some(Norm::new(&p.at(name), NormKind::Layer, width, c.eps)?)) } else { Ok(None) }
+        };
+        let qk_norm = if c.qk_norm {
+            let norm = |n| Norm::new(&p.at("self_attn").at(n), NormKind::Rms, c.head_dim, c.eps);
+            Some((norm("q_norm")?, norm("k_norm")?))
+        } else {
+            None
+        };
+        let (gate, up, down, act) = match c.mlp {
+            MlpKind::SwiGlu => {
+                let gate = Linear::new(&p.at(names.gate), d, f, mb, std)?;
+                (Some(gate), names.up, names.down, Activation::Silu)
+            }
+            MlpKind::Plain(act) => (None, names.plain_up, names.plain_down, act),
+        };
+        Ok(Self {
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            norm1: Norm::new(&p.at(names.norm1), c.norm, d, c.eps)?,
+            norm2: Norm::new(&p.at(names.norm2), c.norm, d, c.eps)?,
+            q: Linear::new(&p.at("self_attn.q_proj"), d, qw, qb, std)?,
+            k: Linear::new(&p.at("self_attn.k_proj"), d, kw, kb, std)?,
+            v: Linear::new(&p.at("self_attn.v_proj"), d, kw, vb, std)?,
+            out: Linear::new(&p.at(names.out), qw, d, ob, c.residual_std)?,
+            qk_norm,
+            inner_norm: inner("self_attn.inner_attn_ln", qw)?,
+            ffn_norm: inner("mlp.ffn_ln", f)?,
+            gate,
+            up: Linear::new(&p.at(up), d, f, mb, std)?,
+            down: Linear::new(&p.at(down), f, d, mb, c.residual_std)?,
+            act,
+        })
+    }
+
+    /// x [batch, tokens, width] to the same shape; with a cache, `x` continues what the cache holds.
+    pub fn forward(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+        let x = (x + self.attention(&self.norm1.forward(x)?, ctx, cache)?)?;
+        let y = self.mlp(&self.norm2.forward(&x)?)?;
+        Ok((x + y)?)
+    }
+
+    fn attention(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        let mut q = self.q.forward(x)?.reshape((b, t, self.heads, self.head_dim))?;
+        let mut k = self.k.forward(x)?.reshape((b, t, self.kv_heads, self.head_dim))?;
+        let mut v = self.v.forward(x)?.reshape((b, t, self.kv_heads, self.head_dim))?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+        }
+        if let Some((rope, positions)) = ctx.rope {
+            (q, k) = (rope.apply(&q, positions)?, rope.apply(&k, positions)?);
+        }
+        if let Some(cache) = cache {
+            (k, v) = cache.append(k, v)?;
+        }
+        let scale = (self.head_dim as f64).powf(-0.5) as f32;
+        let y = ops::attention(&q, &k, &v, scale, ctx.mask)?.reshape((b, t, self.heads * self.head_dim))?;
+        let y = match &self.inner_norm {
+            Some(n) => n.forward(&y)?,
+            None => y,
+        };
+        self.out.forward(&y)
+    }
+
+    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
+        let up = self.up.forward(x)?;
+        let y = match &self.gate {
+            Some(gate) => ops::gated_silu(&gate.forward(x)?, &up)?,
+            None => self.act.forward(&up)?,
+        };
+        let y = match &self.ffn_norm {
+            Some(n) => n.forward(&y)?,
+            None => y,
+        };
+        self.down.forward(&y)
+    }
+}

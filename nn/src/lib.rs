@@ -1,0 +1,16 @@
+//! Layers with gradients, kernels, optimisers and checkpoint files. Knows no model.
+//!
+//! Several fused layers of candle cut the gradient without an error (softmax, norms, rope, attention), so everything
+//! a model here is built from lives in [`ops`], each with a forward and a backward that are tested together.
+
+pub mod block;
+pub mod checkpoint;
+mod error;
+pub mod ops;
+pub mod optim;
+pub mod params;
+pub mod rng;
+pub mod train;
+
+pub use error::{Error, Result};
+pub use params::{Init, Params};

@@ -1,0 +1,56 @@
+//! The operations that models are made of, each with forward and backward.
+//!
+//! On the CPU in float32 they are single passes over memory, written here. On other devices and types the same
+//! formula is composed of candle operations that are known to have right gradients, which is also what the tests
+//! compare against in float64.
+
+mod activation;
+mod attention;
+mod cross_entropy;
+mod gemm_bf16;
+mod linear;
+mod norm;
+mod rope;
+mod vector;
+
+pub use activation::{Activation, gated_silu};
+pub use attention::{Mask, attention};
+pub use cross_entropy::{IGNORE, cross_entropy};
+pub use gemm_bf16::bf16_available;
+pub use linear::{linear, set_bf16_matmul};
+pub use norm::{layer_norm, rms_norm};
+pub use rope::{Positions, Rope, RopeStyle};
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
+
+/// Whether the kernels of this module run on this tensor.
+fn is_fused(t: &Tensor) -> bool {
+    t.device().is_cpu() && t.dtype() == DType::F32
+}
+
+/// The values of a contiguous float32 storage, as custom operations receive it.
+fn values<'a>(s: &'a CpuStorage, l: &Layout) -> Result<&'a [f32]> {
+    match (s, l.contiguous_offsets()) {
+        (CpuStorage::F32(v), Some((a, b))) => Ok(&v[a..b]),
+        _ => candle_core::bail!("a fused operation needs contiguous float32 values"),
+    }
+}
+
+/// Calls `f` with the values of contiguous float32 CPU tensors.
+fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let guards = tensors.map(|t| t.storage_and_layout());
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slot, (storage, layout)) in slices.iter_mut().zip(guards.iter()) {
+        *slot = match &**storage {
+            Storage::Cpu(cpu) => values(cpu, layout)?,
+            _ => candle_core::bail!("a fused operation needs a CPU tensor"),
+        };
+    }
+    Ok(f(slices))
+}
+
+/// Rows of a batch that one task works on, so that small tensors stay on one thread.
+fn rows_per_task(rows: usize, row_len: usize) -> usize {
+    let min_rows = (16 * 1024 / row_len.max(1)).max(1);
+    rows.div_ceil(2 * rayon::current_num_threads()).max(min_rows)
+}

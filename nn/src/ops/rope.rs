@@ -1,0 +1,169 @@
+//! Rotary position embedding from a table of angles.
+
+use super::{is_fused, rows_per_task, values};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Which dimensions turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Neighbours (2i, 2i + 1): QLIP, LlamaGen, the original Llama files.
+    Interleaved,
+    /// Halves (i, i + d/2): Llama in the Hugging Face layout.
+    Halves,
+}
+
+/// Table row of each token.
+#[derive(Debug, Clone)]
+pub enum Positions {
+    /// Token t of every sequence is at row `start + t`.
+    From(usize),
+    /// One row for each token, [batch * tokens].
+    Each(Arc<[u32]>),
+}
+
+/// A table of rotations [rows, head_dim / 2].
+#[derive(Debug, Clone)]
+pub struct Rope {
+    cos: Arc<[f32]>,
+    sin: Arc<[f32]>,
+    half: usize,
+    style: RopeStyle,
+}
+
+impl Rope {
+    /// From cosines and sines, row-major [rows, head_dim / 2]; rows of (1, 0) leave a token as it is.
+    pub fn new(cos: Vec<f32>, sin: Vec<f32>, head_dim: usize, style: RopeStyle) -> Self {
+        assert!(cos.len() == sin.len() && cos.len().is_multiple_of(head_dim / 2), "rope table shape");
+        Self { cos: cos.into(), sin: sin.into(), half: head_dim / 2, style }
+    }
+
+    /// From angles in float64, row-major [rows, head_dim / 2].
+    pub fn from_angles(angles: &[f64], head_dim: usize, style: RopeStyle) -> Self {
+        let cos = angles.iter().map(|a| a.cos() as f32).collect();
+        let sin = angles.iter().map(|a| a.sin() as f32).collect();
+        Self::new(cos, sin, head_dim, style)
+    }
+
+    /// Number of positions in the table.
+    pub fn rows(&self) -> usize {
+        self.cos.len() / self.half
+    }
+
+    /// Rotates x [batch, tokens, heads, head_dim].
+    pub fn apply(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let (b, t, _, d) = x.dims4()?;
+        if d != 2 * self.half {
+            candle_core::bail!("rope table for head_dim {} given head_dim {d}", 2 * self.half);
+        }
+        let last = match positions {
+            Positions::From(start) => start + t,
+            Positions::Each(p) if p.len() != b * t => {
+                candle_core::bail!("{} rope positions for {} tokens", p.len(), b * t)
+            }
+            Positions::Each(p) => p.iter().max().map_or(0, |&m| m as usize + 1),
+        };
+        if last > self.rows() {
+            candle_core::bail!("position {} is beyond the {} positions of the model", last - 1, self.rows());
+        }
+        if is_fused(x) {
+            let op = Rotate { rope: self.clone(), positions: positions.clone(), inverse: false };
+            return x.contiguous()?.apply_op1(op);
+        }
+        self.apply_composed(x, positions)
+    }
+
+    fn row(&self, positions: &Positions, b: usize, t: usize, tokens: usize) -> usize {
+        match positions {
+            Positions::From(start) => start + t,
+            Positions::Each(p) => p[b * tokens + t] as usize,
+        }
+    }
+
+    fn apply_composed(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let (b, t, h, d) = x.dims4()?;
+        let gather = |table: &[f32]| -> Result<Tensor> {
+            let mut rows = Vec::with_capacity(b * t * self.half);
+            for i in 0..b {
+                for j in 0..t {
+                    let r = self.row(positions, i, j, t);
+                    rows.extend_from_slice(&table[r * self.half..(r + 1) * self.half]);
+                }
+            }
+            Tensor::from_vec(rows, (b, t, 1, self.half), x.device())?.to_dtype(x.dtype())
+        };
+        let (cos, sin) = (gather(&self.cos)?, gather(&self.sin)?);
+        let turn = |a: &Tensor, c: &Tensor| -> Result<(Tensor, Tensor)> {
+            Ok((
+                (a.broadcast_mul(&cos)? - c.broadcast_mul(&sin)?)?,
+                (c.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?,
+            ))
+        };
+        match self.style {
+            RopeStyle::Halves => {
+                let (a, c) = turn(&x.narrow(3, 0, self.half)?, &x.narrow(3, self.half, self.half)?)?;
+                Tensor::cat(&[a, c], 3)
+            }
+            RopeStyle::Interleaved => {
+                let pairs = x.reshape((b, t, h, self.half, 2))?;
+                let (a, c) =
+                    turn(&pairs.narrow(4, 0, 1)?.squeeze(4)?, &pairs.narrow(4, 1, 1)?.squeeze(4)?)?;
+                Tensor::stack(&[a, c], D::Minus1)?.reshape((b, t, h, d))
+            }
+        }
+    }
+}
+
+struct Rotate {
+    rope: Rope,
+    positions: Positions,
+    inverse: bool,
+}
+
+impl CustomOp1 for Rotate {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = values(x, lx)?;
+        let &[_, tokens, heads, d] = lx.dims() else { candle_core::bail!("rope needs [batch, tokens, heads, head_dim]") };
+        let half = d / 2;
+        let sign = if self.inverse { -1.0 } else { 1.0 };
+        let mut y = vec![0f32; x.len()];
+        let width = heads * d;
+        let per = rows_per_task(x.len() / width.max(1), width);
+        y.par_chunks_mut(per * width).zip(x.par_chunks(per * width)).enumerate().for_each(|(chunk, (y, x))| {
+            for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
+                let token = chunk * per + i;
+                let r = self.rope.row(&self.positions, token / tokens, token % tokens, tokens) * half;
+                let (cos, sin) = (&self.rope.cos[r..r + half], &self.rope.sin[r..r + half]);
+                for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                    match self.rope.style {
+                        RopeStyle::Interleaved => {
+                            for j in 0..half {
+                                let (c, s) = (cos[j], sin[j] * sign);
+                                y[2 * j] = x[2 * j] * c - x[2 * j + 1] * s;
+                                y[2 * j + 1] = x[2 * j + 1] * c + x[2 * j] * s;
+                            }
+                        }
+                        RopeStyle::Halves => {
+                            let (ya, yb) = y.split_at_mut(half);
+                            let (xa, xb) = x.split_at(half);
+                            for j in 0..half {
+                                let (c, s) = (cos[j], sin[j] * sign);
+                                ya[j] = xa[j] * c - xb[j] * s;
+                                yb[j] = xb[j] * c + xa[j] * s;
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        Ok((CpuStorage::F32(y), lx.shape().clone()))
+    }
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let back = Rotate { rope: self.rope.clone(), positions: self.positions.clone(), inverse: !self.inverse };
+        Ok(Some(g.contiguous()?.apply_op1_no_bwd(&back)?))
+    }
+}

@@ -1,0 +1,245 @@
+//! Optimisers over named variables, with parameter groups; schedules, clipping, averaging.
+
+mod ema;
+mod schedule;
+
+pub use ema::Ema;
+pub use schedule::Cosine;
+
+use crate::{Error, Result};
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+
+/// How gradients become updates. Moments are bias-corrected in both rules; weight decay is decoupled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Loshchilov and Hutter 2019.
+    Adamw,
+    /// You et al. 2020: Adam's step with decay, rescaled for each tensor to the length of the tensor.
+    Lamb,
+}
+
+/// Settings that all groups share.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Update rule.
+    pub rule: Rule,
+    /// Decay of the first and second moment.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+}
+
+/// Learning rate and weight decay of the variables whose name starts with `prefix` (the longest match counts).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Beginning of the tensor names; empty for all.
+    pub prefix: String,
+    /// Factor on the scheduled learning rate.
+    pub lr_scale: f64,
+    /// Decay of tensors with two or more dimensions; vectors (norms, biases) never decay.
+    pub weight_decay: f64,
+}
+
+struct Slot {
+    var: Var,
+    lr_scale: f64,
+    weight_decay: f64,
+    moments: Mutex<Moments>,
+}
+
+#[derive(Default)]
+struct Moments {
+    m: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// An optimiser with its state.
+pub struct Optimizer {
+    settings: Settings,
+    steps: u64,
+    slots: BTreeMap<String, Slot>,
+}
+
+impl Optimizer {
+    /// For these variables; every one must belong to a group.
+    pub fn new(settings: Settings, vars: BTreeMap<String, Var>, groups: &[Group]) -> Result<Self> {
+        let mut slots = BTreeMap::new();
+        for (name, var) in vars {
+            let group = groups
+                .iter()
+                .filter(|g| name.starts_with(g.prefix.as_str()))
+                .max_by_key(|g| g.prefix.len())
+                .ok_or_else(|| Error::invalid(format!("no parameter group for `{name}`")))?;
+            let n = var.elem_count();
+            let weight_decay = if var.rank() >= 2 { group.weight_decay } else { 0.0 };
+            let moments = Mutex::new(Moments { m: vec![0.0; n], v: vec![0.0; n] });
+            slots.insert(name, Slot { var, lr_scale: group.lr_scale, weight_decay, moments });
+        }
+        Ok(Self { settings, steps: 0, slots })
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Global norm of the gradients; an error names a variable that has none (a cut graph) or a norm that is not finite.
+    pub fn grad_norm(&self, grads: &GradStore) -> Result<f64> {
+        let mut sum = 0f64;
+        for (name, slot) in &self.slots {
+            let g = grads
+                .get(slot.var.as_tensor())
+                .ok_or_else(|| Error::invalid(format!("`{name}` got no gradient: something cuts the graph")))?;
+            sum += f64::from(g.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        }
+        if sum.is_finite() { Ok(sum.sqrt()) } else { Err(Error::invalid("the gradient is not finite: lower the learning rate")) }
+    }
+
+    /// One update at learning rate `lr`, gradients multiplied by `grad_scale` first.
+    pub fn step(&mut self, grads: &GradStore, lr: f64, grad_scale: f64) -> Result<()> {
+        self.steps += 1;
+        for (name, slot) in &self.slots {
+            let g = grads
+                .get(slot.var.as_tensor())
+                .ok_or_else(|| Error::invalid(format!("`{name}` got no gradient: something cuts the graph")))?;
+            let update = Update {
+                settings: self.settings,
+                steps: self.steps,
+                lr: lr * slot.lr_scale,
+                weight_decay: slot.weight_decay,
+                grad_scale: grad_scale as f32,
+                moments: &slot.moments,
+            };
+            update.apply(&slot.var, g)?;
+        }
+        Ok(())
+    }
+
+    /// The moments as tensors under `m.NAME` and `v.NAME`.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut out = BTreeMap::new();
+        for (name, slot) in &self.slots {
+            let s = slot.moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for (key, values) in [("m", &s.m), ("v", &s.v)] {
+                out.insert(format!("{key}.{name}"), Tensor::from_slice(values, slot.var.shape(), &Device::Cpu)?);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Takes back what [`Self::state`] gave, and the number of steps.
+    pub fn restore(&mut self, steps: u64, state: &HashMap<String, Tensor>) -> Result<()> {
+        self.steps = steps;
+        for (name, slot) in &mut self.slots {
+            let values = |key: &str| -> Result<Vec<f32>> {
+                let full = format!("{key}.{name}");
+                let t = state
+                    .get(&full)
+                    .filter(|t| t.shape() == slot.var.shape())
+                    .ok_or_else(|| Error::invalid(format!("the training state lacks `{full}`")))?;
+                Ok(t.flatten_all()?.to_vec1()?)
+            };
+            let (m, v) = (values("m")?, values("v")?);
+            *slot.moments.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner) = Moments { m, v };
+        }
+        Ok(())
+    }
+}
+
+/// Factor that brings a gradient of this norm down to `max_norm`; 1 below it or when `max_norm` is 0.
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm > 0.0 && norm > max_norm { max_norm / (norm + 1e-6) } else { 1.0 }
+}
+
+struct Update<'a> {
+    settings: Settings,
+    steps: u64,
+    lr: f64,
+    weight_decay: f64,
+    grad_scale: f32,
+    moments: &'a Mutex<Moments>,
+}
+
+const CHUNK: usize = 16 * 1024;
+
+impl Update<'_> {
+    fn apply(&self, var: &Var, grad: &Tensor) -> Result<()> {
+        let grad = grad.contiguous()?;
+        if var.device().is_cpu() {
+            var.as_tensor().inplace_op2(&grad, &self)?;
+        } else {
+            let mut p = var.flatten_all()?.to_vec1::<f32>()?;
+            self.run(&mut p, &grad.flatten_all()?.to_vec1::<f32>()?);
+            var.set(&Tensor::from_vec(p, var.shape(), var.device())?)?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, p: &mut [f32], g: &[f32]) {
+        let mut state = self.moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Moments { m, v } = &mut *state;
+        let (b1, b2) = (self.settings.betas.0 as f32, self.settings.betas.1 as f32);
+        let c1 = (1.0 - self.settings.betas.0.powi(self.steps as i32)) as f32;
+        let c2 = (1.0 - self.settings.betas.1.powi(self.steps as i32)) as f32;
+        let (eps, lr, wd, scale) = (self.settings.eps as f32, self.lr as f32, self.weight_decay as f32, self.grad_scale);
+        let direction = |m: &mut f32, v: &mut f32, g: f32| {
+            let g = g * scale;
+            *m = b1 * *m + (1.0 - b1) * g;
+            *v = b2 * *v + (1.0 - b2) * g * g;
+            (*m / c1) / ((*v / c2).sqrt() + eps)
+        };
+        let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)));
+        match self.settings.rule {
+            Rule::Adamw => chunks.for_each(|((p, m), (v, g))| {
+                for i in 0..p.len() {
+                    let u = direction(&mut m[i], &mut v[i], g[i]);
+                    p[i] = p[i] * (1.0 - lr * wd) - lr * u;
+                }
+            }),
+            Rule::Lamb => {
+                let mut u = vec![0f32; chunks.len() * CHUNK];
+                let norms: Vec<(f64, f64)> = chunks
+                    .zip(u.par_chunks_mut(CHUNK))
+                    .map(|(((p, m), (v, g)), u)| {
+                        let (mut np, mut nu) = (0f64, 0f64);
+                        for i in 0..p.len() {
+                            u[i] = direction(&mut m[i], &mut v[i], g[i]) + wd * p[i];
+                            np += f64::from(p[i]).powi(2);
+                            nu += f64::from(u[i]).powi(2);
+                        }
+                        (np, nu)
+                    })
+                    .collect();
+                let (np, nu) = norms.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+                let trust = if np > 0.0 && nu > 0.0 { (np / nu).sqrt() } else { 1.0 };
+                let lr = (self.lr * trust) as f32;
+                for (p, u) in p.iter_mut().zip(&u) {
+                    *p -= lr * u;
+                }
+            }
+        }
+    }
+}
+
+impl InplaceOp2 for &Update<'_> {
+    fn name(&self) -> &'static str {
+        "optimizer-update"
+    }
+    fn cpu_fwd(&self, p: &mut CpuStorage, lp: &Layout, g: &CpuStorage, lg: &Layout) -> candle_core::Result<()> {
+        match (p, lp.contiguous_offsets(), g, lg.contiguous_offsets()) {
+            (CpuStorage::F32(p), Some((a, b)), CpuStorage::F32(g), Some((c, d))) => {
+                self.run(&mut p[a..b], &g[c..d]);
+                Ok(())
+            }
+            _ => candle_core::bail!("an optimiser update needs contiguous float32 values"),
+        }
+    }
+}

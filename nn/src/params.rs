@@ -1,0 +1,156 @@
+//! Where a model's tensors come from: a checkpoint (plain tensors, no graph) or a training (variables).
+
+use crate::{Error, Result, checkpoint, rng};
+use candle_core::{DType, Device, Tensor, Var};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// First value of a parameter that no checkpoint gives.
+#[derive(Debug, Clone, Copy)]
+pub enum Init {
+    /// The same value everywhere.
+    Const(f32),
+    /// Normal with mean 0, clipped at two deviations.
+    Normal(f32),
+}
+
+/// A place in the tree of published tensor names, from which layers take their tensors.
+#[derive(Clone)]
+pub struct Params {
+    source: Arc<Source>,
+    prefix: String,
+}
+
+struct Source {
+    origin: String,
+    device: Device,
+    dtype: DType,
+    stored: HashMap<String, Tensor>,
+    training: Option<Training>,
+}
+
+struct Training {
+    seed: u64,
+    freeze: Vec<String>,
+    vars: Mutex<BTreeMap<String, Var>>,
+    frozen: Mutex<BTreeMap<String, Tensor>>,
+}
+
+fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Params {
+    /// Tensors of a checkpoint, for inference; `origin` names it in errors.
+    pub fn from_tensors(origin: impl Into<String>, stored: HashMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
+        Self::new(origin.into(), stored, None, dtype, device)
+    }
+
+    /// The safetensors files of a model folder (one file, or shards with an index).
+    pub fn from_dir(dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let stored = checkpoint::load_dir(dir)?;
+        Ok(Self::from_tensors(dir.display().to_string(), stored, dtype, device))
+    }
+
+    /// Variables that start from `start` where it has the name, else from their initial value; names that begin with
+    /// one of `freeze` become plain tensors, for which no gradient is computed.
+    pub fn for_training(start: HashMap<String, Tensor>, freeze: &[&str], seed: u64, dtype: DType, device: &Device) -> Self {
+        let training = Training {
+            seed,
+            freeze: freeze.iter().map(|s| (*s).to_owned()).collect(),
+            vars: Mutex::default(),
+            frozen: Mutex::default(),
+        };
+        Self::new("the starting checkpoint".into(), start, Some(training), dtype, device)
+    }
+
+    fn new(origin: String, stored: HashMap<String, Tensor>, training: Option<Training>, dtype: DType, device: &Device) -> Self {
+        let source = Source { origin, device: device.clone(), dtype, stored, training };
+        Self { source: Arc::new(source), prefix: String::new() }
+    }
+
+    /// The place below `name`.
+    pub fn at(&self, name: impl std::fmt::Display) -> Self {
+        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        Self { source: self.source.clone(), prefix }
+    }
+
+    /// Device on which tensors are created.
+    pub fn device(&self) -> &Device {
+        &self.source.device
+    }
+
+    /// Type of the tensors handed out.
+    pub fn dtype(&self) -> DType {
+        self.source.dtype
+    }
+
+    /// Whether the checkpoint has this tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.source.stored.contains_key(&self.full_name(name))
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// The tensor `name`, which must have this shape; in a training without it, a new variable.
+    pub fn get(&self, shape: impl Into<candle_core::Shape>, name: &str, init: Init) -> Result<Tensor> {
+        let (full, shape) = (self.full_name(name), shape.into());
+        let src = &self.source;
+        let stored = match src.stored.get(&full) {
+            Some(t) if t.shape() == &shape => Some(t.to_device(&src.device)?.to_dtype(src.dtype)?),
+            Some(t) => {
+                return Err(Error::WrongShape {
+                    origin: src.origin.clone(),
+                    name: full,
+                    found: t.dims().to_vec(),
+                    expected: shape.dims().to_vec(),
+                });
+            }
+            None => None,
+        };
+        let Some(training) = &src.training else {
+            return stored.ok_or_else(|| Error::MissingTensor {
+                origin: src.origin.clone(),
+                name: full,
+                shape: shape.dims().to_vec(),
+            });
+        };
+        let value = match stored {
+            Some(t) => t,
+            None => initial(&full, &shape, init, training.seed, &src.device)?.to_dtype(src.dtype)?,
+        };
+        if training.freeze.iter().any(|f| full.starts_with(f.as_str())) {
+            locked(&training.frozen).insert(full, value.clone());
+            return Ok(value);
+        }
+        let var = Var::from_tensor(&value)?;
+        let tensor = var.as_tensor().clone();
+        locked(&training.vars).insert(full, var);
+        Ok(tensor)
+    }
+
+    /// The variables of a training, by name; empty for a loaded checkpoint.
+    pub fn vars(&self) -> BTreeMap<String, Var> {
+        self.source.training.as_ref().map(|t| locked(&t.vars).clone()).unwrap_or_default()
+    }
+
+    /// The frozen tensors of a training, by name.
+    pub fn frozen(&self) -> BTreeMap<String, Tensor> {
+        self.source.training.as_ref().map(|t| locked(&t.frozen).clone()).unwrap_or_default()
+    }
+}
+
+fn initial(name: &str, shape: &candle_core::Shape, init: Init, seed: u64, device: &Device) -> Result<Tensor> {
+    let n = shape.elem_count();
+    let values: Vec<f32> = match init {
+        Init::Const(c) => vec![c; n],
+        Init::Normal(std) => {
+            let mut r = rng::keyed(seed, &[rng::name_key(name)]);
+            (0..n).map(|_| rng::normal(&mut r).clamp(-2.0, 2.0) * std).collect()
+        }
+    };
+    Ok(Tensor::from_vec(values, shape, device)?)
+}

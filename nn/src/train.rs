@@ -1,0 +1,228 @@
+//! The bones of a training loop: step, clip, update, log, save, resume. What differs between trainings is passed in.
+
+use crate::optim::{Cosine, Ema, Group, Optimizer, Settings, clip_factor};
+use crate::{Error, Params, Result, checkpoint};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Arithmetic of the matrix products during training; weights, sums and updates are float32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Full.
+    #[default]
+    F32,
+    /// Inputs of products rounded to bfloat16, where the processor has instructions for that.
+    Bf16,
+}
+
+/// Optimiser part of a training config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Update rule, betas, epsilon.
+    #[serde(flatten)]
+    pub settings: Settings,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Learning rate that the cosine ends at.
+    pub lr_floor: f64,
+    /// Steps of warm-up.
+    pub warmup: usize,
+    /// Decay for groups that do not name their own.
+    pub weight_decay: f64,
+    /// Largest gradient norm; 0 for no clipping.
+    pub clip: f64,
+    /// Decay of the weight average that is exported; absent for none.
+    pub ema: Option<f64>,
+    /// Groups with their own learning rate or decay.
+    #[serde(default)]
+    pub groups: Vec<Group>,
+}
+
+/// What every training config has.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoopConfig {
+    /// Updates in all.
+    pub steps: usize,
+    /// Samples an update.
+    pub batch_size: usize,
+    /// Updates between checkpoints.
+    pub checkpoint_every: usize,
+    /// Seed of initial values, data order and augmentation.
+    pub seed: u64,
+    /// Arithmetic of the products.
+    pub precision: Precision,
+}
+
+/// What one step computed: the loss to minimise, and named numbers for the log.
+pub struct StepOutput {
+    /// Scalar.
+    pub loss: Tensor,
+    /// Parts of the loss and other measurements.
+    pub metrics: Vec<(&'static str, f64)>,
+}
+
+/// A line of the log, as the progress display sees it.
+pub struct Progress {
+    /// Updates done.
+    pub step: usize,
+    /// Updates in all.
+    pub steps: usize,
+    /// Loss of this step.
+    pub loss: f64,
+}
+
+/// The name of the file that holds everything `--resume` needs.
+pub const STATE_FILE: &str = "training.safetensors";
+
+/// A training in a folder.
+pub struct Trainer<'a> {
+    /// Loop settings.
+    pub config: LoopConfig,
+    /// Optimiser settings.
+    pub optim: OptimConfig,
+    /// The variables.
+    pub params: &'a Params,
+    /// Folder for log, state and export.
+    pub out: &'a Path,
+    /// Continue from the folder's state.
+    pub resume: bool,
+}
+
+impl Trainer<'_> {
+    /// Runs to the end. `step` computes the loss of update n from nothing but n and the variables, so that a resumed
+    /// run repeats an uninterrupted one; `export` writes the model from named tensors at every checkpoint.
+    pub fn run(
+        &self,
+        mut step: impl FnMut(usize) -> Result<StepOutput>,
+        mut export: impl FnMut(&BTreeMap<String, Tensor>) -> Result<()>,
+        mut progress: impl FnMut(&Progress),
+    ) -> Result<()> {
+        let vars = self.params.vars();
+        let mut groups = vec![Group { prefix: String::new(), lr_scale: 1.0, weight_decay: self.optim.weight_decay }];
+        groups.extend(self.optim.groups.iter().cloned());
+        let mut optimizer = Optimizer::new(self.optim.settings, vars.clone(), &groups)?;
+        let mut ema = self.optim.ema.map(|d| Ema::new(d, &vars)).transpose()?;
+        let mut start = 0;
+        let state = self.out.join(STATE_FILE);
+        if self.resume && state.exists() {
+            start = restore(&state, &vars, &mut optimizer, ema.as_mut())?;
+        }
+        let mut log = Log::open(&self.out.join("metrics.jsonl"), start)?;
+        let schedule = Cosine {
+            peak: self.optim.lr,
+            floor: self.optim.lr_floor,
+            warmup: self.optim.warmup,
+            total: self.config.steps,
+        };
+        crate::ops::set_bf16_matmul(self.config.precision == Precision::Bf16);
+        let clock = Instant::now();
+        for n in start..self.config.steps {
+            let out = step(n)?;
+            let loss = f64::from(out.loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
+            if !loss.is_finite() {
+                return Err(Error::invalid(format!("the loss is {loss} at step {n}: lower the learning rate")));
+            }
+            let grads = out.loss.backward()?;
+            let norm = optimizer.grad_norm(&grads)?;
+            // the schedule's value at 0 is 0, so update n uses the value at n + 1
+            let lr = schedule.at(n + 1);
+            optimizer.step(&grads, lr, clip_factor(norm, self.optim.clip))?;
+            if let Some(ema) = &mut ema {
+                ema.update(&vars)?;
+            }
+            log.line(n + 1, loss, lr, norm, clock.elapsed().as_secs_f64(), &out.metrics)?;
+            progress(&Progress { step: n + 1, steps: self.config.steps, loss });
+            let done = n + 1;
+            if done.is_multiple_of(self.config.checkpoint_every.max(1)) || done == self.config.steps {
+                log.sync()?;
+                save(&state, done, &vars, &optimizer, ema.as_ref())?;
+                let mut weights: BTreeMap<String, Tensor> = self.params.frozen();
+                match &ema {
+                    Some(e) => weights.extend(e.tensors(&vars)?),
+                    None => weights.extend(vars.iter().map(|(k, v)| (k.clone(), v.as_detached_tensor()))),
+                }
+                export(&weights)?;
+            }
+        }
+        crate::ops::set_bf16_matmul(false);
+        Ok(())
+    }
+}
+
+fn save(path: &Path, step: usize, vars: &BTreeMap<String, candle_core::Var>, opt: &Optimizer, ema: Option<&Ema>) -> Result<()> {
+    let mut all = opt.state()?;
+    for (name, var) in vars {
+        all.insert(format!("p.{name}"), var.as_detached_tensor());
+    }
+    if let Some(e) = ema {
+        all.extend(e.tensors(vars)?.into_iter().map(|(k, v)| (format!("ema.{k}"), v)));
+    }
+    checkpoint::save(path, &all, &[("step", step.to_string())])
+}
+
+fn restore(path: &Path, vars: &BTreeMap<String, candle_core::Var>, opt: &mut Optimizer, ema: Option<&mut Ema>) -> Result<usize> {
+    let step: usize = checkpoint::metadata(path)?
+        .get("step")
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| Error::bad_file(path, "no step number: not a training state"))?;
+    let state = checkpoint::load(path)?;
+    for (name, var) in vars {
+        let t = state
+            .get(&format!("p.{name}"))
+            .filter(|t| t.shape() == var.shape())
+            .ok_or_else(|| Error::bad_file(path, format!("no `{name}` of this shape: another config?")))?;
+        var.set(&t.to_device(var.device())?)?;
+    }
+    opt.restore(step as u64, &state)?;
+    if let Some(e) = ema {
+        e.restore(&state)?;
+    }
+    Ok(step)
+}
+
+/// metrics.jsonl: one JSON object a step.
+struct Log {
+    path: PathBuf,
+    file: std::fs::File,
+}
+
+impl Log {
+    /// Opens the log and drops lines after `step`, which a killed run may have written beyond its last checkpoint.
+    fn open(path: &Path, step: usize) -> Result<Self> {
+        let kept: String = match std::fs::read_to_string(path) {
+            Ok(text) if step > 0 => text
+                .lines()
+                .filter(|l| {
+                    let line = serde_json::from_str::<serde_json::Value>(l).ok();
+                    line.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step as u64)
+                })
+                .flat_map(|l| [l, "\n"])
+                .collect(),
+            _ => String::new(),
+        };
+        checkpoint::write_atomic(path, kept.as_bytes())?;
+        let file = std::fs::OpenOptions::new().append(true).open(path).map_err(Error::io(path))?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    fn line(&mut self, step: usize, loss: f64, lr: f64, norm: f64, seconds: f64, more: &[(&str, f64)]) -> Result<()> {
+        let mut line = serde_json::Map::new();
+        line.insert("step".into(), step.into());
+        let seconds = (seconds * 1000.0).round() / 1000.0;
+        for (k, v) in [("loss", loss), ("lr", lr), ("grad_norm", norm), ("seconds", seconds)].iter().chain(more) {
+            line.insert((*k).into(), (*v).into());
+        }
+        let text = serde_json::Value::Object(line).to_string() + "\n";
+        self.file.write_all(text.as_bytes()).map_err(Error::io(&self.path))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io(&self.path))
+    }
+}

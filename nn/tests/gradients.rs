@@ -1,0 +1,90 @@
+//! Every fused operation against the same formula composed of candle operations in float64, forward and backward.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use nn::ops::{self, Activation, IGNORE, Mask, Positions, Rope, RopeStyle};
+use nn::rng;
+
+fn random(shape: &[usize], key: u64) -> Tensor {
+    let mut r = rng::keyed(7, &[key]);
+    let v: Vec<f32> = (0..shape.iter().product()).map(|_| rng::normal(&mut r)).collect();
+    Tensor::from_vec(v, shape, &Device::Cpu).unwrap()
+}
+
+/// Runs `f` on float32 and float64 copies of the inputs and compares output and all gradients of sum(output * probe).
+fn check(name: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    let mut results = vec![];
+    for dtype in [DType::F32, DType::F64] {
+        let vars: Vec<Var> = shapes
+            .iter()
+            .enumerate()
+            .map(|(i, s)| Var::from_tensor(&random(s, i as u64).to_dtype(dtype).unwrap()).unwrap())
+            .collect();
+        // a fused input that is not a leaf, as inside a model
+        let inputs: Vec<Tensor> = vars.iter().map(|v| (v.as_tensor() * 1.5).unwrap()).collect();
+        let y = f(&inputs).unwrap();
+        let probe = random(y.dims(), 99).to_dtype(dtype).unwrap();
+        let grads = (&y * probe).unwrap().sum_all().unwrap().backward().unwrap();
+        let mut all = vec![y.clone()];
+        all.extend(vars.iter().map(|v| grads.get(v.as_tensor()).expect("a gradient").clone()));
+        results.push(all.iter().map(|t| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()).collect::<Vec<_>>());
+    }
+    for (i, (a, b)) in results[0].iter().zip(&results[1]).enumerate() {
+        let scale = b.iter().fold(1e-3f64, |m, x| m.max(x.abs()));
+        let worst = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+        assert!(worst <= 3e-6 * scale, "{name}, value {i} (0 = output): off by {worst} of {scale}");
+    }
+}
+
+#[test]
+fn norms() {
+    check("layer_norm", &[&[3, 5, 37], &[37], &[37]], |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-3));
+    check("rms_norm", &[&[3, 5, 37], &[37]], |x| ops::rms_norm(&x[0], &x[1], 1e-3));
+}
+
+#[test]
+fn activations() {
+    for act in [Activation::Gelu, Activation::QuickGelu, Activation::Silu, Activation::Tanh] {
+        check(&format!("{act:?}"), &[&[7, 33]], |x| act.forward(&x[0]));
+    }
+    check("gated_silu", &[&[7, 33], &[7, 33]], |x| ops::gated_silu(&x[0], &x[1]));
+}
+
+#[test]
+fn linear() {
+    check("linear", &[&[2, 9, 40], &[24, 40], &[24]], |x| ops::linear(&x[0], &x[1], Some(&x[2])));
+    check("linear, few rows", &[&[3, 40], &[24, 40], &[24]], |x| ops::linear(&x[0], &x[1], Some(&x[2])));
+    check("linear, no bias", &[&[2, 9, 40], &[24, 40]], |x| ops::linear(&x[0], &x[1], None));
+}
+
+#[test]
+fn rope() {
+    let angles: Vec<f64> = (0..11 * 4).map(|i| f64::from(i) * 0.37).collect();
+    for style in [RopeStyle::Interleaved, RopeStyle::Halves] {
+        let rope = Rope::from_angles(&angles, 8, style);
+        check("rope", &[&[2, 5, 3, 8]], |x| rope.apply(&x[0], &Positions::From(6)));
+        let each = Positions::Each(vec![0, 1, 2, 3, 4, 10, 9, 8, 7, 6].into());
+        check("rope, listed", &[&[2, 5, 3, 8]], |x| rope.apply(&x[0], &each));
+    }
+}
+
+#[test]
+fn attention() {
+    let first: Vec<u32> = (0..2 * 70).map(|i| { let t = i % 70; if t < 20 { 0 } else if t < 66 { 20 } else { 66 } }).collect();
+    let masks = [Mask::Full, Mask::Causal, Mask::CausalFrom(first.into())];
+    for mask in &masks {
+        check(&format!("attention {mask:?}").chars().take(30).collect::<String>(), &[&[2, 70, 4, 8], &[2, 70, 2, 8], &[2, 70, 2, 8]], |x| {
+            ops::attention(&x[0], &x[1], &x[2], 0.35, mask)
+        });
+    }
+    for mask in &masks[..2] {
+        check("attention, more keys", &[&[2, 3, 2, 8], &[2, 9, 2, 8], &[2, 9, 2, 8]], |x| {
+            ops::attention(&x[0], &x[1], &x[2], 0.35, mask)
+        });
+    }
+}
+
+#[test]
+fn cross_entropy() {
+    check("cross_entropy", &[&[5, 300]], |x| ops::cross_entropy(&x[0], &[3, IGNORE, 299, 0, 17]));
+    assert!(ops::cross_entropy(&random(&[2, 3], 0), &[0, 3]).is_err());
+}
