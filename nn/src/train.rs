@@ -1,6 +1,6 @@
 //! The bones of a training loop: step, clip, update, log, save, resume. What differs between trainings is passed in.
 
-use crate::optim::{Cosine, Ema, Group, Optimizer, Settings, clip_factor};
+use crate::optim::{Cosine, Ema, Group, Optimizer, Rule, Settings, clip_factor};
 use crate::{Error, Params, Result, checkpoint};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -24,9 +24,15 @@ pub enum Precision {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimConfig {
-    /// Update rule, betas, epsilon.
-    #[serde(flatten)]
-    pub settings: Settings,
+    /// Update rule.
+    #[serde(default = "adamw")]
+    pub rule: Rule,
+    /// Decay of the first and second moment.
+    #[serde(default = "betas")]
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    #[serde(default = "eps")]
+    pub eps: f64,
     /// Peak learning rate.
     pub lr: f64,
     /// Learning rate that the cosine ends at.
@@ -42,6 +48,16 @@ pub struct OptimConfig {
     /// Groups with their own learning rate or decay.
     #[serde(default)]
     pub groups: Vec<Group>,
+}
+
+fn adamw() -> Rule {
+    Rule::Adamw
+}
+fn betas() -> (f64, f64) {
+    (0.9, 0.95)
+}
+fn eps() -> f64 {
+    1e-8
 }
 
 /// What every training config has.
@@ -106,7 +122,8 @@ impl Trainer<'_> {
         let vars = self.params.vars();
         let mut groups = vec![Group { prefix: String::new(), lr_scale: 1.0, weight_decay: self.optim.weight_decay }];
         groups.extend(self.optim.groups.iter().cloned());
-        let mut optimizer = Optimizer::new(self.optim.settings, vars.clone(), &groups)?;
+        let settings = Settings { rule: self.optim.rule, betas: self.optim.betas, eps: self.optim.eps };
+        let mut optimizer = Optimizer::new(settings, vars.clone(), &groups)?;
         let mut ema = self.optim.ema.map(|d| Ema::new(d, &vars)).transpose()?;
         let mut start = 0;
         let state = self.out.join(STATE_FILE);

@@ -1,0 +1,236 @@
+//! Files to oriented RGB pictures, pictures to normalised pixels, and back.
+
+use crate::resample::{resize, resize_window};
+use ::image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use candle_core::{DType, Device, Tensor};
+use nn::{Error, Result, checkpoint::write_atomic};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, Cursor, Seek};
+use std::path::Path;
+
+/// Largest picture that is decoded; a larger one is refused by its header.
+const MAX_PIXELS: u64 = 200_000_000;
+
+/// An 8-bit RGB picture, upright, row-major, never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    width: usize,
+    height: usize,
+    rgb: Vec<u8>,
+}
+
+impl Image {
+    /// From `width * height * 3` bytes; a picture has at least one pixel.
+    pub fn from_rgb(width: usize, height: usize, rgb: Vec<u8>) -> Self {
+        assert!(width > 0 && height > 0 && rgb.len() == width * height * 3, "{width}x{height} RGB");
+        Self { width, height, rgb }
+    }
+    /// Pixels across.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+    /// Pixels down.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+    /// Bytes, three a pixel.
+    pub fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+    /// One pixel.
+    pub fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
+        let at = (y * self.width + x) * 3;
+        [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
+    }
+
+    /// Reads a JPEG, PNG, WebP, GIF, BMP or TIFF file, whatever its name says: palette, grey, 16 bit and alpha become
+    /// RGB (alpha is dropped, not blended), and the camera's orientation is applied.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = std::fs::File::open(path).map_err(Error::io(path))?;
+        if file.metadata().map_err(Error::io(path))?.is_dir() {
+            return Err(Error::bad_file(path, "is a folder; name a picture"));
+        }
+        Self::decode(path, std::io::BufReader::new(file))
+    }
+
+    /// As [`Self::open`], from bytes; `origin` names them in errors.
+    pub fn from_bytes(origin: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::decode(origin, Cursor::new(bytes))
+    }
+
+    fn decode<R: BufRead + Seek>(origin: &Path, reader: R) -> Result<Self> {
+        let bad = |e: ::image::ImageError| {
+            Error::bad_file(origin, format!("not a picture that can be read ({e}); use a whole JPEG, PNG, WebP, GIF, BMP or TIFF file"))
+        };
+        let mut reader = ImageReader::new(reader).with_guessed_format().map_err(Error::io(origin))?;
+        if reader.format().is_none() {
+            return Err(Error::bad_file(origin, "not a picture; use a JPEG, PNG, WebP, GIF, BMP or TIFF file"));
+        }
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(2 << 30);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(bad)?;
+        let (w, h) = decoder.dimensions();
+        if u64::from(w) * u64::from(h) > MAX_PIXELS {
+            return Err(Error::bad_file(origin, format!("{w}x{h} pixels is more than the {MAX_PIXELS} that are accepted; scale it down")));
+        }
+        if w == 0 || h == 0 {
+            return Err(Error::bad_file(origin, "a picture without pixels"));
+        }
+        let orientation = decoder.orientation().map_err(bad)?;
+        let mut img = DynamicImage::from_decoder(decoder).map_err(bad)?;
+        img.apply_orientation(orientation);
+        let rgb = img.into_rgb8();
+        Ok(Self::from_rgb(rgb.width() as usize, rgb.height() as usize, rgb.into_raw()))
+    }
+
+    /// The picture as PNG bytes.
+    pub fn to_png(&self) -> Result<Vec<u8>> {
+        let mut out = Cursor::new(Vec::new());
+        ::image::write_buffer_with_format(&mut out, &self.rgb, self.width as u32, self.height as u32, ::image::ExtendedColorType::Rgb8, ::image::ImageFormat::Png)
+            .map_err(|e| Error::invalid(format!("writing a PNG: {e}")))?;
+        Ok(out.into_inner())
+    }
+
+    /// Writes a PNG file, whole or not at all.
+    pub fn save_png(&self, path: &Path) -> Result<()> {
+        write_atomic(path, &self.to_png()?)
+    }
+
+    /// The same picture mirrored left to right.
+    pub fn flipped(&self) -> Self {
+        let mut rgb = Vec::with_capacity(self.rgb.len());
+        for row in self.rgb.chunks_exact(self.width * 3) {
+            rgb.extend(row.chunks_exact(3).rev().flatten());
+        }
+        Self { rgb, ..*self }
+    }
+}
+
+/// Normalised pixels [batch, 3, size, size], float32.
+#[derive(Debug, Clone)]
+pub struct Pixels(pub Tensor);
+
+/// preprocessor_config.json: how a picture becomes pixels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preprocess {
+    /// Shortest edge after resizing.
+    #[serde(deserialize_with = "edge")]
+    pub size: usize,
+    /// Side of the centre crop.
+    #[serde(deserialize_with = "edge")]
+    pub crop_size: usize,
+    /// Mean of each channel, of values in 0..1.
+    #[serde(default = "clip_mean")]
+    pub image_mean: [f32; 3],
+    /// Deviation of each channel.
+    #[serde(default = "clip_std")]
+    pub image_std: [f32; 3],
+}
+
+fn clip_mean() -> [f32; 3] {
+    [0.481_454_66, 0.457_827_5, 0.408_210_73]
+}
+fn clip_std() -> [f32; 3] {
+    [0.268_629_54, 0.261_302_6, 0.275_777_1]
+}
+
+/// A side as the processors write it: 224, {"shortest_edge": 224} or {"height": 224, "width": 224}.
+fn edge<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<usize, D::Error> {
+    use serde::de::Error as _;
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Edge {
+        One(usize),
+        Shortest { shortest_edge: usize },
+        Square { height: usize, width: usize },
+    }
+    match Edge::deserialize(d)? {
+        Edge::One(n) | Edge::Shortest { shortest_edge: n } if n > 0 => Ok(n),
+        Edge::Square { height, width } if height == width && height > 0 => Ok(height),
+        _ => Err(D::Error::custom("a size must be one positive side")),
+    }
+}
+
+impl Preprocess {
+    /// CLIP's mean and deviation at this size.
+    pub fn clip(size: usize) -> Self {
+        Self { size, crop_size: size, image_mean: clip_mean(), image_std: clip_std() }
+    }
+
+    /// Reads preprocessor_config.json.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        serde_json::from_str(&text).map_err(|e| Error::bad_file(path, e.to_string()))
+    }
+
+    /// Shortest edge to `size`, then the centre crop, as CLIP's processor does it.
+    pub fn crop(&self, img: &Image) -> Image {
+        let (w, h) = (img.width(), img.height());
+        let long = |short: usize, long: usize| (self.size as u128 * long as u128 / short as u128) as usize;
+        let (rw, rh) = if w <= h { (self.size, long(w, h)) } else { (long(h, w), self.size) };
+        let side = self.crop_size;
+        if rw < side || rh < side {
+            // a crop larger than the resized edge would need padding; no published tokenizer asks for it
+            return resize(img, side, side);
+        }
+        resize_window(img, (rw, rh), ((rw - side) / 2, (rh - side) / 2), (side, side))
+    }
+
+    /// Pads to a square with the mean colour, resizes to `size`: LLaVA's way.
+    pub fn pad(&self, img: &Image) -> Image {
+        let (w, h) = (img.width(), img.height());
+        let side = w.max(h);
+        let colour = self.image_mean.map(|m| (m * 255.0) as u8);
+        let mut rgb: Vec<u8> = std::iter::repeat_n(colour, side * side).flatten().collect();
+        let (left, top) = ((side - w) / 2, (side - h) / 2);
+        for y in 0..h {
+            let at = ((top + y) * side + left) * 3;
+            rgb[at..at + w * 3].copy_from_slice(&img.rgb()[y * w * 3..(y + 1) * w * 3]);
+        }
+        self.crop(&Image::from_rgb(side, side, rgb))
+    }
+
+    /// (v / 255 - mean) / std of pictures that have the crop's size.
+    pub fn normalise(&self, images: &[Image], device: &Device) -> Result<Pixels> {
+        let side = self.crop_size;
+        let plane = side * side;
+        let mut values = vec![0f32; images.len() * 3 * plane];
+        for (img, out) in images.iter().zip(values.chunks_exact_mut(3 * plane)) {
+            if img.width() != side || img.height() != side {
+                return Err(Error::invalid(format!("a {}x{} picture where {side}x{side} is needed", img.width(), img.height())));
+            }
+            for (i, px) in img.rgb().chunks_exact(3).enumerate() {
+                for c in 0..3 {
+                    out[c * plane + i] = (f32::from(px[c]) / 255.0 - self.image_mean[c]) / self.image_std[c];
+                }
+            }
+        }
+        Ok(Pixels(Tensor::from_vec(values, (images.len(), 3, side, side), device)?))
+    }
+
+    /// Crop and normalise.
+    pub fn pixels(&self, images: &[Image], device: &Device) -> Result<Pixels> {
+        let cropped: Vec<Image> = images.iter().map(|i| self.crop(i)).collect();
+        self.normalise(&cropped, device)
+    }
+
+    /// Back to pictures: times deviation, plus mean, clamped to 0..1, rounded to 8 bits.
+    pub fn images(&self, pixels: &Pixels) -> Result<Vec<Image>> {
+        let (b, _, h, w) = pixels.0.dims4()?;
+        let values = pixels.0.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let plane = h * w;
+        Ok((0..b)
+            .map(|i| {
+                let mut rgb = vec![0u8; 3 * plane];
+                for c in 0..3 {
+                    for p in 0..plane {
+                        let v = values[(i * 3 + c) * plane + p] * self.image_std[c] + self.image_mean[c];
+                        rgb[p * 3 + c] = (v.clamp(0.0, 1.0) * 255.0).round() as u8;
+                    }
+                }
+                Image::from_rgb(w, h, rgb)
+            })
+            .collect())
+    }
+}

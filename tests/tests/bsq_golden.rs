@@ -1,0 +1,56 @@
+//! The quantizer alone, at 18, 24 and 28 bits.
+
+use candle_core::{Device, Var};
+use qlip::bsq::{Bsq, Latents};
+use qlip::config::{EntropyMode, QuantizerConfig};
+use tests::{close, close_values, golden, integers, values};
+
+#[test]
+fn bits_indices_entropies_and_gradients() {
+    for (bits, group) in [(18, 9), (24, 4), (28, 14)] {
+        let io = golden(&format!("bsq/bits{bits}_group{group}.safetensors"));
+        let z = Var::from_tensor(&io["z"]).unwrap();
+        let h = Latents(z.as_tensor().clone());
+        let config = |mode, tau| QuantizerConfig {
+            embed_dim: bits,
+            group_size: group,
+            persample_entropy_compute: mode,
+            inv_temperature: tau,
+            ..QuantizerConfig::default()
+        };
+        let bsq = Bsq::new(&config(EntropyMode::Group, 100.0));
+        let indices = bsq.indices(&h).unwrap();
+        let want: Vec<u64> = integers(&io["indices"]).into_iter().map(|v| v as u64).collect();
+        assert_eq!(indices, want);
+        let groups: Vec<i64> = indices.iter().flat_map(|&c| bsq.groups(c)).map(i64::from).collect();
+        assert_eq!(groups, integers(&io["group_indices"]));
+        let per = bits / group;
+        for (code, g) in indices.iter().zip(groups.chunks(per)) {
+            assert_eq!(*code, bsq.join(&g.iter().map(|&g| g as u32).collect::<Vec<_>>()));
+        }
+        let scaled = (bsq.corners(&indices, &Device::Cpu).unwrap() * (bits as f64).sqrt()).unwrap();
+        close("codes_from_indices", &scaled.reshape(io["z"].shape()).unwrap(), &io["codes_from_indices"], 1e-6);
+
+        let grad = |loss: &candle_core::Tensor, what: &str, want: &candle_core::Tensor| {
+            let g = loss.backward().unwrap();
+            close_values(what, &values(g.get(z.as_tensor()).unwrap()), &values(want), 1e-4, 0.0);
+        };
+        let q = bsq.quantize(&h).unwrap();
+        close("quantized", &q, &io["quantized"], 1e-6);
+        let probe = (&q * &io["straight_through_probe"]).unwrap().sum_all().unwrap();
+        grad(&probe, "straight_through_grad", &io["straight_through_grad"]);
+        let commit = bsq.commitment(&h).unwrap();
+        close("commit_loss", &commit, &io["commit_loss"], 1e-5);
+        grad(&commit, "commit_grad", &io["commit_grad"]);
+        for (name, mode) in [("group", EntropyMode::Group), ("analytical", EntropyMode::Analytical)] {
+            for tau in [1, 100] {
+                let e = Bsq::new(&config(mode, f64::from(tau))).entropies(&h).unwrap();
+                for (what, value) in [("sample", &e.sample), ("codebook", &e.codebook)] {
+                    let key = format!("{name}_{tau}_{what}");
+                    close(&key, value, &io[&format!("{key}_entropy")], 1e-5);
+                    grad(value, &key, &io[&format!("{key}_grad")]);
+                }
+            }
+        }
+    }
+}

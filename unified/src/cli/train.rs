@@ -1,0 +1,40 @@
+//! `unified train CONFIG --out DIR`
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use unified::train::{Run, Training};
+
+/// Train a tokenizer, a visual tokenizer or a unified model from a config file.
+#[derive(Args)]
+pub struct Train {
+    /// TOML file, as in configs/.
+    config: PathBuf,
+    /// Folder for the model, its log (metrics.jsonl) and its training state.
+    #[arg(long)]
+    out: PathBuf,
+    /// Override a key of the config: --set steps=100 --set optim.lr=1e-4.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Continue from the folder's last checkpoint.
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Train {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let training = Training::from_file(&self.config, &self.set)?;
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} eta {eta} loss {msg}")?;
+        let bar = ProgressBar::new(0).with_style(style);
+        let mut progress = |p: &nn::train::Progress| {
+            bar.set_length(p.steps as u64);
+            bar.set_position(p.step as u64);
+            bar.set_message(format!("{:.4}", p.loss));
+        };
+        let device = candle_core::Device::Cpu;
+        training.run(&mut Run { out: &self.out, resume: self.resume, device, progress: &mut progress })?;
+        bar.finish_and_clear();
+        eprintln!("{}", self.out.display());
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! `unified train CONFIG`: one config file, one training, one folder.
+
+mod qlip_stage;
+mod tokenizer;
+
+pub use qlip_stage::QlipTraining;
+pub use tokenizer::TokenizerTraining;
+
+use crate::{Error, Result};
+use nn::train::Progress;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// A training config; `kind` says which.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Training {
+    /// A byte-pair vocabulary.
+    Tokenizer(TokenizerTraining),
+    /// Stage 1 or 2 of the visual tokenizer.
+    Qlip(Box<QlipTraining>),
+}
+
+/// Where a training runs and how it reports.
+pub struct Run<'a> {
+    /// Folder of the results.
+    pub out: &'a Path,
+    /// Continue an earlier run in the folder.
+    pub resume: bool,
+    /// Device.
+    pub device: candle_core::Device,
+    /// Called after every step.
+    pub progress: &'a mut dyn FnMut(&Progress),
+}
+
+impl Training {
+    /// Reads a TOML file and applies overrides `key=value` (dotted keys reach into sections).
+    pub fn from_file(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let bad = |e: String| Error::bad_file(path, e.trim_end().replace('\n', " "));
+        let mut table: toml::Table = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        for o in overrides {
+            set(&mut table, o)?;
+        }
+        toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.message().to_owned()))
+    }
+
+    /// Runs it, leaving config, log, state and model in the folder.
+    pub fn run(&self, run: &mut Run) -> Result<()> {
+        std::fs::create_dir_all(run.out).map_err(Error::io(run.out))?;
+        let text = toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?;
+        nn::checkpoint::write_atomic(&run.out.join("training.toml"), text.as_bytes())?;
+        match self {
+            Self::Tokenizer(t) => t.run(run),
+            Self::Qlip(t) => t.run(run),
+        }
+    }
+}
+
+/// Sets `a.b.c=value` in a table; a value that is not TOML is taken as a string.
+fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
+    let (key, value) = assignment
+        .split_once('=')
+        .ok_or_else(|| Error::invalid(format!("--set {assignment}: write key=value")))?;
+    let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().unwrap_or(key);
+    let mut at = table;
+    for p in parts {
+        at = at
+            .entry(p)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| Error::invalid(format!("--set {assignment}: `{p}` is not a section")))?;
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
