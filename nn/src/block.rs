@@ -3,7 +3,7 @@
 //! x += out(inner_norm(attention(norm1 x))); x += mlp(norm2 x). What differs between the published models (norms,
 //! biases, rope, grouped heads, gates, names) is configuration.
 
-use crate::ops::{self, Activation, Mask, Positions, Rope};
+use crate::ops::{self, Activation, AttentionBranch, Flat, LinearAt, Mask, MlpBranch, NormAt, Positions, Rope};
 use crate::params::{Init, Params};
 use crate::Result;
 use candle_core::Tensor;
@@ -108,6 +108,9 @@ impl Linear {
         let bias = if bias { Some(p.get(outputs, "bias", Init::Const(0.0))?) } else { None };
         Ok(Self { weight, bias })
     }
+    fn place(&self, p: &mut Flat) -> Result<LinearAt> {
+        Ok(p.linear(&self.weight, self.bias.as_ref())?)
+    }
     /// [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
@@ -128,6 +131,9 @@ impl Norm {
         let weight = p.get(width, "weight", Init::Const(1.0))?;
         let bias = if kind == NormKind::Layer { Some(p.get(width, "bias", Init::Const(0.0))?) } else { None };
         Ok(Self { weight, bias, eps })
+    }
+    fn place(&self, p: &mut Flat) -> Result<NormAt> {
+        Ok(p.norm(&self.weight, self.bias.as_ref(), self.eps)?)
     }
     /// [.., width] to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -233,9 +239,40 @@ impl Block {
 
     /// x [batch, tokens, width] to the same shape; with a cache, `x` continues what the cache holds.
     pub fn forward(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+        if cache.is_none() && ops::is_fused(x) && self.q.weight.track_op() {
+            return self.forward_as_branches(x, ctx);
+        }
         let x = (x + self.attention(&self.norm1.forward(x)?, ctx, cache)?)?;
         let y = self.mlp(&self.norm2.forward(&x)?)?;
         Ok((x + y)?)
+    }
+
+    /// The same as two operations that keep their inner tensors to themselves: the path of training on the CPU.
+    fn forward_as_branches(&self, x: &Tensor, ctx: &BlockContext) -> Result<Tensor> {
+        let mut p = Flat::default();
+        let attention = AttentionBranch {
+            norm: self.norm1.place(&mut p)?,
+            projections: [self.q.place(&mut p)?, self.k.place(&mut p)?, self.v.place(&mut p)?, self.out.place(&mut p)?],
+            qk_norm: match &self.qk_norm {
+                Some((q, k)) => Some((q.place(&mut p)?, k.place(&mut p)?)),
+                None => None,
+            },
+            inner_norm: self.inner_norm.as_ref().map(|n| n.place(&mut p)).transpose()?,
+            heads: (self.heads, self.kv_heads, self.head_dim),
+            rope: ctx.rope.map(|(r, at)| (r.clone(), at.clone())),
+            mask: ctx.mask.clone(),
+        };
+        let x = ops::branch(x, &p, attention)?;
+        let mut p = Flat::default();
+        let mlp = MlpBranch {
+            norm: self.norm2.place(&mut p)?,
+            gate: self.gate.as_ref().map(|g| g.place(&mut p)).transpose()?,
+            up: self.up.place(&mut p)?,
+            act: self.act,
+            inner_norm: self.ffn_norm.as_ref().map(|n| n.place(&mut p)).transpose()?,
+            down: self.down.place(&mut p)?,
+        };
+        Ok(ops::branch(&x, &p, mlp)?)
     }
 
     fn attention(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {

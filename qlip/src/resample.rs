@@ -47,29 +47,22 @@ fn clip8(sum: i64) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// Resizes to `width` x `height` and keeps the window at (`left`, `top`) of size `crop`, computing nothing outside it.
-pub fn resize_window(img: &Image, (width, height): (usize, usize), (left, top): (usize, usize), crop: (usize, usize)) -> Image {
-    let (cw, ch) = crop;
-    let ys = weights(img.height(), height, top, ch);
-    let (first, last) = if height == img.height() {
-        (top, top + ch)
+/// Bytes of a part of a picture.
+struct Part {
+    width: usize,
+    rgb: Vec<u8>,
+}
+
+/// Output columns `left..left + count` of `rows` (three bytes a pixel, `input` pixels a row) resized to `output` columns.
+fn horizontal(rows: &Part, output: usize, left: usize, count: usize) -> Part {
+    let input = rows.width;
+    let mut out = vec![0u8; rows.rgb.len() / (input * 3) * count * 3];
+    let lines = out.par_chunks_mut(count * 3).zip(rows.rgb.par_chunks(input * 3));
+    if input == output {
+        lines.for_each(|(out, src)| out.copy_from_slice(&src[left * 3..(left + count) * 3]));
     } else {
-        let first = ys.iter().map(|(lo, _)| *lo).min().unwrap_or(0);
-        (first, ys.iter().map(|(lo, w)| lo + w.len()).max().unwrap_or(0))
-    };
-    let row_bytes = img.width() * 3;
-    let source = img.rgb();
-    // horizontally, only the rows that the vertical pass reads
-    let mut middle = vec![0u8; (last - first) * cw * 3];
-    if width == img.width() {
-        for (row, out) in middle.chunks_exact_mut((cw * 3).max(1)).enumerate() {
-            let at = (first + row) * row_bytes + left * 3;
-            out.copy_from_slice(&source[at..at + cw * 3]);
-        }
-    } else {
-        let xs = weights(img.width(), width, left, cw);
-        middle.par_chunks_mut((cw * 3).max(1)).enumerate().for_each(|(row, out)| {
-            let src = &source[(first + row) * row_bytes..][..row_bytes];
+        let xs = weights(input, output, left, count);
+        lines.for_each(|(out, src)| {
             for (out, (lo, w)) in out.chunks_exact_mut(3).zip(&xs) {
                 let mut sum = [1i64 << (BITS - 1); 3];
                 for (px, &w) in src[lo * 3..].chunks_exact(3).zip(w) {
@@ -83,20 +76,44 @@ pub fn resize_window(img: &Image, (width, height): (usize, usize), (left, top): 
             }
         });
     }
-    if height == img.height() {
-        return Image::from_rgb(cw, ch, middle);
-    }
-    let mut out = vec![0u8; cw * ch * 3];
-    out.par_chunks_mut((cw * 3).max(1)).zip(&ys).for_each(|(out, (lo, w))| {
-        for (x, out) in out.iter_mut().enumerate() {
-            let mut sum = 1i64 << (BITS - 1);
-            for (i, &w) in w.iter().enumerate() {
-                sum += i64::from(middle[(lo - first + i) * cw * 3 + x]) * i64::from(w);
+    Part { width: count, rgb: out }
+}
+
+/// Output rows `top..top + count` of `part`, whose `input` rows are resized to `output` rows.
+fn vertical(part: &Part, input: usize, output: usize, top: usize, count: usize) -> Part {
+    let line = part.width * 3;
+    let mut out = vec![0u8; count * line];
+    if input == output {
+        out.copy_from_slice(&part.rgb[top * line..(top + count) * line]);
+    } else {
+        let ys = weights(input, output, top, count);
+        out.par_chunks_mut(line).zip(&ys).for_each(|(out, (lo, w))| {
+            for (x, out) in out.iter_mut().enumerate() {
+                let mut sum = 1i64 << (BITS - 1);
+                for (i, &w) in w.iter().enumerate() {
+                    sum += i64::from(part.rgb[(lo + i) * line + x]) * i64::from(w);
+                }
+                *out = clip8(sum);
             }
-            *out = clip8(sum);
-        }
-    });
-    Image::from_rgb(cw, ch, out)
+        });
+    }
+    Part { width: part.width, rgb: out }
+}
+
+/// Resizes to `width` x `height` and keeps the window at (`left`, `top`) of size `crop`.
+///
+/// Pillow resizes columns first unless that leaves more to do: measured on Pillow 13, rows come first where the height
+/// shrinks by more than twice what the width does.
+pub fn resize_window(img: &Image, (width, height): (usize, usize), (left, top): (usize, usize), crop: (usize, usize)) -> Image {
+    let (cw, ch) = crop;
+    let (iw, ih) = (img.width(), img.height());
+    let whole = Part { width: iw, rgb: img.rgb().to_vec() };
+    let out = if ih.saturating_sub(height) > 2 * iw.saturating_sub(width) {
+        horizontal(&vertical(&whole, ih, height, top, ch), width, left, cw)
+    } else {
+        vertical(&horizontal(&whole, width, left, cw), ih, height, top, ch)
+    };
+    Image::from_rgb(cw, ch, out.rgb)
 }
 
 /// Resizes a whole picture.

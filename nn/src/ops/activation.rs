@@ -37,6 +37,34 @@ impl Activation {
             Self::Tanh => x.tanh(),
         }
     }
+
+    pub(super) fn values(self, x: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Gelu => map(x, |x| 0.5 * x * (1.0 + erf_and_gauss(x * std::f32::consts::FRAC_1_SQRT_2).0)),
+            Self::QuickGelu => map(x, |x| x * sigmoid(1.702 * x)),
+            Self::Silu => map(x, |x| x * sigmoid(x)),
+            Self::Tanh => map(x, tanh),
+        }
+    }
+
+    /// Derivative at x times g.
+    pub(super) fn slopes(self, x: &[f32], g: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Gelu => map2(x, g, |x, g| g * gelu_slope(x)),
+            Self::QuickGelu => map2(x, g, |x, g| {
+                let s = sigmoid(1.702 * x);
+                g * s * (1.0 + 1.702 * x * (1.0 - s))
+            }),
+            Self::Silu => map2(x, g, |x, g| {
+                let s = sigmoid(x);
+                g * s * (1.0 + x * (1.0 - s))
+            }),
+            Self::Tanh => map2(x, g, |x, g| {
+                let t = tanh(x);
+                g * (1.0 - t * t)
+            }),
+        }
+    }
 }
 
 #[inline(always)]
@@ -92,31 +120,10 @@ impl CustomOp1 for Activation {
         "activation"
     }
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, lx)?;
-        let y = match self {
-            Self::Gelu => map(x, |x| 0.5 * x * (1.0 + erf_and_gauss(x * std::f32::consts::FRAC_1_SQRT_2).0)),
-            Self::QuickGelu => map(x, |x| x * sigmoid(1.702 * x)),
-            Self::Silu => map(x, |x| x * sigmoid(x)),
-            Self::Tanh => map(x, tanh),
-        };
-        Ok((CpuStorage::F32(y), lx.shape().clone()))
+        Ok((CpuStorage::F32(self.values(values(x, lx)?)), lx.shape().clone()))
     }
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values([x, &g.contiguous()?], |[x, g]| match self {
-            Self::Gelu => map2(x, g, |x, g| g * gelu_slope(x)),
-            Self::QuickGelu => map2(x, g, |x, g| {
-                let s = sigmoid(1.702 * x);
-                g * s * (1.0 + 1.702 * x * (1.0 - s))
-            }),
-            Self::Silu => map2(x, g, |x, g| {
-                let s = sigmoid(x);
-                g * s * (1.0 + x * (1.0 - s))
-            }),
-            Self::Tanh => map2(x, g, |x, g| {
-                let t = tanh(x);
-                g * (1.0 - t * t)
-            }),
-        })?;
+        let dx = with_values([x, &g.contiguous()?], |[x, g]| self.slopes(x, g))?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }
@@ -129,6 +136,26 @@ pub fn gated_silu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.silu()? * up
 }
 
+pub(super) fn gated_values(a: &[f32], b: &[f32]) -> Vec<f32> {
+    map2(a, b, |a, b| a * sigmoid(a) * b)
+}
+
+/// Gradients of gate and up.
+pub(super) fn gated_slopes(a: &[f32], b: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut da, mut db) = (vec![0f32; a.len()], vec![0f32; a.len()]);
+    da.par_chunks_mut(CHUNK)
+        .zip(db.par_chunks_mut(CHUNK))
+        .zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK)))
+        .for_each(|((da, db), ((a, b), g))| {
+            for i in 0..a.len() {
+                let s = sigmoid(a[i]);
+                db[i] = g[i] * a[i] * s;
+                da[i] = g[i] * b[i] * s * (1.0 + a[i] * (1.0 - s));
+            }
+        });
+    (da, db)
+}
+
 struct GatedSilu;
 
 impl CustomOp2 for GatedSilu {
@@ -139,24 +166,10 @@ impl CustomOp2 for GatedSilu {
         if la.shape() != lb.shape() {
             candle_core::bail!("gated silu of shapes {:?} and {:?}", la.dims(), lb.dims());
         }
-        let y = map2(values(a, la)?, values(b, lb)?, |a, b| a * sigmoid(a) * b);
-        Ok((CpuStorage::F32(y), la.shape().clone()))
+        Ok((CpuStorage::F32(gated_values(values(a, la)?, values(b, lb)?)), la.shape().clone()))
     }
     fn bwd(&self, a: &Tensor, b: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (da, db) = with_values([a, b, &g.contiguous()?], |[a, b, g]| {
-            let (mut da, mut db) = (vec![0f32; a.len()], vec![0f32; a.len()]);
-            da.par_chunks_mut(CHUNK)
-                .zip(db.par_chunks_mut(CHUNK))
-                .zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK)))
-                .for_each(|((da, db), ((a, b), g))| {
-                    for i in 0..a.len() {
-                        let s = sigmoid(a[i]);
-                        db[i] = g[i] * a[i] * s;
-                        da[i] = g[i] * b[i] * s * (1.0 + a[i] * (1.0 - s));
-                    }
-                });
-            (da, db)
-        })?;
+        let (da, db) = with_values([a, b, &g.contiguous()?], |[a, b, g]| gated_slopes(a, b, g))?;
         let t = |v| Tensor::from_vec(v, a.shape(), a.device());
         Ok((Some(t(da)?), Some(t(db)?)))
     }

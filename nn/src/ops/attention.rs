@@ -31,7 +31,7 @@ impl Mask {
         }
     }
 
-    fn check(&self, batch: usize, queries: usize, keys: usize) -> Result<()> {
+    pub(super) fn check(&self, batch: usize, queries: usize, keys: usize) -> Result<()> {
         if !matches!(self, Mask::Full) && keys < queries {
             candle_core::bail!("causal attention of {queries} queries over {keys} keys");
         }
@@ -91,20 +91,20 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: &Mask) -> Resu
 /// Queries that are worked on together.
 const BLOCK: usize = 64;
 
-struct Attention {
-    scale: f32,
-    mask: Mask,
+pub(super) struct Attention {
+    pub scale: f32,
+    pub mask: Mask,
 }
 
 /// Sizes of one call.
 #[derive(Clone, Copy)]
-struct Dims {
-    b: usize,
-    tq: usize,
-    tk: usize,
-    h: usize,
-    kv: usize,
-    d: usize,
+pub(super) struct Dims {
+    pub b: usize,
+    pub tq: usize,
+    pub tk: usize,
+    pub h: usize,
+    pub kv: usize,
+    pub d: usize,
 }
 
 impl Dims {
@@ -198,7 +198,7 @@ impl Attention {
         see
     }
 
-    fn forward(&self, n: Dims, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, n: Dims, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; q.len()];
         let dst = Shared(out.as_mut_ptr());
         (0..n.b * n.h).into_par_iter().for_each_init(Vec::new, |p, i| {
@@ -219,7 +219,7 @@ impl Attention {
         out
     }
 
-    fn backward(&self, n: Dims, q: &[f32], k: &[f32], v: &[f32], out: &[f32], g: &[f32]) -> [Vec<f32>; 3] {
+    pub(super) fn backward(&self, n: Dims, q: &[f32], k: &[f32], v: &[f32], out: &[f32], g: &[f32]) -> [Vec<f32>; 3] {
         let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; k.len()], vec![0f32; v.len()]);
         let (pq, pk, pv) = (Shared(dq.as_mut_ptr()), Shared(dk.as_mut_ptr()), Shared(dv.as_mut_ptr()));
         let group = n.h / n.kv;

@@ -20,7 +20,7 @@ pub fn bf16_available() -> bool {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn gemm_bf16(_m: usize, _n: usize, _k: usize, _a: Matrix, _b: Matrix, _c: &mut [f32]) {
+pub(super) fn gemm_bf16(_m: usize, _n: usize, _k: usize, _a: Matrix, _b: Matrix, _c: &mut [f32], _add: bool) {
     unreachable!("bf16_available() is false here, so no caller comes this way")
 }
 
@@ -144,8 +144,8 @@ mod x86 {
         }
     }
 
-    /// c [m, n] = a [m, k] b [k, n]. The caller has checked [`super::bf16_available`] and the lengths.
-    pub fn gemm_bf16(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32]) {
+    /// c [m, n] = (or +=) a [m, k] b [k, n]. The caller has checked [`super::bf16_available`] and the lengths.
+    pub fn gemm_bf16(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32], add: bool) {
         let pairs = k.div_ceil(2);
         let col_panels = n.div_ceil(NR);
         let mut packed = vec![0u32; col_panels * pairs * NR];
@@ -164,6 +164,7 @@ mod x86 {
                 for p0 in (0..pairs).step_by(PAIRS) {
                     let p1 = (p0 + PAIRS).min(pairs);
                     let np = p1 - p0;
+                    let add = add || p0 > 0;
                     for (r, out) in buf.chunks_exact_mut(MR * PAIRS).enumerate() {
                         if r * MR < rows {
                             let lines = MR.min(rows - r * MR);
@@ -185,7 +186,7 @@ mod x86 {
                                 // SAFETY: a whole tile lies inside this task's rows of c.
                                 unsafe {
                                     let at = c.as_mut_ptr().add(corner);
-                                    tile(np, words.as_ptr(), panel.as_ptr(), at, n, p0 > 0);
+                                    tile(np, words.as_ptr(), panel.as_ptr(), at, n, add);
                                 }
                             } else {
                                 let mut edge = [0f32; MR * NR];
@@ -194,7 +195,7 @@ mod x86 {
                                 for l in 0..lines {
                                     let dst = &mut c[corner + l * n..][..cols];
                                     for (d, e) in dst.iter_mut().zip(&edge[l * NR..]) {
-                                        *d = if p0 > 0 { *d + e } else { *e };
+                                        *d = if add { *d + e } else { *e };
                                     }
                                 }
                             }
@@ -229,11 +230,12 @@ mod x86 {
                     let mut c = vec![7f32; m * n];
                     let at = Matrix { data: &a, row_stride: ars, col_stride: acs };
                     let bt = Matrix { data: &b, row_stride: brs, col_stride: bcs };
-                    gemm_bf16(m, n, k, at, bt, &mut c);
+                    gemm_bf16(m, n, k, at, bt, &mut c, false);
+                    gemm_bf16(m, n, k, at, bt, &mut c, true);
                     for i in 0..m {
                         for j in 0..n {
-                            let want: f64 =
-                                (0..k).map(|p| r(a[i * ars + p * acs]) * r(b[p * brs + j * bcs])).sum();
+                            let want: f64 = 2.0
+                                * (0..k).map(|p| r(a[i * ars + p * acs]) * r(b[p * brs + j * bcs])).sum::<f64>();
                             let got = f64::from(c[i * n + j]);
                             assert!((want - got).abs() < 1e-4, "{m}x{n}x{k} at {i},{j}: {got} for {want}");
                         }

@@ -49,22 +49,22 @@ pub(super) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    fn rows(data: &'a [f32], width: usize) -> Self {
+    pub fn rows(data: &'a [f32], width: usize) -> Self {
         Self { data, row_stride: width, col_stride: 1 }
     }
-    fn t(self) -> Self {
+    pub fn t(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 }
 
-/// c [m, n] = a [m, k] b [k, n], in bfloat16 where that is allowed and pays.
-fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32]) {
+/// c [m, n] = (or +=) a [m, k] b [k, n], in bfloat16 where that is allowed and pays.
+pub(super) fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32], add: bool) {
     assert!(c.len() == m * n && a.data.len() >= m * k && b.data.len() >= k * n);
     if m == 0 || n == 0 {
         return;
     }
     if BF16.load(Ordering::Relaxed) && m >= 16 && n >= 16 && k >= 16 {
-        return gemm_bf16(m, n, k, a, b, c);
+        return gemm_bf16(m, n, k, a, b, c, add);
     }
     // SAFETY: the assertion above bounds every index that the strides can reach, and c is borrowed mutably.
     unsafe {
@@ -75,14 +75,14 @@ fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32]) {
             c.as_mut_ptr(),
             1,
             n as isize,
-            false,
+            add,
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
             b.data.as_ptr(),
             b.col_stride as isize,
             b.row_stride as isize,
-            0.0,
+            1.0,
             1.0,
             false,
             false,
@@ -114,13 +114,13 @@ fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, m: usize, n: usize, k: u
     y
 }
 
-fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, n: usize, k: usize) -> Vec<f32> {
+pub(super) fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, n: usize, k: usize) -> Vec<f32> {
     let m = x.len() / k;
     if m <= FEW_ROWS {
         return few_rows(x, w, bias, m, n, k);
     }
     let mut y = vec![0f32; m * n];
-    product(m, n, k, Matrix::rows(x, k), Matrix::rows(w, k).t(), &mut y);
+    product(m, n, k, Matrix::rows(x, k), Matrix::rows(w, k).t(), &mut y, false);
     if let Some(b) = bias {
         y.par_chunks_mut(n * 64).for_each(|rows| {
             for row in rows.chunks_exact_mut(n) {
@@ -133,7 +133,7 @@ fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, n: usize, k: usize) -> Ve
     y
 }
 
-fn column_sums(g: &[f32], n: usize) -> Vec<f32> {
+pub(super) fn column_sums(g: &[f32], n: usize) -> Vec<f32> {
     let add = |mut a: Vec<f32>, b: &[f32]| {
         for (a, b) in a.iter_mut().zip(b) {
             *a += b;
@@ -171,7 +171,7 @@ impl Linear {
         let dx = if x.track_op() {
             let dx = with_values([w, &g], |[w, g]| {
                 let mut dx = vec![0f32; m * k];
-                product(m, k, n, Matrix::rows(g, n), Matrix::rows(w, k), &mut dx);
+                product(m, k, n, Matrix::rows(g, n), Matrix::rows(w, k), &mut dx, false);
                 dx
             })?;
             Some(Tensor::from_vec(dx, x.shape(), x.device())?)
@@ -181,7 +181,7 @@ impl Linear {
         let dw = if w.track_op() {
             let dw = with_values([x, &g], |[x, g]| {
                 let mut dw = vec![0f32; n * k];
-                product(n, k, m, Matrix::rows(g, n).t(), Matrix::rows(x, k), &mut dw);
+                product(n, k, m, Matrix::rows(g, n).t(), Matrix::rows(x, k), &mut dw, false);
                 dw
             })?;
             Some(Tensor::from_vec(dw, w.shape(), w.device())?)

@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod branch;
 mod cross_entropy;
 mod gemm_bf16;
 mod linear;
@@ -15,6 +16,7 @@ mod vector;
 
 pub use activation::{Activation, gated_silu};
 pub use attention::{Mask, attention};
+pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use gemm_bf16::bf16_available;
 pub use linear::{linear, set_bf16_matmul};
@@ -24,7 +26,7 @@ pub use rope::{Positions, Rope, RopeStyle};
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 
 /// Whether the kernels of this module run on this tensor.
-fn is_fused(t: &Tensor) -> bool {
+pub fn is_fused(t: &Tensor) -> bool {
     t.device().is_cpu() && t.dtype() == DType::F32
 }
 

@@ -24,39 +24,80 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 /// Gradients of input, weight and bias.
-type Grads = (Vec<f32>, Vec<f32>, Vec<f32>);
+pub(super) type Grads = (Vec<f32>, Vec<f32>, Vec<f32>);
 
-struct LayerNorm {
-    eps: f32,
+/// Mean and reciprocal deviation of a row.
+fn layer_stats(row: &[f32], eps: f32) -> (f32, f32) {
+    let n = row.len() as f32;
+    let mean = vector::sum(row) / n;
+    (mean, 1.0 / (vector::sum_sq_dev(row, mean) / n + eps).sqrt())
 }
 
-impl LayerNorm {
-    fn stats(&self, row: &[f32]) -> (f32, f32) {
-        let n = row.len() as f32;
-        let mean = vector::sum(row) / n;
-        (mean, 1.0 / (vector::sum_sq_dev(row, mean) / n + self.eps).sqrt())
-    }
+/// Reciprocal root mean square of a row.
+fn rms_scale(row: &[f32], eps: f32) -> f32 {
+    1.0 / (vector::dot(row, row) / row.len() as f32 + eps).sqrt()
+}
 
-    fn backward(&self, x: &[f32], w: &[f32], g: &[f32]) -> Grads {
-        let d = w.len();
-        norm_backward(x, g, d, |x, g, dx, dw, db| {
-            let (mean, r) = self.stats(x);
-            let (mut s1, mut s2) = (0f32, 0f32);
+/// Layer norm of every row of `w.len()` values where a bias is given, root-mean-square norm otherwise.
+pub(super) fn forward(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32) -> Vec<f32> {
+    let d = w.len();
+    let mut y = vec![0f32; x.len()];
+    let rows = rows_per_task(x.len() / d, d);
+    y.par_chunks_mut(rows * d).zip(x.par_chunks(rows * d)).for_each(|(y, x)| {
+        for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+            match b {
+                Some(b) => {
+                    let (mean, r) = layer_stats(x, eps);
+                    for i in 0..d {
+                        y[i] = (x[i] - mean) * r * w[i] + b[i];
+                    }
+                }
+                None => {
+                    let r = rms_scale(x, eps);
+                    for i in 0..d {
+                        y[i] = x[i] * r * w[i];
+                    }
+                }
+            }
+        }
+    });
+    y
+}
+
+/// Backward of [`forward`]; `layer` says which norm it was.
+pub(super) fn backward(x: &[f32], w: &[f32], layer: bool, eps: f32, g: &[f32]) -> Grads {
+    let d = w.len();
+    if layer {
+        return by_row(x, g, d, |x, g, dx, dw, db| {
+            let (mean, r) = layer_stats(x, eps);
             for i in 0..d {
-                let xh = (x[i] - mean) * r;
-                let gw = g[i] * w[i];
-                dx[i] = gw;
-                dw[i] += g[i] * xh;
+                dx[i] = g[i] * w[i];
+                dw[i] += g[i] * (x[i] - mean) * r;
                 db[i] += g[i];
             }
-            s1 += vector::sum(dx);
-            s2 += vector::dot(dx, x) * r - s1 * mean * r;
+            let s1 = vector::sum(dx);
+            let s2 = (vector::dot(dx, x) - s1 * mean) * r;
             let (s1, s2) = (s1 / d as f32, s2 / d as f32);
             for i in 0..d {
                 dx[i] = r * (dx[i] - s1 - (x[i] - mean) * r * s2);
             }
-        })
+        });
     }
+    by_row(x, g, d, |x, g, dx, dw, _| {
+        let r = rms_scale(x, eps);
+        for i in 0..d {
+            dw[i] += g[i] * x[i] * r;
+            dx[i] = g[i] * w[i];
+        }
+        let s = vector::dot(dx, x) * r * r / d as f32;
+        for i in 0..d {
+            dx[i] = r * (dx[i] - x[i] * s);
+        }
+    })
+}
+
+struct LayerNorm {
+    eps: f32,
 }
 
 impl CustomOp3 for LayerNorm {
@@ -73,18 +114,8 @@ impl CustomOp3 for LayerNorm {
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (values(x, lx)?, values(w, lw)?, values(b, lb)?);
-        let d = check(lx, w.len())?;
-        let mut y = vec![0f32; x.len()];
-        let rows = rows_per_task(x.len() / d, d);
-        y.par_chunks_mut(rows * d).zip(x.par_chunks(rows * d)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                let (mean, r) = self.stats(x);
-                for i in 0..d {
-                    y[i] = (x[i] - mean) * r * w[i] + b[i];
-                }
-            }
-        });
-        Ok((CpuStorage::F32(y), lx.shape().clone()))
+        check(lx, w.len())?;
+        Ok((CpuStorage::F32(forward(x, w, Some(b), self.eps)), lx.shape().clone()))
     }
     fn bwd(
         &self,
@@ -94,7 +125,7 @@ impl CustomOp3 for LayerNorm {
         _y: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw, db) = with_values([x, w, &g.contiguous()?], |[x, w, g]| self.backward(x, w, g))?;
+        let (dx, dw, db) = with_values([x, w, &g.contiguous()?], |[x, w, g]| backward(x, w, true, self.eps, g))?;
         let dev = x.device();
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), dev)?),
@@ -108,62 +139,31 @@ struct RmsNorm {
     eps: f32,
 }
 
-impl RmsNorm {
-    fn scale(&self, row: &[f32]) -> f32 {
-        1.0 / (vector::dot(row, row) / row.len() as f32 + self.eps).sqrt()
-    }
-
-    fn backward(&self, x: &[f32], w: &[f32], g: &[f32]) -> Grads {
-        let d = w.len();
-        norm_backward(x, g, d, |x, g, dx, dw, _| {
-            let r = self.scale(x);
-            for i in 0..d {
-                dw[i] += g[i] * x[i] * r;
-                dx[i] = g[i] * w[i];
-            }
-            let s = vector::dot(dx, x) * r * r / d as f32;
-            for i in 0..d {
-                dx[i] = r * (dx[i] - x[i] * s);
-            }
-        })
-    }
-}
-
 impl CustomOp2 for RmsNorm {
     fn name(&self) -> &'static str {
         "rms-norm"
     }
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (values(x, lx)?, values(w, lw)?);
-        let d = check(lx, w.len())?;
-        let mut y = vec![0f32; x.len()];
-        let rows = rows_per_task(x.len() / d, d);
-        y.par_chunks_mut(rows * d).zip(x.par_chunks(rows * d)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                let r = self.scale(x);
-                for i in 0..d {
-                    y[i] = x[i] * r * w[i];
-                }
-            }
-        });
-        Ok((CpuStorage::F32(y), lx.shape().clone()))
+        check(lx, w.len())?;
+        Ok((CpuStorage::F32(forward(x, w, None, self.eps)), lx.shape().clone()))
     }
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, dw, _) = with_values([x, w, &g.contiguous()?], |[x, w, g]| self.backward(x, w, g))?;
+        let (dx, dw, _) = with_values([x, w, &g.contiguous()?], |[x, w, g]| backward(x, w, false, self.eps, g))?;
         let dev = x.device();
         Ok((Some(Tensor::from_vec(dx, x.shape(), dev)?), Some(Tensor::from_vec(dw, w.shape(), dev)?)))
     }
 }
 
-fn check(lx: &Layout, width: usize) -> Result<usize> {
+fn check(lx: &Layout, width: usize) -> Result<()> {
     match lx.dims().last() {
-        Some(&d) if d == width && d > 0 => Ok(d),
+        Some(&d) if d == width && d > 0 => Ok(()),
         _ => candle_core::bail!("norm of width {width} given an input of shape {:?}", lx.dims()),
     }
 }
 
 /// Runs `row(x, g, dx, dw, db)` over all rows on all threads and adds up the threads' dw and db.
-fn norm_backward(
+fn by_row(
     x: &[f32],
     g: &[f32],
     d: usize,

@@ -51,12 +51,7 @@ impl Rope {
         self.cos.len() / self.half
     }
 
-    /// Rotates x [batch, tokens, heads, head_dim].
-    pub fn apply(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
-        let (b, t, _, d) = x.dims4()?;
-        if d != 2 * self.half {
-            candle_core::bail!("rope table for head_dim {} given head_dim {d}", 2 * self.half);
-        }
+    pub(super) fn check(&self, positions: &Positions, b: usize, t: usize) -> Result<()> {
         let last = match positions {
             Positions::From(start) => start + t,
             Positions::Each(p) if p.len() != b * t => {
@@ -67,11 +62,57 @@ impl Rope {
         if last > self.rows() {
             candle_core::bail!("position {} is beyond the {} positions of the model", last - 1, self.rows());
         }
+        Ok(())
+    }
+
+    /// Rotates x [batch, tokens, heads, head_dim].
+    pub fn apply(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let (b, t, _, d) = x.dims4()?;
+        if d != 2 * self.half {
+            candle_core::bail!("rope table for head_dim {} given head_dim {d}", 2 * self.half);
+        }
+        self.check(positions, b, t)?;
         if is_fused(x) {
             let op = Rotate { rope: self.clone(), positions: positions.clone(), inverse: false };
             return x.contiguous()?.apply_op1(op);
         }
         self.apply_composed(x, positions)
+    }
+
+    /// Rotates [batch, tokens, heads, head_dim] in place, forward or back.
+    pub(super) fn rotate(&self, x: &mut [f32], tokens: usize, heads: usize, positions: &Positions, inverse: bool) {
+        let (half, d) = (self.half, 2 * self.half);
+        let sign = if inverse { -1.0 } else { 1.0 };
+        let width = heads * d;
+        let per = rows_per_task(x.len() / width.max(1), width);
+        x.par_chunks_mut(per * width).enumerate().for_each(|(chunk, x)| {
+            for (i, x) in x.chunks_exact_mut(width).enumerate() {
+                let token = chunk * per + i;
+                let r = self.row(positions, token / tokens, token % tokens, tokens) * half;
+                let (cos, sin) = (&self.cos[r..r + half], &self.sin[r..r + half]);
+                for x in x.chunks_exact_mut(d) {
+                    match self.style {
+                        RopeStyle::Interleaved => {
+                            for j in 0..half {
+                                let (c, s) = (cos[j], sin[j] * sign);
+                                let (a, b) = (x[2 * j], x[2 * j + 1]);
+                                x[2 * j] = a * c - b * s;
+                                x[2 * j + 1] = b * c + a * s;
+                            }
+                        }
+                        RopeStyle::Halves => {
+                            let (xa, xb) = x.split_at_mut(half);
+                            for j in 0..half {
+                                let (c, s) = (cos[j], sin[j] * sign);
+                                let (a, b) = (xa[j], xb[j]);
+                                xa[j] = a * c - b * s;
+                                xb[j] = b * c + a * s;
+                            }
+                        }
+                    }
+                }
+            }
+        });
     }
 
     fn row(&self, positions: &Positions, b: usize, t: usize, tokens: usize) -> usize {
@@ -126,40 +167,9 @@ impl CustomOp1 for Rotate {
         "rope"
     }
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, lx)?;
-        let &[_, tokens, heads, d] = lx.dims() else { candle_core::bail!("rope needs [batch, tokens, heads, head_dim]") };
-        let half = d / 2;
-        let sign = if self.inverse { -1.0 } else { 1.0 };
-        let mut y = vec![0f32; x.len()];
-        let width = heads * d;
-        let per = rows_per_task(x.len() / width.max(1), width);
-        y.par_chunks_mut(per * width).zip(x.par_chunks(per * width)).enumerate().for_each(|(chunk, (y, x))| {
-            for (i, (y, x)) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).enumerate() {
-                let token = chunk * per + i;
-                let r = self.rope.row(&self.positions, token / tokens, token % tokens, tokens) * half;
-                let (cos, sin) = (&self.rope.cos[r..r + half], &self.rope.sin[r..r + half]);
-                for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                    match self.rope.style {
-                        RopeStyle::Interleaved => {
-                            for j in 0..half {
-                                let (c, s) = (cos[j], sin[j] * sign);
-                                y[2 * j] = x[2 * j] * c - x[2 * j + 1] * s;
-                                y[2 * j + 1] = x[2 * j + 1] * c + x[2 * j] * s;
-                            }
-                        }
-                        RopeStyle::Halves => {
-                            let (ya, yb) = y.split_at_mut(half);
-                            let (xa, xb) = x.split_at(half);
-                            for j in 0..half {
-                                let (c, s) = (cos[j], sin[j] * sign);
-                                ya[j] = xa[j] * c - xb[j] * s;
-                                yb[j] = xb[j] * c + xa[j] * s;
-                            }
-                        }
-                    }
-                }
-            }
-        });
+        let &[_, tokens, heads, _] = lx.dims() else { candle_core::bail!("rope needs [batch, tokens, heads, head_dim]") };
+        let mut y = values(x, lx)?.to_vec();
+        self.rope.rotate(&mut y, tokens, heads, &self.positions, self.inverse);
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }
     fn bwd(&self, _x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
