@@ -1,1 +1,11 @@
-//! placeholder
+//! A Llama-style decoder over merged text and visual vocabularies: tokens to logits to tokens.
+
+pub mod llama;
+pub mod loss;
+pub mod sample;
+pub mod vocab;
+
+pub use llama::{KvCache, Llama, LlamaConfig};
+pub use nn::{Error, Result};
+pub use sample::{SampleSettings, Sampler};
+pub use vocab::{MergedVocab, Partition};

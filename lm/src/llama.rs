@@ -1,0 +1,272 @@
+//! Llama: RMS norm, rotary positions (with the llama3 scaling), grouped key-value heads, SwiGLU, tied or untied output;
+//! optionally a norm of each head's queries and keys (UM3 section 4.1). Published tensor names.
+
+use candle_core::Tensor;
+use nn::block::{Block, BlockConfig, BlockContext, LLAMA_NAMES, LayerCache, MlpKind, Norm, NormKind};
+use nn::ops::{self, Mask, Positions, Rope, RopeStyle};
+use nn::{Error, Init, Params, Result};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// config.json of a Llama checkpoint, with the published field names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "published field names")]
+pub struct LlamaConfig {
+    #[serde(default = "llama")]
+    pub model_type: String,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    #[serde(default)]
+    pub num_key_value_heads: Option<usize>,
+    #[serde(default)]
+    pub head_dim: Option<usize>,
+    pub vocab_size: usize,
+    #[serde(default = "silu")]
+    pub hidden_act: String,
+    #[serde(default = "range")]
+    pub initializer_range: f32,
+    pub rms_norm_eps: f64,
+    pub max_position_embeddings: usize,
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    #[serde(default)]
+    pub attention_bias: bool,
+    #[serde(default)]
+    pub mlp_bias: bool,
+    #[serde(default)]
+    pub attention_dropout: f32,
+    #[serde(default)]
+    pub bos_token_id: Option<TokenIds>,
+    #[serde(default)]
+    pub eos_token_id: Option<TokenIds>,
+    #[serde(default)]
+    pub pad_token_id: Option<TokenIds>,
+    #[serde(default = "theta")]
+    pub rope_theta: f64,
+    #[serde(default)]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Norm of each head's queries and keys before rope, under `self_attn.{q,k}_norm.weight`.
+    #[serde(default)]
+    pub qk_norm: bool,
+}
+
+/// One id or several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIds {
+    /// One.
+    One(u32),
+    /// Several.
+    Many(Vec<u32>),
+}
+
+/// The llama3 rule: long wavelengths are slowed down by a factor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "published field names")]
+pub struct RopeScaling {
+    pub rope_type: String,
+    pub factor: f64,
+    pub low_freq_factor: f64,
+    pub high_freq_factor: f64,
+    pub original_max_position_embeddings: usize,
+}
+
+fn llama() -> String {
+    "llama".into()
+}
+fn silu() -> String {
+    "silu".into()
+}
+fn range() -> f32 {
+    0.02
+}
+fn theta() -> f64 {
+    10000.0
+}
+
+/// Longest rotary table that is made; a config may promise more positions than anybody uses.
+const MAX_TABLE: usize = 32_768;
+
+impl LlamaConfig {
+    /// Width of a head.
+    pub fn head_width(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Key-value heads.
+    pub fn kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// Whether the numbers fit together.
+    pub fn check(&self) -> Result<()> {
+        let bad = |why: String| Err(Error::invalid(format!("language model: {why}")));
+        if self.num_attention_heads == 0 || self.kv_heads() == 0 || !self.num_attention_heads.is_multiple_of(self.kv_heads()) {
+            return bad(format!("{} heads do not divide into {} key-value heads", self.num_attention_heads, self.kv_heads()));
+        }
+        if !self.head_width().is_multiple_of(2) || self.head_width() == 0 {
+            return bad(format!("head_dim {} is not even", self.head_width()));
+        }
+        if self.hidden_act != "silu" {
+            return bad(format!("hidden_act `{}` is not known; use `silu`", self.hidden_act));
+        }
+        if let Some(s) = self.rope_scaling.as_ref().filter(|s| s.rope_type != "llama3") {
+            return bad(format!("rope_type `{}` is not known; use `llama3`", s.rope_type));
+        }
+        Ok(())
+    }
+
+    /// Inverse frequencies of the head_dim / 2 pairs.
+    pub fn inverse_frequencies(&self) -> Vec<f64> {
+        let d = self.head_width();
+        let base = (0..d / 2).map(|i| self.rope_theta.powf(-2.0 * i as f64 / d as f64));
+        let Some(s) = &self.rope_scaling else { return base.collect() };
+        let original = s.original_max_position_embeddings as f64;
+        base.map(|f| {
+            let wavelength = std::f64::consts::TAU / f;
+            let (short, long) = (original / s.high_freq_factor, original / s.low_freq_factor);
+            if wavelength < short {
+                f
+            } else if wavelength > long {
+                f / s.factor
+            } else {
+                let smooth = (original / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+                (1.0 - smooth) * f / s.factor + smooth * f
+            }
+        })
+        .collect()
+    }
+
+    fn block(&self) -> BlockConfig {
+        let (a, m) = (self.attention_bias, self.mlp_bias);
+        BlockConfig {
+            width: self.hidden_size,
+            mlp_width: self.intermediate_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.kv_heads(),
+            head_dim: self.head_width(),
+            norm: NormKind::Rms,
+            eps: self.rms_norm_eps,
+            mlp: MlpKind::SwiGlu,
+            bias: [a, a, a, a, m],
+            sub_norm: false,
+            qk_norm: self.qk_norm,
+            init_std: self.initializer_range,
+            residual_std: self.initializer_range / (2.0 * self.num_hidden_layers as f32).sqrt(),
+        }
+    }
+}
+
+/// Keys and values of all layers, and how many tokens they hold.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    len: usize,
+}
+
+impl KvCache {
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// The decoder.
+#[derive(Debug, Clone)]
+pub struct Llama {
+    /// Its configuration.
+    pub config: LlamaConfig,
+    embed: Tensor,
+    layers: Vec<Block>,
+    norm: Norm,
+    head: Tensor,
+    rope: Rope,
+}
+
+impl Llama {
+    /// Takes the model's tensors.
+    pub fn new(p: &Params, config: &LlamaConfig) -> Result<Self> {
+        config.check()?;
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        let init = Init::Normal(config.initializer_range);
+        let embed = p.at("model.embed_tokens").get((v, d), "weight", init)?;
+        let block = config.block();
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| Block::new(&p.at("model.layers").at(i), &block, &LLAMA_NAMES))
+            .collect::<Result<_>>()?;
+        let head = if config.tie_word_embeddings { embed.clone() } else { p.at("lm_head").get((v, d), "weight", init)? };
+        let frequencies = config.inverse_frequencies();
+        let rows = config.max_position_embeddings.min(MAX_TABLE);
+        let angles: Vec<f64> = (0..rows).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f)).collect();
+        Ok(Self {
+            config: config.clone(),
+            embed,
+            layers,
+            norm: Norm::new(&p.at("model.norm"), NormKind::Rms, d, config.rms_norm_eps)?,
+            head,
+            rope: Rope::from_angles(&angles, config.head_width(), RopeStyle::Halves),
+        })
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> KvCache {
+        KvCache { layers: vec![LayerCache::default(); self.layers.len()], len: 0 }
+    }
+
+    /// Positions the model can be given.
+    pub fn max_positions(&self) -> usize {
+        self.rope.rows()
+    }
+
+    /// Embeddings of token ids: `ids` holds `batch` sequences of equal length; returns [batch, tokens, width].
+    pub fn embed(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
+        let (v, d) = self.embed.dims2()?;
+        if let Some(bad) = ids.iter().find(|&&i| i as usize >= v) {
+            return Err(Error::invalid(format!("token {bad} is outside the vocabulary of {v}")));
+        }
+        let index = Tensor::from_slice(ids, ids.len(), self.embed.device())?;
+        Ok(self.embed.index_select(&index, 0)?.reshape((batch, ids.len() / batch.max(1), d))?)
+    }
+
+    /// Embeddings [batch, tokens, width] to final hidden states of the same shape. With a cache the tokens continue it,
+    /// and `mask` speaks of all keys, cached ones first.
+    pub fn hidden(&self, x: &Tensor, positions: &Positions, mask: &Mask, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let ctx = BlockContext { rope: Some((&self.rope, positions)), mask };
+        let mut x = x.clone();
+        match cache {
+            Some(cache) => {
+                cache.len += x.dim(1)?;
+                for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
+                    x = layer.forward(&x, &ctx, Some(kv))?;
+                }
+            }
+            None => {
+                for layer in &self.layers {
+                    x = layer.forward(&x, &ctx, None)?;
+                }
+            }
+        }
+        self.norm.forward(&x)
+    }
+
+    /// Logits [.., rows] of a range of vocabulary rows from hidden states [.., width].
+    pub fn logits(&self, hidden: &Tensor, rows: Range<usize>) -> Result<Tensor> {
+        let head = self.head.narrow(0, rows.start, rows.len())?;
+        Ok(ops::linear(hidden, &head, None)?)
+    }
+
+    /// Logits [batch, tokens, vocabulary] of whole sequences from position 0.
+    pub fn forward(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
+        let x = self.embed(ids, batch)?;
+        let hidden = self.hidden(&x, &Positions::From(0), &Mask::Causal, None)?;
+        self.logits(&hidden, 0..self.config.vocab_size)
+    }
+}

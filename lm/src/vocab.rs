@@ -1,0 +1,134 @@
+//! The merged vocabulary: text rows first (marks among them), then the visual rows.
+
+use nn::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// Rows of the merged vocabulary. A visual code of `bits` is written as `bits / group_bits` sub-tokens, first group first,
+/// each from a table of its own or all from one shared table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergedVocab {
+    /// Text rows, marks included.
+    pub text: usize,
+    /// Bits a code.
+    pub bits: usize,
+    /// Bits a sub-token.
+    pub group_bits: usize,
+    /// One table for all sub-tokens of a code, instead of one each.
+    #[serde(default)]
+    pub shared_table: bool,
+    /// Codes along the side of a picture's square grid.
+    pub grid: usize,
+    /// Row of the mark before a picture (a text row).
+    pub begin_image: u32,
+    /// Row of the mark after it.
+    pub end_image: u32,
+}
+
+/// A part of the vocabulary that a softmax runs over (UM3 equation 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Partition {
+    /// Text rows.
+    Text,
+    /// Rows of one sub-token.
+    Visual(usize),
+}
+
+impl MergedVocab {
+    /// Whether the numbers fit together.
+    pub fn check(&self) -> Result<()> {
+        if self.group_bits == 0 || self.group_bits > 20 || !self.bits.is_multiple_of(self.group_bits) || self.bits > 63 || self.bits == 0 {
+            return Err(Error::invalid(format!("vocabulary: {} bits do not divide into groups of {} (at most 20)", self.bits, self.group_bits)));
+        }
+        if self.begin_image as usize >= self.text || self.end_image as usize >= self.text || self.grid == 0 {
+            return Err(Error::invalid("vocabulary: the marks around a picture must be text rows, and the grid positive"));
+        }
+        Ok(())
+    }
+
+    /// Sub-tokens a code.
+    pub fn groups(&self) -> usize {
+        self.bits / self.group_bits
+    }
+
+    /// Visual tokens a picture.
+    pub fn tokens_per_image(&self) -> usize {
+        self.grid * self.grid * self.groups()
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        let tables = if self.shared_table { 1 } else { self.groups() };
+        self.text + (tables << self.group_bits)
+    }
+
+    /// Rows of a partition.
+    pub fn range(&self, p: Partition) -> Range<usize> {
+        match p {
+            Partition::Text => 0..self.text,
+            Partition::Visual(sub) => {
+                let table = if self.shared_table { 0 } else { sub };
+                let start = self.text + (table << self.group_bits);
+                start..start + (1 << self.group_bits)
+            }
+        }
+    }
+
+    /// Partition of the `n`-th visual token of a picture.
+    pub fn visual(&self, n: usize) -> Partition {
+        Partition::Visual(n % self.groups())
+    }
+
+    /// Codes of one picture to token ids.
+    pub fn to_tokens(&self, codes: &[u64]) -> Vec<u32> {
+        let mask = (1u64 << self.group_bits) - 1;
+        let groups = self.groups();
+        codes
+            .iter()
+            .flat_map(|&code| {
+                (0..groups).map(move |sub| {
+                    let index = code >> ((groups - 1 - sub) * self.group_bits) & mask;
+                    self.range(Partition::Visual(sub)).start as u32 + index as u32
+                })
+            })
+            .collect()
+    }
+
+    /// Token ids of one picture back to codes; an error names a token that is not where it may be.
+    pub fn to_codes(&self, tokens: &[u32]) -> Result<Vec<u64>> {
+        if tokens.len() != self.tokens_per_image() {
+            return Err(Error::invalid(format!("{} visual tokens for a picture of {}", tokens.len(), self.tokens_per_image())));
+        }
+        tokens
+            .chunks_exact(self.groups())
+            .map(|code| {
+                code.iter().enumerate().try_fold(0u64, |all, (sub, &t)| {
+                    let range = self.range(Partition::Visual(sub));
+                    if !range.contains(&(t as usize)) {
+                        return Err(Error::invalid(format!("token {t} is no visual token of group {sub}")));
+                    }
+                    Ok(all << self.group_bits | (t as usize - range.start) as u64)
+                })
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_survive_the_round_trip() {
+        for shared_table in [false, true] {
+            let v = MergedVocab { text: 100, bits: 28, group_bits: 14, shared_table, grid: 2, begin_image: 2, end_image: 3 };
+            v.check().unwrap();
+            let codes = [0, (1 << 28) - 1, 123_456_789, 1 << 14];
+            let tokens = v.to_tokens(&codes);
+            assert!(tokens.iter().enumerate().all(|(i, &t)| v.range(v.visual(i)).contains(&(t as usize))));
+            assert_eq!(v.to_codes(&tokens).unwrap(), codes);
+            assert!(v.rows() == 100 + (16384 << usize::from(!shared_table)));
+        }
+    }
+}
