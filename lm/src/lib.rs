@@ -1,10 +1,12 @@
 //! A Llama-style decoder over merged text and visual vocabularies: tokens to logits to tokens.
 
+pub mod generate;
 pub mod llama;
 pub mod loss;
 pub mod sample;
 pub mod vocab;
 
+pub use generate::Decoding;
 pub use llama::{KvCache, Llama, LlamaConfig};
 pub use nn::{Error, Result};
 pub use sample::{SampleSettings, Sampler};

@@ -173,6 +173,10 @@ impl KvCache {
     pub fn len(&self) -> usize {
         self.len
     }
+    /// Keeps the first `rows` sequences of the batch.
+    pub fn keep(&mut self, rows: usize) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|l| l.keep(rows))
+    }
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len == 0

@@ -157,10 +157,10 @@ impl LayerCache {
         self.0 = Some(both.clone());
         Ok(both)
     }
-    /// Keeps these rows of the batch, in this order.
-    pub fn select(&mut self, rows: &Tensor) -> Result<()> {
+    /// Keeps the first `rows` sequences of the batch.
+    pub fn keep(&mut self, rows: usize) -> Result<()> {
         if let Some((k, v)) = &self.0 {
-            self.0 = Some((k.index_select(rows, 0)?, v.index_select(rows, 0)?));
+            self.0 = Some((k.narrow(0, 0, rows)?.contiguous()?, v.narrow(0, 0, rows)?.contiguous()?));
         }
         Ok(())
     }

@@ -1,8 +1,16 @@
 //! The mixed-modality runner: one model that understands, draws and chats, and how it is trained.
 
+pub mod config;
 pub mod corpus;
+pub mod eyes;
+pub mod files;
+pub mod grammar;
+pub mod mixture;
 pub mod photos;
 pub mod scenes;
+pub mod sequence;
+pub mod template;
 pub mod train;
+pub mod words;
 
 pub use nn::{Error, Result};

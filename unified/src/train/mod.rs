@@ -2,9 +2,11 @@
 
 mod qlip_stage;
 mod tokenizer;
+mod um;
 
 pub use qlip_stage::QlipTraining;
 pub use tokenizer::TokenizerTraining;
+pub use um::UnifiedTraining;
 
 use crate::{Error, Result};
 use nn::train::Progress;
@@ -19,6 +21,8 @@ pub enum Training {
     Tokenizer(TokenizerTraining),
     /// Stage 1 or 2 of the visual tokenizer.
     Qlip(Box<QlipTraining>),
+    /// The unified model.
+    Unified(Box<UnifiedTraining>),
 }
 
 /// Where a training runs and how it reports.
@@ -53,6 +57,7 @@ impl Training {
         match self {
             Self::Tokenizer(t) => t.run(run),
             Self::Qlip(t) => t.run(run),
+            Self::Unified(t) => t.run(run),
         }
     }
 }

@@ -1,0 +1,67 @@
+//! Decoding a batch of sequences of different lengths, padded on the left.
+
+use crate::llama::{KvCache, Llama};
+use candle_core::Tensor;
+use nn::ops::{Mask, Positions};
+use nn::{Error, Result};
+
+/// A batch on its way through the model.
+pub struct Decoding<'a> {
+    model: &'a Llama,
+    cache: KvCache,
+    pads: Vec<usize>,
+}
+
+impl<'a> Decoding<'a> {
+    /// Reads the contexts (none of them empty) and returns the hidden state after each, [rows, width].
+    pub fn start(model: &'a Llama, contexts: &[Vec<u32>]) -> Result<(Self, Tensor)> {
+        let longest = contexts.iter().map(Vec::len).max().unwrap_or(0);
+        if contexts.iter().any(Vec::is_empty) || contexts.is_empty() {
+            return Err(Error::invalid("an empty context: there is nothing to continue"));
+        }
+        let pads: Vec<usize> = contexts.iter().map(|c| longest - c.len()).collect();
+        let ids: Vec<u32> =
+            contexts.iter().zip(&pads).flat_map(|(c, &p)| std::iter::repeat_n(0, p).chain(c.iter().copied())).collect();
+        let mut this = Self { model, cache: model.cache(), pads };
+        let hidden = this.run(&ids)?;
+        Ok((this, hidden))
+    }
+
+    /// Appends one token to every row and returns the hidden states after them, [rows, width].
+    pub fn advance(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        self.run(tokens)
+    }
+
+    /// Keeps the first `rows` rows.
+    pub fn keep(&mut self, rows: usize) -> Result<()> {
+        self.pads.truncate(rows);
+        self.cache.keep(rows)
+    }
+
+    /// Tokens read so far, padding included.
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Never true: a decoding starts with its contexts.
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    fn run(&mut self, ids: &[u32]) -> Result<Tensor> {
+        let rows = self.pads.len();
+        let (from, to) = (self.cache.len(), self.cache.len() + ids.len() / rows);
+        if to > self.model.max_positions() {
+            return Err(Error::invalid(format!("{to} tokens are more than the {} the model can hold; start a new conversation", self.model.max_positions())));
+        }
+        let each = |f: fn(usize, usize) -> usize| -> Vec<u32> {
+            self.pads.iter().flat_map(|&p| (from..to).map(move |t| f(p, t) as u32)).collect()
+        };
+        let positions = Positions::Each(each(|p, t| t.saturating_sub(p)).into());
+        // padding sees itself, so that no query is without keys
+        let mask = Mask::CausalFrom(each(usize::min).into());
+        let x = self.model.embed(ids, rows)?;
+        let h = self.model.hidden(&x, &positions, &mask, Some(&mut self.cache))?;
+        Ok(h.narrow(1, to - from - 1, 1)?.squeeze(1)?.contiguous()?)
+    }
+}

@@ -1,0 +1,45 @@
+//! config.json of a unified model: the language model, the merged vocabulary, the marks, the image tokenizer's folder.
+
+use crate::template::Marks;
+use lm::{LlamaConfig, MergedVocab, SampleSettings};
+use serde::{Deserialize, Serialize};
+
+/// Root of config.json.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnifiedConfig {
+    /// "um3".
+    pub model_type: String,
+    /// The language model.
+    pub text_config: LlamaConfig,
+    /// Which rows are text, visual, marks.
+    pub vocabulary: MergedVocab,
+    /// The chat's marks.
+    pub marks: Marks,
+    /// Folder of the image tokenizer, inside the model's.
+    pub image_tokenizer: String,
+    /// How the model likes to be sampled.
+    pub generation: Generation,
+}
+
+/// Sampling settings for each modality.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generation {
+    /// Text tokens.
+    pub text: SampleSettings,
+    /// Visual tokens.
+    pub image: SampleSettings,
+    /// Guidance of pictures: 1 is none; above, logits = uncond + scale (cond - uncond).
+    pub guidance_scale: f32,
+}
+
+impl Default for Generation {
+    fn default() -> Self {
+        Self {
+            text: SampleSettings::greedy(),
+            image: SampleSettings { temperature: 1.0, top_p: 0.95, ..SampleSettings::default() },
+            guidance_scale: 2.0,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The image tokenizer with its preprocessing and text side: pictures to codes and back, pictures against words.
+
+use crate::files::ModelFiles;
+use crate::{Error, Result};
+use candle_core::{D, DType, Device, Tensor};
+use nn::{Params, checkpoint};
+use qlip::bsq::unit;
+use qlip::config::{QlipConfig, parse_json};
+use qlip::tokenizer::TextTokenizer;
+use qlip::{Codes, Image, Preprocess, Qlip};
+
+/// Pictures that go through the model at once.
+const BATCH: usize = 32;
+
+/// A QLIP checkpoint ready for use.
+pub struct Eyes {
+    /// The model.
+    pub model: Qlip,
+    /// Its preprocessing.
+    pub preprocess: Preprocess,
+    text: Option<TextTokenizer>,
+    device: Device,
+}
+
+impl Eyes {
+    /// From the files below `folder` (empty for the top); `with_text` for classification.
+    pub fn load(files: &ModelFiles, folder: &str, dtype: DType, device: &Device, with_text: bool) -> Result<Self> {
+        let at = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+        let path = files.path_of(&at("config.json"));
+        let config: QlipConfig = parse_json(&path, &files.text(&at("config.json"))?)?;
+        config.check().map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        let preprocess = if files.has(&at("preprocessor_config.json")) {
+            let path = files.path_of(&at("preprocessor_config.json"));
+            serde_json::from_str(&files.text(&at("preprocessor_config.json"))?).map_err(|e| Error::bad_file(path, e.to_string()))?
+        } else {
+            Preprocess::clip(config.vision_config.image_size)
+        };
+        let weights = load_weights(files, folder)?;
+        let origin = files.path_of(&at("model.safetensors"));
+        let params = Params::from_tensors(origin.display().to_string(), weights, dtype, device);
+        let model = Qlip::new(&params, &config, with_text)?;
+        let text = if with_text && files.has(&at("tokenizer.json")) {
+            let t = &config.text_config;
+            let path = files.path_of(&at("tokenizer.json"));
+            Some(TextTokenizer::from_bytes(&path, &files.read(&at("tokenizer.json"))?, t.max_position_embeddings, t.eos_token_id)?)
+        } else {
+            None
+        };
+        Ok(Self { model, preprocess, text, device: device.clone() })
+    }
+
+    /// Pixels along a picture's side.
+    pub fn side(&self) -> usize {
+        self.preprocess.crop_size
+    }
+
+    /// Pictures of any size to codes.
+    pub fn encode(&self, images: &[Image]) -> Result<Codes> {
+        let mut all = Codes { bits: self.model.bsq.bits, grid: self.model.grid(), indices: Vec::new() };
+        for chunk in images.chunks(BATCH) {
+            let pixels = self.preprocess.pixels(chunk, &self.device)?;
+            all.indices.extend(self.model.codes(&self.model.encode(&pixels)?.latents)?.indices);
+        }
+        Ok(all)
+    }
+
+    /// Codes to pictures.
+    pub fn decode(&self, codes: &Codes) -> Result<Vec<Image>> {
+        let per = codes.per_image();
+        let mut out = Vec::new();
+        for chunk in codes.indices.chunks(BATCH * per) {
+            let part = Codes { indices: chunk.to_vec(), ..*codes };
+            out.extend(self.preprocess.images(&self.model.decode(&part)?)?);
+        }
+        Ok(out)
+    }
+
+    /// Unit vectors of label texts, averaged over the templates (`{}` stands for the label).
+    pub fn label_vectors(&self, labels: &[String], templates: &[&str]) -> Result<Tensor> {
+        let text = self.text.as_ref().ok_or_else(|| Error::invalid("this model has no text tower or no tokenizer.json"))?;
+        let mut rows = Vec::new();
+        for label in labels {
+            let filled: Vec<String> = templates.iter().map(|t| t.replace("{}", label)).collect();
+            let (ids, tokens) = text.encode_batch(&filled)?;
+            rows.push(unit(&self.model.embed_text(&ids, tokens)?.mean_keepdim(0)?)?);
+        }
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    /// Probability of each label for each picture, rows in the order of the pictures.
+    pub fn classify(&self, images: &[Image], labels: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let scale = self.model.logit_scale.exp()?;
+        let mut out = Vec::new();
+        for chunk in images.chunks(BATCH) {
+            let pixels = self.preprocess.pixels(chunk, &self.device)?;
+            let image = self.model.embed_image(&self.model.encode(&pixels)?.pooled)?;
+            let logits = image.matmul(&labels.t()?)?.broadcast_mul(&scale)?;
+            let e = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
+            let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(DType::F32)?;
+            out.extend(p.to_vec2::<f32>()?);
+        }
+        Ok(out)
+    }
+}
+
+/// The safetensors of a model's folder (shards on disk included).
+pub fn load_weights(files: &ModelFiles, folder: &str) -> Result<std::collections::HashMap<String, Tensor>> {
+    match files {
+        ModelFiles::Dir(dir) => checkpoint::load_dir(&dir.join(folder)),
+        ModelFiles::Embedded(_) => {
+            let name = if folder.is_empty() { "model.safetensors".to_owned() } else { format!("{folder}/model.safetensors") };
+            checkpoint::read(&files.path_of(&name), &files.read(&name)?)
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! A model's files: a folder on disk, or the files embedded in the program.
+
+use crate::{Error, Result};
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+/// Where the files of a model are.
+#[derive(Debug, Clone)]
+pub enum ModelFiles {
+    /// A folder.
+    Dir(PathBuf),
+    /// Files in the program, by their path in the model's folder.
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+impl ModelFiles {
+    /// The folder's path, or a name for the embedded model, for messages.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Dir(d) => d.join(name),
+            Self::Embedded(_) => Path::new("(embedded model)").join(name),
+        }
+    }
+
+    /// Whether there is such a file.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Dir(d) => d.join(name).is_file(),
+            Self::Embedded(files) => files.iter().any(|f| f.0 == name),
+        }
+    }
+
+    /// A file's bytes.
+    pub fn read(&self, name: &str) -> Result<Cow<'static, [u8]>> {
+        match self {
+            Self::Dir(d) => {
+                let path = d.join(name);
+                Ok(Cow::Owned(std::fs::read(&path).map_err(Error::io(&path))?))
+            }
+            Self::Embedded(files) => files
+                .iter()
+                .find(|f| f.0 == name)
+                .map(|f| Cow::Borrowed(f.1))
+                .ok_or_else(|| Error::bad_file(self.path_of(name), "this build embeds no such file")),
+        }
+    }
+
+    /// A text file.
+    pub fn text(&self, name: &str) -> Result<String> {
+        String::from_utf8(self.read(name)?.into_owned()).map_err(|_| Error::bad_file(self.path_of(name), "not UTF-8"))
+    }
+}

@@ -1,0 +1,215 @@
+//! Samples of the unified training: small talk, pictures to text, text to pictures, and both in one conversation, mixed
+//! by shares that change over the first steps (the calm-down schedule of UM3 section 4.2).
+
+use crate::corpus::{DESCRIBE, DRAW, TALK};
+use crate::photos::{Photos, augment};
+use crate::scenes::{self, Category, Scene, SceneRng, Split};
+use crate::template::Marks;
+use nn::rng::{self, Rng};
+use qlip::Image;
+use serde::{Deserialize, Serialize};
+
+/// Shares of the kinds of samples; they need not add up to one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shares {
+    /// Text alone.
+    pub text: f64,
+    /// A picture, then words about it.
+    pub image_to_text: f64,
+    /// Words, then a picture.
+    pub text_to_image: f64,
+    /// A picture drawn on request, then words about it.
+    pub interleaved: f64,
+}
+
+/// Shares at the start and after the calm-down.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mixture {
+    /// At step 0.
+    pub start: Shares,
+    /// From `calm_down_steps` on.
+    pub end: Shares,
+    /// Steps over which the shares move in a straight line.
+    pub calm_down_steps: usize,
+    /// Share of photographs among pictures.
+    pub photos: f64,
+    /// Share of drawing requests whose words are dropped, for guidance.
+    pub condition_dropout: f64,
+}
+
+/// Kinds of samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Text alone.
+    Text,
+    /// A picture, then words about it.
+    ImageToText,
+    /// Words, then a picture.
+    TextToImage,
+    /// A picture drawn on request, then words about it.
+    Interleaved,
+}
+
+impl Mixture {
+    /// Shares at a step.
+    pub fn at(&self, step: usize) -> Shares {
+        let t = (step as f64 / self.calm_down_steps.max(1) as f64).min(1.0);
+        let mix = |a: f64, b: f64| a + (b - a) * t;
+        Shares {
+            text: mix(self.start.text, self.end.text),
+            image_to_text: mix(self.start.image_to_text, self.end.image_to_text),
+            text_to_image: mix(self.start.text_to_image, self.end.text_to_image),
+            interleaved: mix(self.start.interleaved, self.end.interleaved),
+        }
+    }
+
+    /// A kind drawn by the shares at a step.
+    pub fn draw(&self, step: usize, r: &mut Rng) -> Kind {
+        let s = self.at(step);
+        let kinds = [
+            (Kind::Text, s.text),
+            (Kind::ImageToText, s.image_to_text),
+            (Kind::TextToImage, s.text_to_image),
+            (Kind::Interleaved, s.interleaved),
+        ];
+        let mut left = f64::from(rng::uniform(r)) * kinds.iter().map(|k| k.1).sum::<f64>();
+        for (kind, share) in kinds {
+            left -= share;
+            if left < 0.0 {
+                return kind;
+            }
+        }
+        Kind::Interleaved
+    }
+}
+
+/// A piece of a conversation and whether it is learned.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// Words.
+    Text(String, bool),
+    /// A picture.
+    Image(Image, bool),
+}
+
+/// Turns of a conversation, marks included.
+pub type Sample = Vec<Piece>;
+
+/// What samples are made from.
+pub struct Source<'a> {
+    /// Photographs.
+    pub photos: &'a Photos,
+    /// Shares.
+    pub mixture: &'a Mixture,
+    /// The chat's marks.
+    pub marks: &'a Marks,
+    /// Pixels along a picture's side.
+    pub side: usize,
+    /// Seed.
+    pub seed: u64,
+}
+
+impl Source<'_> {
+    /// The sample of one place in the training: the same for the same seed, step and row.
+    pub fn sample(&self, step: usize, row: usize) -> Sample {
+        let mut r = rng::keyed(self.seed, &[step as u64, row as u64]);
+        let item = ((step as u64) << 20) + row as u64;
+        let mut s = SceneRng::new(Split::Train, self.seed ^ 0x55, item);
+        let kind = self.mixture.draw(step, &mut r);
+        if kind == Kind::Text {
+            return self.talk(&mut r);
+        }
+        let photo = f64::from(rng::uniform(&mut r)) < self.mixture.photos;
+        let mut out = Sample::new();
+        match (kind, photo) {
+            (Kind::ImageToText, true) => {
+                let (image, class) = self.photo(&mut r);
+                self.photo_words(&mut out, Some(image), class, &mut r);
+            }
+            (Kind::ImageToText, false) => {
+                let scene = Scene::random(&mut s, Split::Train, 1, 4);
+                let image = scenes::render(&scene, self.side);
+                self.scene_words(&mut out, Some(image), &scene, 4, &mut s);
+            }
+            (_, true) => {
+                let (image, class) = self.photo(&mut r);
+                self.drawing(&mut out, &Photos::caption(class), image, &mut r);
+                if kind == Kind::Interleaved {
+                    self.photo_words(&mut out, None, class, &mut r);
+                }
+            }
+            (_, false) => {
+                // two thirds as evaluated; the rest describe richer scenes
+                let (words, scene) = if s.chance(0.8) {
+                    let category = s.pick(&Category::ALL);
+                    let (p, scene) = scenes::prompt(&mut s, Split::Train, category);
+                    (p.text, scene)
+                } else {
+                    let scene = Scene::random(&mut s, Split::Train, 1, 3);
+                    (scenes::caption(&scene), scene)
+                };
+                self.drawing(&mut out, &words, scenes::render(&scene, self.side), &mut r);
+                if kind == Kind::Interleaved {
+                    self.scene_words(&mut out, None, &scene, 2, &mut s);
+                }
+            }
+        }
+        out
+    }
+
+    fn photo(&self, r: &mut Rng) -> (Image, &str) {
+        let at = rng::below(r, self.photos.len());
+        let data = &self.photos.0;
+        (augment(&data.images[at], self.side, 0.85, r), &data.classes[data.labels[at]])
+    }
+
+    fn talk(&self, r: &mut Rng) -> Sample {
+        let (q, a) = TALK[rng::below(r, TALK.len())];
+        let mut out = Sample::new();
+        self.turn(&mut out, None, q, a);
+        out
+    }
+
+    /// One question and its answer; the picture, if any, comes before the question.
+    fn turn(&self, out: &mut Sample, image: Option<Image>, question: &str, answer: &str) {
+        let m = self.marks;
+        out.push(Piece::Text(m.user.clone(), false));
+        if let Some(image) = image {
+            out.push(Piece::Image(image, false));
+        }
+        out.push(Piece::Text(format!("{question}{}", m.assistant), false));
+        out.push(Piece::Text(format!("{answer}{}", m.end), true));
+    }
+
+    fn drawing(&self, out: &mut Sample, words: &str, image: Image, r: &mut Rng) {
+        let m = self.marks;
+        let dropped = f64::from(rng::uniform(r)) < self.mixture.condition_dropout;
+        let ask = if dropped { String::new() } else { format!("{}{words}", DRAW[rng::below(r, DRAW.len())]) };
+        out.push(Piece::Text(format!("{}{ask}{}", m.user, m.assistant), false));
+        out.push(Piece::Image(image, true));
+        out.push(Piece::Text(m.end.clone(), true));
+    }
+
+    fn scene_words(&self, out: &mut Sample, mut image: Option<Image>, scene: &Scene, turns: usize, s: &mut SceneRng) {
+        for _ in 0..turns {
+            if s.chance(0.12) {
+                let ask = s.pick(DESCRIBE);
+                self.turn(out, image.take(), ask, &scenes::caption(scene));
+            } else {
+                let q = scenes::question(s, scene);
+                self.turn(out, image.take(), &q.text, &q.answer);
+            }
+        }
+    }
+
+    fn photo_words(&self, out: &mut Sample, image: Option<Image>, class: &str, r: &mut Rng) {
+        self.turn(out, image, DESCRIBE[rng::below(r, DESCRIBE.len())], &Photos::caption(class));
+        let classes = &self.photos.0.classes;
+        let other = &classes[rng::below(r, classes.len())];
+        let asked = if rng::uniform(r) < 0.5 { class } else { other.as_str() };
+        let answer = if asked == class { "yes" } else { "no" };
+        self.turn(out, None, &format!("is this {}?", Photos::caption(asked).trim_start_matches("a photo of ")), answer);
+    }
+}

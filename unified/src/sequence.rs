@@ -1,0 +1,140 @@
+//! Interleaved sequences: text and pictures in order, with what is learned from marked.
+
+use crate::{Error, Result};
+use lm::MergedVocab;
+use lm::loss::Targets;
+use nn::ops::{Mask, Positions};
+
+/// A part of a sequence, as token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Segment {
+    /// Text tokens, marks among them.
+    Text(Vec<u32>),
+    /// The codes of one picture; its marks are added.
+    Image(Vec<u64>),
+}
+
+/// Token ids, and for each whether predicting it is learned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// Ids in the merged vocabulary.
+    pub ids: Vec<u32>,
+    /// Whether the token is a target.
+    pub learn: Vec<bool>,
+}
+
+impl Sequence {
+    /// Appends a segment.
+    pub fn push(&mut self, vocab: &MergedVocab, segment: &Segment, learn: bool) {
+        match segment {
+            Segment::Text(ids) => self.ids.extend(ids),
+            Segment::Image(codes) => {
+                self.ids.push(vocab.begin_image);
+                self.ids.extend(vocab.to_tokens(codes));
+                self.ids.push(vocab.end_image);
+            }
+        }
+        self.learn.resize(self.ids.len(), learn);
+    }
+}
+
+/// Sequences laid end to end in rows of equal length, none seeing its neighbour.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// Ids, rows * length.
+    pub ids: Vec<u32>,
+    /// Rows.
+    pub rows: usize,
+    /// What is to be predicted where.
+    pub targets: Targets,
+    /// Position of each token in its own sequence.
+    pub positions: Positions,
+    /// Causal within each sequence.
+    pub mask: Mask,
+}
+
+/// Packs sequences into rows of `length` tokens, first fit in order. A sequence longer than a row is an error.
+pub fn pack(vocab: &MergedVocab, sequences: &[Sequence], length: usize, pad: u32) -> Result<Packed> {
+    let mut rows: Vec<Vec<&Sequence>> = Vec::new();
+    let mut room: Vec<usize> = Vec::new();
+    for s in sequences {
+        if s.ids.len() > length {
+            return Err(Error::invalid(format!("a sequence of {} tokens does not fit a row of {length}; raise sequence_length", s.ids.len())));
+        }
+        let at = room.iter().position(|&r| r >= s.ids.len()).unwrap_or_else(|| {
+            rows.push(Vec::new());
+            room.push(length);
+            rows.len() - 1
+        });
+        room[at] -= s.ids.len();
+        rows[at].push(s);
+    }
+    let n = rows.len() * length;
+    let mut ids = Vec::with_capacity(n);
+    let (mut positions, mut first) = (Vec::with_capacity(n), Vec::with_capacity(n));
+    let mut targets = Targets::default();
+    for (r, row) in rows.iter().enumerate() {
+        let mut start = 0;
+        for s in row {
+            let mut visual = 0;
+            for (i, &id) in s.ids.iter().enumerate() {
+                let is_visual = id as usize >= vocab.text;
+                if i > 0 && s.learn[i] {
+                    let from = (r * length + start + i - 1) as u32;
+                    if is_visual {
+                        targets.visual.push((from, id, visual % vocab.groups()));
+                    } else {
+                        targets.text.push((from, id));
+                    }
+                }
+                visual = if is_visual { visual + 1 } else { 0 };
+                ids.push(id);
+                positions.push(i as u32);
+                first.push(start as u32);
+            }
+            start += s.ids.len();
+        }
+        // padding: each token alone
+        for t in start..length {
+            ids.push(pad);
+            positions.push(0);
+            first.push(t as u32);
+        }
+    }
+    Ok(Packed {
+        ids,
+        rows: rows.len(),
+        targets,
+        positions: Positions::Each(positions.into()),
+        mask: Mask::CausalFrom(first.into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vocab() -> MergedVocab {
+        MergedVocab { text: 10, bits: 4, group_bits: 2, shared_table: false, grid: 1, begin_image: 2, end_image: 3 }
+    }
+
+    #[test]
+    fn packing_restarts_positions_and_hides_neighbours() {
+        let v = vocab();
+        let mut a = Sequence::default();
+        a.push(&v, &Segment::Text(vec![5, 6]), false);
+        a.push(&v, &Segment::Image(vec![0b0110]), true);
+        assert_eq!(a.ids, [5, 6, 2, 11, 16, 3]);
+        let mut b = Sequence::default();
+        b.push(&v, &Segment::Text(vec![7, 8]), true);
+        let p = pack(&v, &[a.clone(), b, a], 9, 0).unwrap();
+        assert_eq!(p.rows, 2);
+        assert_eq!(p.ids, [5, 6, 2, 11, 16, 3, 7, 8, 0, 5, 6, 2, 11, 16, 3, 0, 0, 0]);
+        let (Positions::Each(at), Mask::CausalFrom(first)) = (&p.positions, &p.mask) else { panic!("listed") };
+        assert_eq!(at[..9], [0, 1, 2, 3, 4, 5, 0, 1, 0]);
+        assert_eq!(first[..9], [0, 0, 0, 0, 0, 0, 6, 6, 8]);
+        assert_eq!(p.targets.text, [(1, 2), (4, 3), (6, 8), (10, 2), (13, 3)]);
+        assert_eq!(p.targets.visual, [(2, 11, 0), (3, 16, 1), (11, 11, 0), (12, 16, 1)]);
+        assert!(pack(&v, &[Sequence { ids: vec![0; 10], learn: vec![false; 10] }], 9, 0).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! Training of the unified model: one decoder over text and pictures (UM3 section 4).
+
+use super::Run;
+use crate::config::{Generation, UnifiedConfig};
+use crate::eyes::Eyes;
+use crate::files::ModelFiles;
+use crate::mixture::{Mixture, Piece, Sample, Source};
+use crate::photos::Photos;
+use crate::sequence::{Segment, Sequence, pack};
+use crate::template::{DEFAULT_TEMPLATE, Marks};
+use crate::words::Words;
+use crate::{Error, Result};
+use candle_core::{DType, Tensor};
+use lm::loss::split_loss;
+use lm::{Llama, LlamaConfig, MergedVocab};
+use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
+use nn::{Params, checkpoint};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Config of a unified training.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnifiedTraining {
+    /// Updates in all.
+    pub steps: usize,
+    /// Samples an update.
+    pub batch_size: usize,
+    /// Updates between checkpoints.
+    pub checkpoint_every: usize,
+    /// Seed.
+    pub seed: u64,
+    /// Arithmetic of the products.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Folder of the image tokenizer.
+    pub qlip: PathBuf,
+    /// tokenizer.json of the text.
+    pub tokenizer: PathBuf,
+    /// Folder of photographs (train-*.parquet).
+    pub photos: PathBuf,
+    /// Folder of a checkpoint to start from.
+    #[serde(default)]
+    pub start: Option<PathBuf>,
+    /// Tokens a row; short samples share one.
+    pub sequence_length: usize,
+    /// Bits of a visual sub-token.
+    pub group_bits: usize,
+    /// Weights of the two losses.
+    pub loss: ModalityWeights,
+    /// Shares of the samples.
+    pub mixture: Mixture,
+    /// Optimiser.
+    pub optim: OptimConfig,
+    /// How the model is to be sampled, written to its config.
+    #[serde(default)]
+    pub generation: Generation,
+    /// The language model; its vocabulary size is computed.
+    pub model: LlamaConfig,
+}
+
+/// Weight of each modality's mean loss.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModalityWeights {
+    /// Text.
+    pub text: f64,
+    /// Visual.
+    pub visual: f64,
+}
+
+impl UnifiedTraining {
+    /// Runs it; the folder becomes a whole unified model, image tokenizer included.
+    pub fn run(&self, run: &mut Run) -> Result<()> {
+        let marks = Marks::default();
+        let eyes = Eyes::load(&ModelFiles::Dir(self.qlip.clone()), "", DType::F32, &run.device, false)?;
+        let text = std::fs::read(&self.tokenizer).map_err(Error::io(&self.tokenizer))?;
+        let words = Words::from_bytes(&self.tokenizer, &text)?;
+        let vocab = MergedVocab {
+            text: words.len(),
+            bits: eyes.model.bsq.bits,
+            group_bits: self.group_bits,
+            shared_table: false,
+            grid: eyes.model.grid(),
+            begin_image: words.mark(&marks.begin_image)?,
+            end_image: words.mark(&marks.end_image)?,
+        };
+        vocab.check()?;
+        let config = UnifiedConfig {
+            model_type: "um3".into(),
+            text_config: LlamaConfig { vocab_size: vocab.rows(), ..self.model.clone() },
+            vocabulary: vocab.clone(),
+            marks: marks.clone(),
+            image_tokenizer: "qlip".into(),
+            generation: self.generation,
+        };
+        self.write_folder(run.out, &config, &text)?;
+        let start = match &self.start {
+            Some(dir) => checkpoint::load_dir(dir)?,
+            None => HashMap::new(),
+        };
+        let params = Params::for_training(start, &[], self.seed, DType::F32, &run.device);
+        let model = Llama::new(&params, &config.text_config)?;
+        let photos = Photos::open(&self.photos, "train")?;
+        let source = Source { photos: &photos, mixture: &self.mixture, marks: &marks, side: eyes.side(), seed: self.seed };
+        let pad = words.mark(&marks.end)?;
+        let trainer = Trainer {
+            config: LoopConfig {
+                steps: self.steps,
+                batch_size: self.batch_size,
+                checkpoint_every: self.checkpoint_every,
+                seed: self.seed,
+                precision: self.precision,
+            },
+            optim: self.optim.clone(),
+            params: &params,
+            out: run.out,
+            resume: run.resume,
+        };
+        let out = run.out;
+        trainer.run(
+            |n| {
+                let samples: Vec<Sample> =
+                    (0..self.batch_size).into_par_iter().map(|row| source.sample(n, row)).collect();
+                let sequences = sequences(&samples, &vocab, &words, &eyes)?;
+                let batch = pack(&vocab, &sequences, self.sequence_length, pad)?;
+                let x = model.embed(&batch.ids, batch.rows)?;
+                let hidden = model.hidden(&x, &batch.positions, &batch.mask, None)?;
+                let losses = split_loss(&model, &vocab, &hidden, &batch.targets)?;
+                let mut metrics = vec![
+                    ("text_targets", batch.targets.text.len() as f64),
+                    ("visual_targets", batch.targets.visual.len() as f64),
+                    ("rows", batch.rows as f64),
+                ];
+                let mut total: Option<Tensor> = None;
+                let parts = [("text_loss", losses.text, self.loss.text), ("visual_loss", losses.visual, self.loss.visual)];
+                for (name, loss, weight) in parts {
+                    if let Some(l) = loss {
+                        metrics.push((name, f64::from(l.to_scalar::<f32>()?)));
+                        let l = (l * weight)?;
+                        total = Some(match total {
+                            Some(t) => (t + l)?,
+                            None => l,
+                        });
+                    }
+                }
+                let loss = total.ok_or_else(|| Error::invalid("a batch without anything to learn"))?;
+                // a batch of one modality alone must still reach every parameter
+                let loss = (loss + (hidden.sum_all()? * 0.0)?)?;
+                Ok(StepOutput { loss, metrics })
+            },
+            |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
+            |p| (run.progress)(p),
+        )
+    }
+
+    /// Everything but the weights.
+    fn write_folder(&self, out: &Path, config: &UnifiedConfig, tokenizer: &[u8]) -> Result<()> {
+        let json = |v: &serde_json::Value| serde_json::to_vec_pretty(v).map_err(|e| Error::invalid(e.to_string()));
+        let value = serde_json::to_value(config).map_err(|e| Error::invalid(e.to_string()))?;
+        checkpoint::write_atomic(&out.join("config.json"), &json(&value)?)?;
+        checkpoint::write_atomic(&out.join("tokenizer.json"), tokenizer)?;
+        let template = serde_json::json!({ "chat_template": DEFAULT_TEMPLATE, "eos_token": config.marks.end });
+        checkpoint::write_atomic(&out.join("tokenizer_config.json"), &json(&template)?)?;
+        let qlip = out.join("qlip");
+        std::fs::create_dir_all(&qlip).map_err(Error::io(&qlip))?;
+        for name in ["config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json"] {
+            let from = self.qlip.join(name);
+            let bytes = std::fs::read(&from).map_err(Error::io(&from))?;
+            checkpoint::write_atomic(&qlip.join(name), &bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Samples to token sequences; all pictures of the batch are encoded at once.
+fn sequences(samples: &[Sample], vocab: &MergedVocab, words: &Words, eyes: &Eyes) -> Result<Vec<Sequence>> {
+    let images: Vec<_> = samples
+        .iter()
+        .flatten()
+        .filter_map(|p| match p {
+            Piece::Image(i, _) => Some(i.clone()),
+            Piece::Text(..) => None,
+        })
+        .collect();
+    let codes = eyes.encode(&images)?;
+    let mut next = 0;
+    samples
+        .iter()
+        .map(|sample| {
+            let mut s = Sequence::default();
+            for piece in sample {
+                match piece {
+                    Piece::Text(t, learn) => s.push(vocab, &Segment::Text(words.encode(t)?), *learn),
+                    Piece::Image(_, learn) => {
+                        s.push(vocab, &Segment::Image(codes.image(next).to_vec()), *learn);
+                        next += 1;
+                    }
+                }
+            }
+            Ok(s)
+        })
+        .collect()
+}
