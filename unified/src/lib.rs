@@ -7,6 +7,7 @@ pub mod files;
 pub mod grammar;
 pub mod mixture;
 pub mod photos;
+pub mod runner;
 pub mod scenes;
 pub mod sequence;
 pub mod template;

@@ -3,11 +3,12 @@
 //! One generator drives understanding, drawing and reconstruction, and a pixel parser whose error rate is itself
 //! tested says what a picture shows, so no judge model is needed.
 
-
+mod checker;
 mod language;
 mod render;
 mod world;
 
+pub use checker::{Checker, Seen, Verdict};
 pub use language::{Category, Noun, Prompt, Question, caption, prompt, question};
 pub use render::render;
 pub use world::{Colour, Object, Relation, SceneRng, Scene, Shape, Size, Split};

@@ -251,8 +251,8 @@ impl Scene {
                     }
                 };
                 let size = size.unwrap_or_else(|| rng.pick(&Size::ALL));
-                // half of the room that a cell leaves, less half of the smallest gap (3 pixels at 256)
-                let room = (CANVAS / 3 - 2 * size.radius()) / 2 - 24;
+                // half of the room that a cell leaves, less half of the smallest gap (2 pixels at 64)
+                let room = (CANVAS / 3 - 2 * size.radius()) / 2 - STEP;
                 let steps = room / STEP;
                 let mut at = |cell: usize| {
                     let middle = (2 * cell as i64 + 1) * CANVAS / 6;
