@@ -1,1 +1,6 @@
-//! placeholder
+//! Measures models: metrics with named variants, the embedded scene benchmark, photographs.
+
+pub mod image;
+pub mod nano;
+
+pub use nn::{Error, Result};

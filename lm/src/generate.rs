@@ -52,7 +52,10 @@ impl<'a> Decoding<'a> {
         let rows = self.pads.len();
         let (from, to) = (self.cache.len(), self.cache.len() + ids.len() / rows);
         if to > self.model.max_positions() {
-            return Err(Error::invalid(format!("{to} tokens are more than the {} the model can hold; start a new conversation", self.model.max_positions())));
+            return Err(Error::invalid(format!(
+                "{to} tokens are more than the {} the model can hold; start a new conversation",
+                self.model.max_positions()
+            )));
         }
         let each = |f: fn(usize, usize) -> usize| -> Vec<u32> {
             self.pads.iter().flat_map(|&p| (from..to).map(move |t| f(p, t) as u32)).collect()

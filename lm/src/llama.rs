@@ -105,8 +105,15 @@ impl LlamaConfig {
     /// Whether the numbers fit together.
     pub fn check(&self) -> Result<()> {
         let bad = |why: String| Err(Error::invalid(format!("language model: {why}")));
-        if self.num_attention_heads == 0 || self.kv_heads() == 0 || !self.num_attention_heads.is_multiple_of(self.kv_heads()) {
-            return bad(format!("{} heads do not divide into {} key-value heads", self.num_attention_heads, self.kv_heads()));
+        if self.num_attention_heads == 0
+            || self.kv_heads() == 0
+            || !self.num_attention_heads.is_multiple_of(self.kv_heads())
+        {
+            return bad(format!(
+                "{} heads do not divide into {} key-value heads",
+                self.num_attention_heads,
+                self.kv_heads()
+            ));
         }
         if !self.head_width().is_multiple_of(2) || self.head_width() == 0 {
             return bad(format!("head_dim {} is not even", self.head_width()));
@@ -206,7 +213,8 @@ impl Llama {
         let layers = (0..config.num_hidden_layers)
             .map(|i| Block::new(&p.at("model.layers").at(i), &block, &LLAMA_NAMES))
             .collect::<Result<_>>()?;
-        let head = if config.tie_word_embeddings { embed.clone() } else { p.at("lm_head").get((v, d), "weight", init)? };
+        let head =
+            if config.tie_word_embeddings { embed.clone() } else { p.at("lm_head").get((v, d), "weight", init)? };
         let frequencies = config.inverse_frequencies();
         let rows = config.max_position_embeddings.min(MAX_TABLE);
         let angles: Vec<f64> = (0..rows).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f)).collect();
@@ -242,7 +250,13 @@ impl Llama {
 
     /// Embeddings [batch, tokens, width] to final hidden states of the same shape. With a cache the tokens continue it,
     /// and `mask` speaks of all keys, cached ones first.
-    pub fn hidden(&self, x: &Tensor, positions: &Positions, mask: &Mask, cache: Option<&mut KvCache>) -> Result<Tensor> {
+    pub fn hidden(
+        &self,
+        x: &Tensor,
+        positions: &Positions,
+        mask: &Mask,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
         let ctx = BlockContext { rope: Some((&self.rope, positions)), mask };
         let mut x = x.clone();
         match cache {

@@ -38,11 +38,21 @@ pub enum Partition {
 impl MergedVocab {
     /// Whether the numbers fit together.
     pub fn check(&self) -> Result<()> {
-        if self.group_bits == 0 || self.group_bits > 20 || !self.bits.is_multiple_of(self.group_bits) || self.bits > 63 || self.bits == 0 {
-            return Err(Error::invalid(format!("vocabulary: {} bits do not divide into groups of {} (at most 20)", self.bits, self.group_bits)));
+        if self.group_bits == 0
+            || self.group_bits > 20
+            || !self.bits.is_multiple_of(self.group_bits)
+            || self.bits > 63
+            || self.bits == 0
+        {
+            return Err(Error::invalid(format!(
+                "vocabulary: {} bits do not divide into groups of {} (at most 20)",
+                self.bits, self.group_bits
+            )));
         }
         if self.begin_image as usize >= self.text || self.end_image as usize >= self.text || self.grid == 0 {
-            return Err(Error::invalid("vocabulary: the marks around a picture must be text rows, and the grid positive"));
+            return Err(Error::invalid(
+                "vocabulary: the marks around a picture must be text rows, and the grid positive",
+            ));
         }
         Ok(())
     }
@@ -98,7 +108,11 @@ impl MergedVocab {
     /// Token ids of one picture back to codes; an error names a token that is not where it may be.
     pub fn to_codes(&self, tokens: &[u32]) -> Result<Vec<u64>> {
         if tokens.len() != self.tokens_per_image() {
-            return Err(Error::invalid(format!("{} visual tokens for a picture of {}", tokens.len(), self.tokens_per_image())));
+            return Err(Error::invalid(format!(
+                "{} visual tokens for a picture of {}",
+                tokens.len(),
+                self.tokens_per_image()
+            )));
         }
         tokens
             .chunks_exact(self.groups())
@@ -122,7 +136,15 @@ mod tests {
     #[test]
     fn codes_survive_the_round_trip() {
         for shared_table in [false, true] {
-            let v = MergedVocab { text: 100, bits: 28, group_bits: 14, shared_table, grid: 2, begin_image: 2, end_image: 3 };
+            let v = MergedVocab {
+                text: 100,
+                bits: 28,
+                group_bits: 14,
+                shared_table,
+                grid: 2,
+                begin_image: 2,
+                end_image: 3,
+            };
             v.check().unwrap();
             let codes = [0, (1 << 28) - 1, 123_456_789, 1 << 14];
             let tokens = v.to_tokens(&codes);

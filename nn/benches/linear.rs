@@ -20,8 +20,13 @@ fn time(mut f: impl FnMut()) -> f64 {
 
 fn main() -> candle_core::Result<()> {
     let dev = Device::Cpu;
-    println!("{:>24} {:>10} {:>10} {:>10}  GFLOP/s, forward; forward and backward in the last column", "rows x in x out", "candle f32", "bf16", "bf16 both");
-    for (m, k, n) in [(6240, 192, 192), (6240, 192, 512), (6240, 512, 192), (5120, 256, 1024), (5120, 256, 704), (1024, 1024, 1024)] {
+    println!(
+        "{:>24} {:>10} {:>10} {:>10}  GFLOP/s, forward; forward and backward in the last column",
+        "rows x in x out", "candle f32", "bf16", "bf16 both"
+    );
+    for (m, k, n) in
+        [(6240, 192, 192), (6240, 192, 512), (6240, 512, 192), (5120, 256, 1024), (5120, 256, 704), (1024, 1024, 1024)]
+    {
         let x = Var::from_tensor(&Tensor::rand(-1f32, 1., (m, k), &dev)?)?;
         let w = Var::from_tensor(&Tensor::rand(-1f32, 1., (n, k), &dev)?)?;
         let g = Tensor::ones((m, n), DType::F32, &dev)?;
@@ -34,7 +39,13 @@ fn main() -> candle_core::Result<()> {
             drop((y * &g).unwrap().sum_all().unwrap().backward());
         });
         nn::ops::set_bf16_matmul(false);
-        println!("{:>24} {:>10.0} {:>10.0} {:>10.0}", format!("{m} x {k} x {n}"), flops / candle, flops / ours, 3.0 * flops / both);
+        println!(
+            "{:>24} {:>10.0} {:>10.0} {:>10.0}",
+            format!("{m} x {k} x {n}"),
+            flops / candle,
+            flops / ours,
+            3.0 * flops / both
+        );
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 //! x += out(inner_norm(attention(norm1 x))); x += mlp(norm2 x). What differs between the published models (norms,
 //! biases, rope, grouped heads, gates, names) is configuration.
 
+use crate::Result;
 use crate::ops::{self, Activation, AttentionBranch, Flat, LinearAt, Mask, MlpBranch, NormAt, Positions, Rope};
 use crate::params::{Init, Params};
-use crate::Result;
 use candle_core::Tensor;
 
 /// Which norm.

@@ -39,8 +39,7 @@ pub fn read(origin: &Path, bytes: &[u8]) -> Result<HashMap<String, Tensor>> {
     let mut out = HashMap::new();
     for (name, view) in file.tensors() {
         use candle_core::safetensors::Load;
-        let tensor =
-            view.load(&Device::Cpu).map_err(|e| Error::bad_file(origin, format!("tensor `{name}`: {e}")))?;
+        let tensor = view.load(&Device::Cpu).map_err(|e| Error::bad_file(origin, format!("tensor `{name}`: {e}")))?;
         out.insert(name, tensor);
     }
     Ok(out)

@@ -43,7 +43,12 @@ fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Params {
     /// Tensors of a checkpoint, for inference; `origin` names it in errors.
-    pub fn from_tensors(origin: impl Into<String>, stored: HashMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
+    pub fn from_tensors(
+        origin: impl Into<String>,
+        stored: HashMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
         Self::new(origin.into(), stored, None, dtype, device)
     }
 
@@ -55,7 +60,13 @@ impl Params {
 
     /// Variables that start from `start` where it has the name, else from their initial value; names that begin with
     /// one of `freeze` become plain tensors, for which no gradient is computed.
-    pub fn for_training(start: HashMap<String, Tensor>, freeze: &[&str], seed: u64, dtype: DType, device: &Device) -> Self {
+    pub fn for_training(
+        start: HashMap<String, Tensor>,
+        freeze: &[&str],
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
         let training = Training {
             seed,
             freeze: freeze.iter().map(|s| (*s).to_owned()).collect(),
@@ -65,7 +76,13 @@ impl Params {
         Self::new("the starting checkpoint".into(), start, Some(training), dtype, device)
     }
 
-    fn new(origin: String, stored: HashMap<String, Tensor>, training: Option<Training>, dtype: DType, device: &Device) -> Self {
+    fn new(
+        origin: String,
+        stored: HashMap<String, Tensor>,
+        training: Option<Training>,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
         let source = Source { origin, device: device.clone(), dtype, stored, training };
         Self { source: Arc::new(source), prefix: String::new() }
     }

@@ -172,7 +172,13 @@ impl Trainer<'_> {
     }
 }
 
-fn save(path: &Path, step: usize, vars: &BTreeMap<String, candle_core::Var>, opt: &Optimizer, ema: Option<&Ema>) -> Result<()> {
+fn save(
+    path: &Path,
+    step: usize,
+    vars: &BTreeMap<String, candle_core::Var>,
+    opt: &Optimizer,
+    ema: Option<&Ema>,
+) -> Result<()> {
     let mut all = opt.state()?;
     for (name, var) in vars {
         all.insert(format!("p.{name}"), var.as_detached_tensor());
@@ -183,7 +189,12 @@ fn save(path: &Path, step: usize, vars: &BTreeMap<String, candle_core::Var>, opt
     checkpoint::save(path, &all, &[("step", step.to_string())])
 }
 
-fn restore(path: &Path, vars: &BTreeMap<String, candle_core::Var>, opt: &mut Optimizer, ema: Option<&mut Ema>) -> Result<usize> {
+fn restore(
+    path: &Path,
+    vars: &BTreeMap<String, candle_core::Var>,
+    opt: &mut Optimizer,
+    ema: Option<&mut Ema>,
+) -> Result<usize> {
     let step: usize = checkpoint::metadata(path)?
         .get("step")
         .and_then(|s| s.parse().ok())

@@ -26,7 +26,11 @@ fn check(name: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor
         let grads = (&y * probe).unwrap().sum_all().unwrap().backward().unwrap();
         let mut all = vec![y.clone()];
         all.extend(vars.iter().map(|v| grads.get(v.as_tensor()).expect("a gradient").clone()));
-        results.push(all.iter().map(|t| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()).collect::<Vec<_>>());
+        results.push(
+            all.iter()
+                .map(|t| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap())
+                .collect::<Vec<_>>(),
+        );
     }
     for (i, (a, b)) in results[0].iter().zip(&results[1]).enumerate() {
         let scale = b.iter().fold(1e-3f64, |m, x| m.max(x.abs()));
@@ -69,12 +73,25 @@ fn rope() {
 
 #[test]
 fn attention() {
-    let first: Vec<u32> = (0..2 * 70).map(|i| { let t = i % 70; if t < 20 { 0 } else if t < 66 { 20 } else { 66 } }).collect();
+    let first: Vec<u32> = (0..2 * 70)
+        .map(|i| {
+            let t = i % 70;
+            if t < 20 {
+                0
+            } else if t < 66 {
+                20
+            } else {
+                66
+            }
+        })
+        .collect();
     let masks = [Mask::Full, Mask::Causal, Mask::CausalFrom(first.into())];
     for mask in &masks {
-        check(&format!("attention {mask:?}").chars().take(30).collect::<String>(), &[&[2, 70, 4, 8], &[2, 70, 2, 8], &[2, 70, 2, 8]], |x| {
-            ops::attention(&x[0], &x[1], &x[2], 0.35, mask)
-        });
+        check(
+            &format!("attention {mask:?}").chars().take(30).collect::<String>(),
+            &[&[2, 70, 4, 8], &[2, 70, 2, 8], &[2, 70, 2, 8]],
+            |x| ops::attention(&x[0], &x[1], &x[2], 0.35, mask),
+        );
     }
     for mask in &masks[..2] {
         check("attention, more keys", &[&[2, 3, 2, 8], &[2, 9, 2, 8], &[2, 9, 2, 8]], |x| {

@@ -31,7 +31,12 @@ pub struct Bsq {
 impl Bsq {
     /// From the published arguments.
     pub fn new(c: &QuantizerConfig) -> Self {
-        Self { bits: c.embed_dim, group: c.group_size, mode: c.persample_entropy_compute, inv_temperature: c.inv_temperature }
+        Self {
+            bits: c.embed_dim,
+            group: c.group_size,
+            mode: c.persample_entropy_compute,
+            inv_temperature: c.inv_temperature,
+        }
     }
 
     fn scale(&self) -> f64 {
@@ -52,7 +57,10 @@ impl Bsq {
     /// One integer for each token, dimension 0 the most significant bit; a bit is 1 where the latent is positive.
     pub fn indices(&self, h: &Latents) -> Result<Vec<u64>> {
         let values = h.0.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(values.chunks_exact(self.bits).map(|t| t.iter().fold(0, |code, &v| code << 1 | u64::from(v > 0.0))).collect())
+        Ok(values
+            .chunks_exact(self.bits)
+            .map(|t| t.iter().fold(0, |code, &v| code << 1 | u64::from(v > 0.0)))
+            .collect())
     }
 
     /// Corners of codes, [codes, bits] of plus or minus 1/sqrt(bits).

@@ -50,8 +50,10 @@ impl Codes {
     pub fn load(path: &Path, bits: usize, grid: usize) -> Result<(Self, Vec<String>)> {
         let tensors = checkpoint::load(path)?;
         let bad = |why: String| Error::bad_file(path, why);
-        let codes = tensors.get("codes").ok_or_else(|| bad("no tensor `codes`: not a file that `tokenize` wrote".into()))?;
-        let (images, tokens) = codes.dims2().map_err(|_| bad(format!("`codes` has shape {:?}, not [images, tokens]", codes.dims())))?;
+        let codes =
+            tensors.get("codes").ok_or_else(|| bad("no tensor `codes`: not a file that `tokenize` wrote".into()))?;
+        let (images, tokens) =
+            codes.dims2().map_err(|_| bad(format!("`codes` has shape {:?}, not [images, tokens]", codes.dims())))?;
         if tokens != grid * grid {
             return Err(bad(format!("{tokens} codes a picture, the model has {}", grid * grid)));
         }
@@ -62,7 +64,8 @@ impl Codes {
         if let Some(&v) = values.iter().find(|&&v| v < 0 || v >> bits != 0) {
             return Err(bad(format!("code {v} does not fit the model's {bits} bits")));
         }
-        let names = checkpoint::metadata(path)?.get("files").and_then(|f| serde_json::from_str(f).ok()).unwrap_or_default();
+        let names =
+            checkpoint::metadata(path)?.get("files").and_then(|f| serde_json::from_str(f).ok()).unwrap_or_default();
         let mut names: Vec<String> = names;
         names.resize_with(images, String::new);
         Ok((Self { bits, grid, indices: values.into_iter().map(|v| v as u64).collect() }, names))

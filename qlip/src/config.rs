@@ -217,7 +217,17 @@ impl TowerConfig {
     pub(crate) fn block(&self) -> BlockConfig {
         let mlp = if self.swiglu { MlpKind::SwiGlu } else { MlpKind::Plain(self.hidden_act) };
         let bias = [self.q_bias, self.k_bias, self.v_bias, true, true];
-        block(self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers, self.layer_norm_eps, mlp, bias, self.subln, self.initializer_range)
+        block(
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.num_hidden_layers,
+            self.layer_norm_eps,
+            mlp,
+            bias,
+            self.subln,
+            self.initializer_range,
+        )
     }
 
     fn check(&self, what: &str) -> Result<()> {
@@ -233,7 +243,17 @@ impl TextConfig {
     pub(crate) fn block(&self) -> BlockConfig {
         let mlp = if self.swiglu { MlpKind::SwiGlu } else { MlpKind::Plain(self.hidden_act) };
         let bias = [self.q_bias, self.k_bias, self.v_bias, true, true];
-        block(self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers, self.layer_norm_eps, mlp, bias, self.subln, self.initializer_range)
+        block(
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.num_hidden_layers,
+            self.layer_norm_eps,
+            mlp,
+            bias,
+            self.subln,
+            self.initializer_range,
+        )
     }
 }
 
@@ -244,7 +264,17 @@ fn check_heads(what: &str, width: usize, heads: usize, rope: bool) -> Result<()>
     Ok(())
 }
 
-fn block(width: usize, mlp_width: usize, heads: usize, layers: usize, eps: f64, mlp: MlpKind, bias: [bool; 5], sub_norm: bool, std: f32) -> BlockConfig {
+fn block(
+    width: usize,
+    mlp_width: usize,
+    heads: usize,
+    layers: usize,
+    eps: f64,
+    mlp: MlpKind,
+    bias: [bool; 5],
+    sub_norm: bool,
+    std: f32,
+) -> BlockConfig {
     BlockConfig {
         width,
         mlp_width,
@@ -277,9 +307,17 @@ impl QlipConfig {
         check_heads("text_config", self.text_config.hidden_size, self.text_config.num_attention_heads, false)?;
         let q = &self.vision_config.quantizer_cfg;
         if self.vision_config.quantizer != "bsq" {
-            return Err(Error::invalid(format!("vision_config: quantizer `{}` is not known; use `bsq`", self.vision_config.quantizer)));
+            return Err(Error::invalid(format!(
+                "vision_config: quantizer `{}` is not known; use `bsq`",
+                self.vision_config.quantizer
+            )));
         }
-        if q.embed_dim == 0 || q.embed_dim > 63 || q.group_size == 0 || !q.embed_dim.is_multiple_of(q.group_size) || q.group_size > 24 {
+        if q.embed_dim == 0
+            || q.embed_dim > 63
+            || q.group_size == 0
+            || !q.embed_dim.is_multiple_of(q.group_size)
+            || q.group_size > 24
+        {
             return Err(Error::invalid("quantizer_cfg: embed_dim must be 1 to 63 bits in equal groups of at most 24"));
         }
         if self.decoder_config.grid() != self.vision_config.grid() {
@@ -294,16 +332,62 @@ impl QlipConfig {
 
 /// Keys that the transformers library writes into every config and that say nothing about the model.
 const BOOKKEEPING: &[&str] = &[
-    "_name_or_path", "_commit_hash", "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version",
-    "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss",
-    "pruned_heads", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size", "add_cross_attention",
-    "tie_encoder_decoder", "chunk_size_feed_forward", "id2label", "label2id", "finetuning_task", "problem_type",
-    "tokenizer_class", "prefix", "sep_token_id", "decoder_start_token_id", "task_specific_params", "max_length",
-    "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature",
-    "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
-    "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
-    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "use_cache", "pretraining_tp",
+    "_name_or_path",
+    "_commit_hash",
+    "architectures",
+    "auto_map",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "return_dict",
+    "output_hidden_states",
+    "output_attentions",
+    "torchscript",
+    "use_bfloat16",
+    "tf_legacy_loss",
+    "pruned_heads",
+    "is_encoder_decoder",
+    "is_decoder",
+    "cross_attention_hidden_size",
+    "add_cross_attention",
+    "tie_encoder_decoder",
+    "chunk_size_feed_forward",
+    "id2label",
+    "label2id",
+    "finetuning_task",
+    "problem_type",
+    "tokenizer_class",
+    "prefix",
+    "sep_token_id",
+    "decoder_start_token_id",
+    "task_specific_params",
+    "max_length",
+    "min_length",
+    "do_sample",
+    "early_stopping",
+    "num_beams",
+    "num_beam_groups",
+    "diversity_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "num_return_sequences",
+    "output_scores",
+    "return_dict_in_generate",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "remove_invalid_values",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "use_cache",
+    "pretraining_tp",
 ];
 
 /// Reads a config.json into a struct that refuses unknown keys; transformers' bookkeeping keys are dropped first.

@@ -4,7 +4,13 @@ use nn::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// Files of a checkpoint that are fetched when the hub has them.
-const OPTIONAL: &[&str] = &["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors.index.json"];
+const OPTIONAL: &[&str] = &[
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+];
 
 /// The folder of a model: a path that exists, or a hub id `owner/name` or `owner/name@revision`, which is downloaded to
 /// the hub's cache. With HF_HUB_OFFLINE=1 only the cache is asked.
@@ -18,17 +24,26 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
         None => (model, None),
     };
     let parts: Vec<&str> = id.split('/').collect();
-    let plain = |s: &&str| !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let plain = |s: &&str| {
+        !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
     if parts.len() != 2 || !parts.iter().all(plain) || path.exists() {
-        return Err(Error::invalid(format!("model `{model}`: no such folder, and not a hub id of the form owner/name")));
+        return Err(Error::invalid(format!(
+            "model `{model}`: no such folder, and not a hub id of the form owner/name"
+        )));
     }
     fetch(id, parts[0], parts[1], revision)
 }
 
 fn fetch(id: &str, owner: &str, name: &str, revision: Option<String>) -> Result<PathBuf> {
-    let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| matches!(v.as_str(), "1" | "true" | "TRUE" | "yes" | "ON"));
+    let offline =
+        std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| matches!(v.as_str(), "1" | "true" | "TRUE" | "yes" | "ON"));
     let failed = |what: &str, e: String| {
-        let hint = if offline { "HF_HUB_OFFLINE is set and the cache lacks it" } else { "is the id right and the network up? a folder works too" };
+        let hint = if offline {
+            "HF_HUB_OFFLINE is set and the cache lacks it"
+        } else {
+            "is the id right and the network up? a folder works too"
+        };
         Error::invalid(format!("model `{id}`, file {what}: {e} ({hint})"))
     };
     let client = hf_hub::HFClientSync::new().map_err(|e| failed("-", e.to_string()))?;

@@ -60,7 +60,11 @@ impl Image {
 
     fn decode<R: BufRead + Seek>(origin: &Path, reader: R) -> Result<Self> {
         let bad = |e: ::image::ImageError| {
-            Error::bad_file(origin, format!("not a picture that can be read ({e}); use a whole JPEG, PNG, WebP, GIF, BMP or TIFF file"))
+            let why = e.to_string().replace('\n', " ");
+            Error::bad_file(
+                origin,
+                format!("not a picture that can be read ({why}); use a whole JPEG, PNG, WebP, GIF, BMP or TIFF file"),
+            )
         };
         let mut reader = ImageReader::new(reader).with_guessed_format().map_err(Error::io(origin))?;
         if reader.format().is_none() {
@@ -72,7 +76,10 @@ impl Image {
         let mut decoder = reader.into_decoder().map_err(bad)?;
         let (w, h) = decoder.dimensions();
         if u64::from(w) * u64::from(h) > MAX_PIXELS {
-            return Err(Error::bad_file(origin, format!("{w}x{h} pixels is more than the {MAX_PIXELS} that are accepted; scale it down")));
+            return Err(Error::bad_file(
+                origin,
+                format!("{w}x{h} pixels is more than the {MAX_PIXELS} that are accepted; scale it down"),
+            ));
         }
         if w == 0 || h == 0 {
             return Err(Error::bad_file(origin, "a picture without pixels"));
@@ -87,8 +94,15 @@ impl Image {
     /// The picture as PNG bytes.
     pub fn to_png(&self) -> Result<Vec<u8>> {
         let mut out = Cursor::new(Vec::new());
-        ::image::write_buffer_with_format(&mut out, &self.rgb, self.width as u32, self.height as u32, ::image::ExtendedColorType::Rgb8, ::image::ImageFormat::Png)
-            .map_err(|e| Error::invalid(format!("writing a PNG: {e}")))?;
+        ::image::write_buffer_with_format(
+            &mut out,
+            &self.rgb,
+            self.width as u32,
+            self.height as u32,
+            ::image::ExtendedColorType::Rgb8,
+            ::image::ImageFormat::Png,
+        )
+        .map_err(|e| Error::invalid(format!("writing a PNG: {e}")))?;
         Ok(out.into_inner())
     }
 
@@ -198,7 +212,11 @@ impl Preprocess {
         let mut values = vec![0f32; images.len() * 3 * plane];
         for (img, out) in images.iter().zip(values.chunks_exact_mut(3 * plane)) {
             if img.width() != side || img.height() != side {
-                return Err(Error::invalid(format!("a {}x{} picture where {side}x{side} is needed", img.width(), img.height())));
+                return Err(Error::invalid(format!(
+                    "a {}x{} picture where {side}x{side} is needed",
+                    img.width(),
+                    img.height()
+                )));
             }
             for (i, px) in img.rgb().chunks_exact(3).enumerate() {
                 for c in 0..3 {

@@ -44,7 +44,13 @@ impl Qlip {
             None
         };
         let (text, text_projection) = if with_text {
-            let proj = Linear::new(&p.at("text_projection"), t.hidden_size, config.projection_dim, config.text_projection_bias, std(t.hidden_size))?;
+            let proj = Linear::new(
+                &p.at("text_projection"),
+                t.hidden_size,
+                config.projection_dim,
+                config.text_projection_bias,
+                std(t.hidden_size),
+            )?;
             (Some(TextTower::new(&p.at("text_model"), t)?), Some(proj))
         } else {
             (None, None)
@@ -56,7 +62,13 @@ impl Qlip {
             bsq: Bsq::new(&v.quantizer_cfg),
             quant_embed_post,
             decoder: PixelDecoder::new(&p.at("vision_decoder"), d)?,
-            visual_projection: Linear::new(&p.at("visual_projection"), v.hidden_size, config.projection_dim, config.vision_projection_bias, std(v.hidden_size))?,
+            visual_projection: Linear::new(
+                &p.at("visual_projection"),
+                v.hidden_size,
+                config.projection_dim,
+                config.vision_projection_bias,
+                std(v.hidden_size),
+            )?,
             text_projection,
             logit_scale: p.get((), "logit_scale", Init::Const(config.logit_scale_init_value))?,
         })
@@ -71,7 +83,10 @@ impl Qlip {
     pub fn encode(&self, pixels: &Pixels) -> Result<VisionOutput> {
         let size = self.config.vision_config.image_size;
         if pixels.0.dims().get(1..) != Some(&[3, size, size][..]) {
-            return Err(Error::invalid(format!("pixels of shape {:?}; the model takes [batch, 3, {size}, {size}]", pixels.0.dims())));
+            return Err(Error::invalid(format!(
+                "pixels of shape {:?}; the model takes [batch, 3, {size}, {size}]",
+                pixels.0.dims()
+            )));
         }
         self.vision.forward(pixels)
     }
@@ -100,7 +115,10 @@ impl Qlip {
         if codes.bits != self.bsq.bits || codes.grid != self.grid() {
             return Err(Error::invalid(format!(
                 "codes of {} bits on a {} grid; the model has {} bits on {}",
-                codes.bits, codes.grid, self.bsq.bits, self.grid()
+                codes.bits,
+                codes.grid,
+                self.bsq.bits,
+                self.grid()
             )));
         }
         let corners = self.bsq.corners(&codes.indices, self.logit_scale.device())?;

@@ -104,7 +104,12 @@ fn vertical(part: &Part, input: usize, output: usize, top: usize, count: usize) 
 ///
 /// Pillow resizes columns first unless that leaves more to do: measured on Pillow 13, rows come first where the height
 /// shrinks by more than twice what the width does.
-pub fn resize_window(img: &Image, (width, height): (usize, usize), (left, top): (usize, usize), crop: (usize, usize)) -> Image {
+pub fn resize_window(
+    img: &Image,
+    (width, height): (usize, usize),
+    (left, top): (usize, usize),
+    crop: (usize, usize),
+) -> Image {
     let (cw, ch) = crop;
     let (iw, ih) = (img.width(), img.height());
     let whole = Part { width: iw, rgb: img.rgb().to_vec() };

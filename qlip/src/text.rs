@@ -49,7 +49,10 @@ impl TextTower {
             return Err(Error::invalid(format!("text token {bad} is outside the vocabulary of {vocab}")));
         }
         if tokens > self.positions.dim(0)? {
-            return Err(Error::invalid(format!("a text of {tokens} tokens; the text tower takes {}", self.positions.dim(0)?)));
+            return Err(Error::invalid(format!(
+                "a text of {tokens} tokens; the text tower takes {}",
+                self.positions.dim(0)?
+            )));
         }
         let index = Tensor::from_slice(ids, b * tokens, self.tokens.device())?;
         let x = self.tokens.index_select(&index, 0)?.reshape((b, tokens, d))?;

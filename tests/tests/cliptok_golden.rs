@@ -9,9 +9,11 @@ fn ids_of_sixty_strings() {
     let bytes = std::fs::read(&path).unwrap();
     let tok = TextTokenizer::from_bytes(&path, &bytes, 77, 49407).unwrap();
     let long = TextTokenizer::from_bytes(&path, &bytes, 100_000, 49407).unwrap();
-    let cases: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(fixture("cliptok/strings.json")).unwrap()).unwrap();
+    let cases: Vec<serde_json::Value> =
+        serde_json::from_str(&std::fs::read_to_string(fixture("cliptok/strings.json")).unwrap()).unwrap();
     assert!(cases.len() >= 60);
-    let list = |v: &serde_json::Value| v.as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect::<Vec<_>>();
+    let list =
+        |v: &serde_json::Value| v.as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect::<Vec<_>>();
     for case in &cases {
         let text = case["text"].as_str().unwrap();
         assert_eq!(long.encode(text).unwrap(), list(&case["ids"]), "{text:?}");

@@ -18,7 +18,8 @@ fn best(logits: &Tensor) -> Vec<u32> {
 fn check(case: &str, tolerance: f64) {
     let config: LlamaConfig = read_json(&fixture(&format!("llama/{case}/config.json"))).unwrap();
     let io = golden(&format!("llama/{case}/io.safetensors"));
-    let params = Params::for_training(golden(&format!("llama/{case}/model.safetensors")), &[], 0, DType::F32, &Device::Cpu);
+    let params =
+        Params::for_training(golden(&format!("llama/{case}/model.safetensors")), &[], 0, DType::F32, &Device::Cpu);
     let model = Llama::new(&params, &config).unwrap();
     close_values("frequencies", &config.inverse_frequencies(), &values(&io["inverse_frequencies"]), 1e-6, 0.0);
 
@@ -71,7 +72,11 @@ fn check(case: &str, tolerance: f64) {
             let cut = |x: &Tensor| x.get(i).unwrap().narrow(0, from, len).unwrap();
             close(&format!("{case} padded {i}"), &cut(&logits), &cut(want), tolerance);
         }
-        assert_eq!(generate(&model, &input, b, Some(&pads), 12), ids(&io["padded_greedy_tokens"]), "{case} padded greedy");
+        assert_eq!(
+            generate(&model, &input, b, Some(&pads), 12),
+            ids(&io["padded_greedy_tokens"]),
+            "{case} padded greedy"
+        );
     }
 }
 

@@ -11,8 +11,7 @@ fn group(prefix: &str, weight_decay: f64) -> Group {
 
 /// Gradients as the optimiser wants them: of a sum of var * grad.
 fn grads(pairs: &[(&Var, Tensor)]) -> candle_core::backprop::GradStore {
-    let parts: Vec<Tensor> =
-        pairs.iter().map(|(v, g)| (v.as_tensor() * g).unwrap().sum_all().unwrap()).collect();
+    let parts: Vec<Tensor> = pairs.iter().map(|(v, g)| (v.as_tensor() * g).unwrap().sum_all().unwrap()).collect();
     Tensor::stack(&parts, 0).unwrap().sum_all().unwrap().backward().unwrap()
 }
 

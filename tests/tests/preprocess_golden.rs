@@ -9,7 +9,11 @@ fn same_levels(what: &str, got: &Image, want: &candle_core::Tensor) {
     let want = integers(want);
     let differ = got.rgb().iter().zip(&want).filter(|(a, b)| i64::from(**a) != **b).count();
     let worst = got.rgb().iter().zip(&want).map(|(a, b)| (i64::from(*a) - b).abs()).max().unwrap();
-    assert!(worst <= 1 && differ * 1000 <= want.len(), "{what}: {differ} of {} levels differ, worst {worst}", want.len());
+    assert!(
+        worst <= 1 && differ * 1000 <= want.len(),
+        "{what}: {differ} of {} levels differ, worst {worst}",
+        want.len()
+    );
 }
 
 #[test]

@@ -17,7 +17,10 @@ pub const TALK: &[(&str, &str)] = &[
     ("help", "try: draw a red circle above a blue square."),
     ("can you draw?", "yes. try: draw a red circle above a blue square."),
     ("can you see?", "yes. give me a picture with /image and ask about it."),
-    ("what can you draw?", "circles, squares, triangles, diamonds, crosses, stars, and small photos of animals and vehicles."),
+    (
+        "what can you draw?",
+        "circles, squares, triangles, diamonds, crosses, stars, and small photos of animals and vehicles.",
+    ),
     ("which colours do you know?", "red, green, blue, yellow, purple, orange, cyan and black."),
     ("which shapes do you know?", "circle, square, triangle, diamond, cross and star."),
     ("which animals do you know?", "bird, cat, deer, dog, frog and horse."),
@@ -36,8 +39,13 @@ pub const TALK: &[(&str, &str)] = &[
 pub const DRAW: &[&str] = &["draw ", "draw ", "draw me ", "please draw ", "paint ", "make a picture of ", "show me "];
 
 /// Ways to ask what a picture shows.
-pub const DESCRIBE: &[&str] =
-    &["what is in the picture?", "what is in the picture?", "describe the picture.", "what do you see?", "what is this?"];
+pub const DESCRIBE: &[&str] = &[
+    "what is in the picture?",
+    "what is in the picture?",
+    "describe the picture.",
+    "what do you see?",
+    "what is this?",
+];
 
 /// Lines that cover what the tokenizer has to spell.
 pub fn lines(classes: &[String], scenes: usize) -> Vec<String> {

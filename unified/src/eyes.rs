@@ -31,7 +31,8 @@ impl Eyes {
         config.check().map_err(|e| Error::bad_file(&path, e.to_string()))?;
         let preprocess = if files.has(&at("preprocessor_config.json")) {
             let path = files.path_of(&at("preprocessor_config.json"));
-            serde_json::from_str(&files.text(&at("preprocessor_config.json"))?).map_err(|e| Error::bad_file(path, e.to_string()))?
+            serde_json::from_str(&files.text(&at("preprocessor_config.json"))?)
+                .map_err(|e| Error::bad_file(path, e.to_string()))?
         } else {
             Preprocess::clip(config.vision_config.image_size)
         };
@@ -42,7 +43,12 @@ impl Eyes {
         let text = if with_text && files.has(&at("tokenizer.json")) {
             let t = &config.text_config;
             let path = files.path_of(&at("tokenizer.json"));
-            Some(TextTokenizer::from_bytes(&path, &files.read(&at("tokenizer.json"))?, t.max_position_embeddings, t.eos_token_id)?)
+            Some(TextTokenizer::from_bytes(
+                &path,
+                &files.read(&at("tokenizer.json"))?,
+                t.max_position_embeddings,
+                t.eos_token_id,
+            )?)
         } else {
             None
         };
@@ -77,7 +83,8 @@ impl Eyes {
 
     /// Unit vectors of label texts, averaged over the templates (`{}` stands for the label).
     pub fn label_vectors(&self, labels: &[String], templates: &[&str]) -> Result<Tensor> {
-        let text = self.text.as_ref().ok_or_else(|| Error::invalid("this model has no text tower or no tokenizer.json"))?;
+        let text =
+            self.text.as_ref().ok_or_else(|| Error::invalid("this model has no text tower or no tokenizer.json"))?;
         let mut rows = Vec::new();
         for label in labels {
             let filled: Vec<String> = templates.iter().map(|t| t.replace("{}", label)).collect();
@@ -108,7 +115,8 @@ pub fn load_weights(files: &ModelFiles, folder: &str) -> Result<std::collections
     match files {
         ModelFiles::Dir(dir) => checkpoint::load_dir(&dir.join(folder)),
         ModelFiles::Embedded(_) => {
-            let name = if folder.is_empty() { "model.safetensors".to_owned() } else { format!("{folder}/model.safetensors") };
+            let name =
+                if folder.is_empty() { "model.safetensors".to_owned() } else { format!("{folder}/model.safetensors") };
             checkpoint::read(&files.path_of(&name), &files.read(&name)?)
         }
     }

@@ -14,6 +14,11 @@ pub enum ModelFiles {
 }
 
 impl ModelFiles {
+    /// The nano model that this library carries.
+    pub fn nano() -> Self {
+        Self::Embedded(crate::assets::NANO)
+    }
+
     /// The folder's path, or a name for the embedded model, for messages.
     pub fn path_of(&self, name: &str) -> PathBuf {
         match self {

@@ -1,5 +1,6 @@
 //! The mixed-modality runner: one model that understands, draws and chats, and how it is trained.
 
+mod assets;
 pub mod config;
 pub mod corpus;
 pub mod eyes;

@@ -8,10 +8,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `mi_option_purge_delay` of mimalloc.h, which the bindings do not name.
 const PURGE_DELAY: i32 = 15;
 
-#[allow(unsafe_code, reason = "two settings that must be made before any other thread runs")]
+#[allow(unsafe_code, reason = "settings that must be made before any other thread runs")]
 fn main() -> std::process::ExitCode {
     // SAFETY: no other thread is running yet.
     unsafe {
+        // `unified ... | head` ends quietly, as other programs do, instead of panicking in println!
+        #[cfg(unix)]
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         // A training step frees and takes the same gigabyte again: giving it back to the system in between costs a
         // quarter of the step in page faults (docs/performance.md).
         libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);

@@ -110,7 +110,10 @@ impl Unified {
             if rows == config.text_config.vocab_size {
                 return Ok(());
             }
-            Err(Error::invalid(format!("vocab_size {} is not the vocabulary's {rows} rows", config.text_config.vocab_size)))
+            Err(Error::invalid(format!(
+                "vocab_size {} is not the vocabulary's {rows} rows",
+                config.text_config.vocab_size
+            )))
         });
         fits.map_err(|e| Error::bad_file(&path, e.to_string()))?;
         let eyes = Eyes::load(files, &config.image_tokenizer, dtype, device, true)?;
@@ -151,7 +154,9 @@ impl Unified {
             for c in &message.content {
                 match c {
                     // a mark typed by a person is words, not a mark
-                    Content::Text(t) => content.push(serde_json::json!({"type": "text", "text": t.replace("<|", "< |")})),
+                    Content::Text(t) => {
+                        content.push(serde_json::json!({"type": "text", "text": t.replace("<|", "< |")}))
+                    }
                     Content::Image(i) => {
                         pictures.push(self.eyes.encode(std::slice::from_ref(i))?.indices);
                         content.push(serde_json::json!({"type": "image"}));
@@ -173,7 +178,8 @@ impl Unified {
         let mut ids = self.words.encode(pieces.next().unwrap_or(""))?;
         let mut shown = pictures.iter();
         for piece in pieces {
-            let codes = shown.next().ok_or_else(|| Error::invalid("the chat template shows more pictures than there are"))?;
+            let codes =
+                shown.next().ok_or_else(|| Error::invalid("the chat template shows more pictures than there are"))?;
             ids.push(self.config.vocabulary.begin_image);
             ids.extend(self.config.vocabulary.to_tokens(codes));
             ids.push(self.config.vocabulary.end_image);
@@ -213,7 +219,8 @@ impl Unified {
                 let grid = self.config.vocabulary.grid;
                 let mut rows = |done: usize| on(Event::RowDone(done, grid));
                 let seed = picture_seed(request.seed, reply.images.len());
-                let Some(codes) = self.draw_images(&[context.clone()], &[seed], &request.generation, &mut rows)?.pop() else {
+                let Some(codes) = self.draw_images(&[context.clone()], &[seed], &request.generation, &mut rows)?.pop()
+                else {
                     return Ok(reply);
                 };
                 context.extend(self.config.vocabulary.to_tokens(&codes));
@@ -245,7 +252,13 @@ impl Unified {
         Ok(reply)
     }
 
-    fn finish_text(&self, run: &mut Vec<u32>, shown: &mut usize, reply: &mut Reply, on: &mut dyn FnMut(Event) -> bool) -> Result<()> {
+    fn finish_text(
+        &self,
+        run: &mut Vec<u32>,
+        shown: &mut usize,
+        reply: &mut Reply,
+        on: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<()> {
         if !run.is_empty() {
             let text = self.words.decode(run)?;
             if text.len() > *shown {
@@ -274,7 +287,13 @@ impl Unified {
     /// Draws one picture for each context (which ends with the begin-image mark), all in one batch; with guidance the
     /// unconditional halves are rows of the same batch. `on_row` hears how many rows of the grid are done and may stop
     /// the drawing, which then returns nothing.
-    pub fn draw_images(&self, contexts: &[Vec<u32>], seeds: &[u64], g: &Generation, on_row: &mut dyn FnMut(usize) -> bool) -> Result<Vec<Vec<u64>>> {
+    pub fn draw_images(
+        &self,
+        contexts: &[Vec<u32>],
+        seeds: &[u64],
+        g: &Generation,
+        on_row: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<Vec<u64>>> {
         let v = &self.config.vocabulary;
         let n = contexts.len();
         let guided = g.guidance_scale != 1.0;

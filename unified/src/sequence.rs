@@ -59,7 +59,10 @@ pub fn pack(vocab: &MergedVocab, sequences: &[Sequence], length: usize, pad: u32
     let mut room: Vec<usize> = Vec::new();
     for s in sequences {
         if s.ids.len() > length {
-            return Err(Error::invalid(format!("a sequence of {} tokens does not fit a row of {length}; raise sequence_length", s.ids.len())));
+            return Err(Error::invalid(format!(
+                "a sequence of {} tokens does not fit a row of {length}; raise sequence_length",
+                s.ids.len()
+            )));
         }
         let at = room.iter().position(|&r| r >= s.ids.len()).unwrap_or_else(|| {
             rows.push(Vec::new());

@@ -69,7 +69,8 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: &Mask) -> Resu
     let (_, tk, kv, _) = k.dims4()?;
     let group = h / kv;
     // [b, kv, group * tq, d] against [b, kv, tk, d]
-    let q = q.reshape((b, tq, kv, group, d))?.permute((0, 2, 3, 1, 4))?.contiguous()?.reshape((b, kv, group * tq, d))?;
+    let q =
+        q.reshape((b, tq, kv, group, d))?.permute((0, 2, 3, 1, 4))?.contiguous()?.reshape((b, kv, group * tq, d))?;
     let (k, v) = (k.transpose(1, 2)?.contiguous()?, v.transpose(1, 2)?.contiguous()?);
     let scores = (q.matmul(&k.t()?)? * f64::from(scale))?;
     let hidden: Vec<f32> = (0..b)
@@ -172,7 +173,16 @@ impl Shared {
 
 impl Attention {
     /// Probabilities of a block of queries over the keys `see` (the union of what they see), row-major.
-    fn probabilities(&self, n: Dims, b: usize, head: usize, rows: Range<usize>, q: &[f32], k: &[f32], p: &mut Vec<f32>) -> Range<usize> {
+    fn probabilities(
+        &self,
+        n: Dims,
+        b: usize,
+        head: usize,
+        rows: Range<usize>,
+        q: &[f32],
+        k: &[f32],
+        p: &mut Vec<f32>,
+    ) -> Range<usize> {
         let mut see = self.mask.keys(b, rows.start, n.tq, n.tk);
         for i in rows.clone() {
             let r = self.mask.keys(b, i, n.tq, n.tk);
@@ -288,9 +298,8 @@ impl CustomOp3 for Attention {
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let n = Dims::new(q.dims(), k.dims());
-        let [dq, dk, dv] = with_values([q, k, v, out, &g.contiguous()?], |[q, k, v, out, g]| {
-            self.backward(n, q, k, v, out, g)
-        })?;
+        let [dq, dk, dv] =
+            with_values([q, k, v, out, &g.contiguous()?], |[q, k, v, out, g]| self.backward(n, q, k, v, out, g))?;
         let dev = q.device();
         Ok((
             Some(Tensor::from_vec(dq, q.shape(), dev)?),

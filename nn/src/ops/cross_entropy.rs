@@ -46,10 +46,8 @@ impl CustomOp1 for CrossEntropy {
         let v = x.len() / n.max(1);
         let mut loss = vec![0f32; n];
         let rows = rows_per_task(n, v);
-        loss.par_chunks_mut(rows)
-            .zip(x.par_chunks((rows * v).max(1)))
-            .zip(self.targets.par_chunks(rows))
-            .for_each(|((loss, x), t)| {
+        loss.par_chunks_mut(rows).zip(x.par_chunks((rows * v).max(1))).zip(self.targets.par_chunks(rows)).for_each(
+            |((loss, x), t)| {
                 for ((loss, row), &t) in loss.iter_mut().zip(x.chunks_exact(v)).zip(t) {
                     if t != IGNORE {
                         let max = vector::max(row);
@@ -66,7 +64,8 @@ impl CustomOp1 for CrossEntropy {
                         *loss = sum.ln() + max - row[t as usize];
                     }
                 }
-            });
+            },
+        );
         Ok((CpuStorage::F32(loss), Shape::from(n)))
     }
     fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {

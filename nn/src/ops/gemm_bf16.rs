@@ -234,8 +234,8 @@ mod x86 {
                     gemm_bf16(m, n, k, at, bt, &mut c, true);
                     for i in 0..m {
                         for j in 0..n {
-                            let want: f64 = 2.0
-                                * (0..k).map(|p| r(a[i * ars + p * acs]) * r(b[p * brs + j * bcs])).sum::<f64>();
+                            let want: f64 =
+                                2.0 * (0..k).map(|p| r(a[i * ars + p * acs]) * r(b[p * brs + j * bcs])).sum::<f64>();
                             let got = f64::from(c[i * n + j]);
                             assert!((want - got).abs() < 1e-4, "{m}x{n}x{k} at {i},{j}: {got} for {want}");
                         }

@@ -141,10 +141,8 @@ pub(super) fn column_sums(g: &[f32], n: usize) -> Vec<f32> {
         a
     };
     let rows = (g.len() / n).div_ceil(2 * rayon::current_num_threads()).max(64);
-    let parts: Vec<Vec<f32>> = g
-        .par_chunks(n * rows)
-        .map(|rows| rows.chunks_exact(n).fold(vec![0f32; n], add))
-        .collect();
+    let parts: Vec<Vec<f32>> =
+        g.par_chunks(n * rows).map(|rows| rows.chunks_exact(n).fold(vec![0f32; n], add)).collect();
     parts.iter().fold(vec![0f32; n], |a, b| add(a, b))
 }
 

@@ -136,10 +136,7 @@ impl Rope {
         };
         let (cos, sin) = (gather(&self.cos)?, gather(&self.sin)?);
         let turn = |a: &Tensor, c: &Tensor| -> Result<(Tensor, Tensor)> {
-            Ok((
-                (a.broadcast_mul(&cos)? - c.broadcast_mul(&sin)?)?,
-                (c.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?,
-            ))
+            Ok(((a.broadcast_mul(&cos)? - c.broadcast_mul(&sin)?)?, (c.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?))
         };
         match self.style {
             RopeStyle::Halves => {
@@ -148,8 +145,7 @@ impl Rope {
             }
             RopeStyle::Interleaved => {
                 let pairs = x.reshape((b, t, h, self.half, 2))?;
-                let (a, c) =
-                    turn(&pairs.narrow(4, 0, 1)?.squeeze(4)?, &pairs.narrow(4, 1, 1)?.squeeze(4)?)?;
+                let (a, c) = turn(&pairs.narrow(4, 0, 1)?.squeeze(4)?, &pairs.narrow(4, 1, 1)?.squeeze(4)?)?;
                 Tensor::stack(&[a, c], D::Minus1)?.reshape((b, t, h, d))
             }
         }
@@ -167,7 +163,9 @@ impl CustomOp1 for Rotate {
         "rope"
     }
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let &[_, tokens, heads, _] = lx.dims() else { candle_core::bail!("rope needs [batch, tokens, heads, head_dim]") };
+        let &[_, tokens, heads, _] = lx.dims() else {
+            candle_core::bail!("rope needs [batch, tokens, heads, head_dim]")
+        };
         let mut y = values(x, lx)?.to_vec();
         self.rope.rotate(&mut y, tokens, heads, &self.positions, self.inverse);
         Ok((CpuStorage::F32(y), lx.shape().clone()))

@@ -100,7 +100,11 @@ impl Optimizer {
                 .ok_or_else(|| Error::invalid(format!("`{name}` got no gradient: something cuts the graph")))?;
             sum += f64::from(g.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
         }
-        if sum.is_finite() { Ok(sum.sqrt()) } else { Err(Error::invalid("the gradient is not finite: lower the learning rate")) }
+        if sum.is_finite() {
+            Ok(sum.sqrt())
+        } else {
+            Err(Error::invalid("the gradient is not finite: lower the learning rate"))
+        }
     }
 
     /// One update at learning rate `lr`, gradients multiplied by `grad_scale` first.
@@ -189,14 +193,16 @@ impl Update<'_> {
         let (b1, b2) = (self.settings.betas.0 as f32, self.settings.betas.1 as f32);
         let c1 = (1.0 - self.settings.betas.0.powi(self.steps as i32)) as f32;
         let c2 = (1.0 - self.settings.betas.1.powi(self.steps as i32)) as f32;
-        let (eps, lr, wd, scale) = (self.settings.eps as f32, self.lr as f32, self.weight_decay as f32, self.grad_scale);
+        let (eps, lr, wd, scale) =
+            (self.settings.eps as f32, self.lr as f32, self.weight_decay as f32, self.grad_scale);
         let direction = |m: &mut f32, v: &mut f32, g: f32| {
             let g = g * scale;
             *m = b1 * *m + (1.0 - b1) * g;
             *v = b2 * *v + (1.0 - b2) * g * g;
             (*m / c1) / ((*v / c2).sqrt() + eps)
         };
-        let chunks = p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)));
+        let chunks =
+            p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)));
         match self.settings.rule {
             Rule::Adamw => chunks.for_each(|((p, m), (v, g))| {
                 for i in 0..p.len() {

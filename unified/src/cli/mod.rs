@@ -1,5 +1,12 @@
-//! Commands: parse, call the library, print. One file a command.
+//! Commands: parse, call the library, print. One file a command, or a family that shares its shape.
 
+mod chat;
+mod common;
+mod forward;
+mod generate;
+mod images;
+mod info;
+mod terminal;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -15,7 +22,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Chat(chat::Chat),
+    Generate(generate::Generate),
+    Describe(images::Describe),
+    Tokenize(images::Tokenize),
+    Detokenize(images::Detokenize),
+    Reconstruct(images::Reconstruct),
+    Classify(images::Classify),
     Train(train::Train),
+    Forward(forward::Forward),
+    Info(info::Info),
+    Export(info::Export),
 }
 
 /// Parses the command line and runs the command; errors become one line on stderr.
@@ -31,14 +48,37 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            eprintln!("error: {}", one_line(&e));
             ExitCode::FAILURE
         }
     }
 }
 
+/// An error and its causes in one line, without the backtraces that tensor errors may carry.
+fn one_line(e: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in e.chain() {
+        let text = cause.to_string();
+        let line = text.lines().next().unwrap_or("").trim().to_owned();
+        if !parts.last().is_some_and(|p| p.contains(&line)) {
+            parts.push(line);
+        }
+    }
+    parts.join(": ")
+}
+
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
+        Command::Chat(c) => c.run(),
+        Command::Generate(c) => c.run(),
+        Command::Describe(c) => c.run(),
+        Command::Tokenize(c) => c.run(),
+        Command::Detokenize(c) => c.run(),
+        Command::Reconstruct(c) => c.run(),
+        Command::Classify(c) => c.run(),
         Command::Train(c) => c.run(),
+        Command::Forward(c) => c.run(),
+        Command::Info(c) => c.run(),
+        Command::Export(c) => c.run(),
     }
 }

@@ -133,9 +133,8 @@ fn judge(seen: &[Seen], prompt: &Prompt) -> Verdict {
     };
     let mut atoms: Vec<bool> = prompt.nouns.iter().zip(&found).map(|(n, f)| f.len() == needed(n)).collect();
     if let (Some(relation), [a, b, ..]) = (prompt.relation, &found[..]) {
-        let holds = a.iter().any(|a| {
-            b.iter().any(|b| relation.holds(a.centre.0 - b.centre.0, a.centre.1 - b.centre.1, 1.0))
-        });
+        let holds =
+            a.iter().any(|a| b.iter().any(|b| relation.holds(a.centre.0 - b.centre.0, a.centre.1 - b.centre.1, 1.0)));
         atoms.push(holds);
     }
     let right = atoms.iter().filter(|a| **a).count();
@@ -153,9 +152,9 @@ struct Blob {
 
 impl Blob {
     fn bounds(&self) -> (usize, usize, usize, usize) {
-        self.pixels.iter().fold((SIDE, SIDE, 0, 0), |(x0, y0, x1, y1), &(x, y)| {
-            (x0.min(x), y0.min(y), x1.max(x + 1), y1.max(y + 1))
-        })
+        self.pixels
+            .iter()
+            .fold((SIDE, SIDE, 0, 0), |(x0, y0, x1, y1), &(x, y)| (x0.min(x), y0.min(y), x1.max(x + 1), y1.max(y + 1)))
     }
 
     /// The tight box, resampled to a square mask.
@@ -227,9 +226,14 @@ fn dominant(pixels: &[(usize, usize)], class: &[Option<Colour>]) -> (Colour, f64
         inside[y * SIDE + x] = true;
     }
     let core = |&&(x, y): &&(usize, usize)| {
-        x > 0 && y > 0 && x + 1 < SIDE && y + 1 < SIDE
-            && inside[y * SIDE + x - 1] && inside[y * SIDE + x + 1]
-            && inside[(y - 1) * SIDE + x] && inside[(y + 1) * SIDE + x]
+        x > 0
+            && y > 0
+            && x + 1 < SIDE
+            && y + 1 < SIDE
+            && inside[y * SIDE + x - 1]
+            && inside[y * SIDE + x + 1]
+            && inside[(y - 1) * SIDE + x]
+            && inside[(y + 1) * SIDE + x]
     };
     let mut counts = [0usize; 8];
     for &(x, y) in pixels.iter().filter(core) {
@@ -378,7 +382,11 @@ mod tests {
                 let mut rng = SceneRng::new(Split::Test, 9, i);
                 let scene = Scene::random(&mut rng, Split::Test, 1, 6);
                 let img = render(&scene, side);
-                assert!(checker.shows(&img, &scene), "side {side}, item {i}: {scene:?} read as {:?}", checker.see(&img));
+                assert!(
+                    checker.shows(&img, &scene),
+                    "side {side}, item {i}: {scene:?} read as {:?}",
+                    checker.see(&img)
+                );
             }
         }
     }
@@ -401,7 +409,8 @@ mod tests {
                 }
                 1 => noun.count += 1,
                 2 if miss.relation.is_some() => {
-                    miss.relation = miss.relation.map(|r| super::super::Relation::ALL[(r as usize + 1 + rng.below(3)) % 4]);
+                    miss.relation =
+                        miss.relation.map(|r| super::super::Relation::ALL[(r as usize + 1 + rng.below(3)) % 4]);
                 }
                 _ => noun.shape = noun.shape.map(|s| Shape::ALL[(s as usize + 1 + rng.below(5)) % 6]),
             }
@@ -414,7 +423,12 @@ mod tests {
         let checker = Checker::new(64);
         assert!(checker.see(&Image::from_rgb(64, 64, vec![200; 64 * 64 * 3])).is_empty());
         let mut seed = 1;
-        let noise = (0..64 * 64 * 3).map(|_| { seed = nn::rng::mix(seed + 1); seed as u8 }).collect();
+        let noise = (0..64 * 64 * 3)
+            .map(|_| {
+                seed = nn::rng::mix(seed + 1);
+                seed as u8
+            })
+            .collect();
         assert!(checker.see(&Image::from_rgb(64, 64, noise)).iter().all(|s| s.shape.is_none()));
     }
 }

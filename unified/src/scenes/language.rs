@@ -24,7 +24,9 @@ impl Noun {
 
     /// Whether an object is one of these.
     pub fn fits(&self, o: &Object) -> bool {
-        self.colour.is_none_or(|c| c == o.colour) && self.shape.is_none_or(|s| s == o.shape) && self.size.is_none_or(|s| s == o.size)
+        self.colour.is_none_or(|c| c == o.colour)
+            && self.shape.is_none_or(|s| s == o.shape)
+            && self.size.is_none_or(|s| s == o.size)
     }
 
     /// Words after the article or number.

@@ -11,4 +11,4 @@ mod world;
 pub use checker::{Checker, Seen, Verdict};
 pub use language::{Category, Noun, Prompt, Question, caption, prompt, question};
 pub use render::render;
-pub use world::{Colour, Object, Relation, SceneRng, Scene, Shape, Size, Split};
+pub use world::{Colour, Object, Relation, Scene, SceneRng, Shape, Size, Split};

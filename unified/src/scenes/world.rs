@@ -186,7 +186,9 @@ pub struct SceneRng(u64);
 impl SceneRng {
     /// The stream of one item; `seed` separates trainings.
     pub fn new(split: Split, seed: u64, item: u64) -> Self {
-        let key = [SUITE, split as u64, seed, item].iter().fold(0u64, |h, &k| nn::rng::mix(h ^ nn::rng::mix(k.wrapping_add(0x9E37_79B9_7F4A_7C15))));
+        let key = [SUITE, split as u64, seed, item]
+            .iter()
+            .fold(0u64, |h, &k| nn::rng::mix(h ^ nn::rng::mix(k.wrapping_add(0x9E37_79B9_7F4A_7C15))));
         Self(key)
     }
 

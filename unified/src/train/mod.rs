@@ -64,9 +64,8 @@ impl Training {
 
 /// Sets `a.b.c=value` in a table; a value that is not TOML is taken as a string.
 fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
-    let (key, value) = assignment
-        .split_once('=')
-        .ok_or_else(|| Error::invalid(format!("--set {assignment}: write key=value")))?;
+    let (key, value) =
+        assignment.split_once('=').ok_or_else(|| Error::invalid(format!("--set {assignment}: write key=value")))?;
     let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
         .ok()
         .and_then(|mut t| t.remove("v"))

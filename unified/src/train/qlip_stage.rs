@@ -7,11 +7,11 @@ use crate::{Error, Result};
 use candle_core::DType;
 use nn::train::{LoopConfig, OptimConfig, Precision, Trainer};
 use nn::{Params, checkpoint, rng};
+use qlip::Qlip;
 use qlip::config::QlipConfig;
 use qlip::image::{Image, Preprocess};
 use qlip::tokenizer::TextTokenizer;
 use qlip::train::{LossWeights, PairBatch, STAGE2_FROZEN, stage1, stage2};
-use qlip::Qlip;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -146,7 +146,8 @@ impl QlipTraining {
     }
 
     fn text(&self, config: &QlipConfig) -> Result<TextTokenizer> {
-        let path = self.tokenizer_file().ok_or_else(|| Error::invalid("stage 1 needs `tokenizer`, a tokenizer.json"))?;
+        let path =
+            self.tokenizer_file().ok_or_else(|| Error::invalid("stage 1 needs `tokenizer`, a tokenizer.json"))?;
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let t = &config.text_config;
         TextTokenizer::from_bytes(&path, &bytes, t.max_position_embeddings, t.eos_token_id)

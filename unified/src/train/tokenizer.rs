@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerBuilder};
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerBuilder,
+};
 
 /// Marks, in the order of their ids from 0 on. Start and end frame a text for the text tower; the others are the chat's.
 pub const MARKS: [&str; 7] =
@@ -42,14 +44,20 @@ impl TokenizerTraining {
             .special_tokens(vec![(MARKS[0], 0), (MARKS[1], 1)])
             .build()
             .map_err(|e| Error::invalid(e.to_string()))?;
-        let mut tokenizer = TokenizerBuilder::<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>::default()
-            .with_model(BPE::default())
-            .with_normalizer(None)
-            .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(bytes)))
-            .with_post_processor(Some(PostProcessorWrapper::Template(template)))
-            .with_decoder(Some(DecoderWrapper::ByteLevel(bytes)))
-            .build()
-            .map_err(bad)?;
+        let mut tokenizer = TokenizerBuilder::<
+            BPE,
+            NormalizerWrapper,
+            PreTokenizerWrapper,
+            PostProcessorWrapper,
+            DecoderWrapper,
+        >::default()
+        .with_model(BPE::default())
+        .with_normalizer(None)
+        .with_pre_tokenizer(Some(PreTokenizerWrapper::ByteLevel(bytes)))
+        .with_post_processor(Some(PostProcessorWrapper::Template(template)))
+        .with_decoder(Some(DecoderWrapper::ByteLevel(bytes)))
+        .build()
+        .map_err(bad)?;
         tokenizer.train(&mut trainer, lines.iter().map(String::as_str)).map_err(bad)?;
         let json = tokenizer.to_string(true).map_err(bad)?;
         nn::checkpoint::write_atomic(&run.out.join("tokenizer.json"), json.as_bytes())

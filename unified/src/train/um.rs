@@ -104,7 +104,8 @@ impl UnifiedTraining {
         let params = Params::for_training(start, &[], self.seed, DType::F32, &run.device);
         let model = Llama::new(&params, &config.text_config)?;
         let photos = Photos::open(&self.photos, "train")?;
-        let source = Source { photos: &photos, mixture: &self.mixture, marks: &marks, side: eyes.side(), seed: self.seed };
+        let source =
+            Source { photos: &photos, mixture: &self.mixture, marks: &marks, side: eyes.side(), seed: self.seed };
         let pad = words.mark(&marks.end)?;
         let trainer = Trainer {
             config: LoopConfig {
@@ -135,7 +136,8 @@ impl UnifiedTraining {
                     ("rows", batch.rows as f64),
                 ];
                 let mut total: Option<Tensor> = None;
-                let parts = [("text_loss", losses.text, self.loss.text), ("visual_loss", losses.visual, self.loss.visual)];
+                let parts =
+                    [("text_loss", losses.text, self.loss.text), ("visual_loss", losses.visual, self.loss.visual)];
                 for (name, loss, weight) in parts {
                     if let Some(l) = loss {
                         metrics.push((name, f64::from(l.to_scalar::<f32>()?)));

@@ -1,0 +1,126 @@
+//! The program `eval`.
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use eval::nano::{Report, Sizes, run};
+use std::path::PathBuf;
+use std::time::Instant;
+use unified::files::ModelFiles;
+use unified::photos::Photos;
+use unified::runner::Unified;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measure models.
+#[derive(Parser)]
+#[command(name = "eval", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Nano(Nano),
+}
+
+/// Reconstruction, zero-shot accuracy, questions and drawings of a small unified model, on held-out data.
+#[derive(clap::Args)]
+struct Nano {
+    /// Model folder.
+    #[arg(long, default_value = "unified/assets/nano")]
+    model: PathBuf,
+    /// Folder of photographs with a test split (test-*.parquet).
+    #[arg(long)]
+    photos: PathBuf,
+    /// Photographs measured; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    limit: usize,
+    /// Scenes reconstructed.
+    #[arg(long, default_value_t = 1000)]
+    scenes: usize,
+    /// Questions asked.
+    #[arg(long, default_value_t = 1000)]
+    questions: usize,
+    /// Drawings a category.
+    #[arg(long, default_value_t = 100)]
+    drawings: usize,
+    /// Drawn photographs a class.
+    #[arg(long, default_value_t = 100)]
+    drawn_photos: usize,
+    /// Pictures at once.
+    #[arg(long, default_value_t = 50)]
+    batch: usize,
+    /// Seed of the test items.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print JSON for machines.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> std::process::ExitCode {
+    match Cli::parse().command {
+        Command::Nano(n) => match n.run() {
+            Ok(()) => std::process::ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("error: {}", format!("{e:#}").lines().next().unwrap_or(""));
+                std::process::ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+impl Nano {
+    fn run(&self) -> Result<()> {
+        let files = ModelFiles::Dir(self.model.clone());
+        let model = Unified::load(&files, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        let photos = Photos::open(&self.photos, "test").context("--photos")?;
+        let sizes = Sizes {
+            photos: self.limit,
+            scenes: self.scenes,
+            questions: self.questions,
+            drawings: self.drawings,
+            drawn_photos: self.drawn_photos,
+            batch: self.batch,
+            seed: self.seed,
+        };
+        let clock = Instant::now();
+        let report =
+            run(&model, &photos, &sizes, &mut |what| eprintln!("{:>6.0} s  {what}", clock.elapsed().as_secs_f64()))?;
+        if self.json {
+            println!("{}", serde_json::to_string(&report)?);
+        } else {
+            print(&report);
+        }
+        Ok(())
+    }
+}
+
+fn print(r: &Report) {
+    println!(
+        "photographs (n = {}): PSNR {:.2} dB, SSIM {:.4}, zero-shot accuracy {:.1}%",
+        r.photos,
+        r.psnr,
+        r.ssim,
+        100.0 * r.zero_shot
+    );
+    println!("scenes kept by reconstruction: {:.1}%", 100.0 * r.scene_preservation);
+    println!("scene questions right (n = {}): {:.1}%", r.questions, 100.0 * r.questions_right);
+    for (kind, share) in &r.by_kind {
+        println!("  {kind:<10} {:.1}%", 100.0 * share);
+    }
+    println!(
+        "drawings, strict check ({} a category; in brackets the share of asked things that are there):",
+        r.drawings
+    );
+    for (category, share) in &r.strict {
+        println!("  {category:<10} {:.1}% ({:.1}%)", 100.0 * share, 100.0 * r.soft[category]);
+    }
+    println!(
+        "drawn photographs that the model's own zero-shot head assigns to the asked class ({} a class): {:.1}%",
+        r.drawn_photos,
+        100.0 * r.drawn_photos_right
+    );
+}

@@ -1,0 +1,20 @@
+//! Words and pictures from the embedded model: `cargo run --release --example interleaved`.
+
+use candle_core::{DType, Device};
+use unified::files::ModelFiles;
+use unified::runner::{Event, Message, Unified};
+
+fn main() -> unified::Result<()> {
+    let model = Unified::load(&ModelFiles::nano(), DType::F32, &Device::Cpu)?;
+    let messages = [Message::user("draw a red circle above a blue square")];
+    let reply = model.answer(&messages, &model.request(7), &mut |event| {
+        if let Event::Text(words) = event {
+            print!("{words}");
+        }
+        true // false stops the answer
+    })?;
+    for (i, picture) in reply.images.iter().enumerate() {
+        picture.save_png(format!("picture-{i}.png").as_ref())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Options that all commands share, and how they become a device, a type and a model.
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
+use qlip::Image;
+use std::path::{Path, PathBuf};
+use unified::eyes::Eyes;
+use unified::files::ModelFiles;
+use unified::runner::Unified;
+
+/// Options of every command.
+#[derive(Args, Clone)]
+pub struct Common {
+    /// Model folder or hub id (owner/name or owner/name@revision); the embedded nano model if absent.
+    #[arg(long, value_name = "DIR|HUB_ID")]
+    pub model: Option<String>,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Type of the weights in memory.
+    #[arg(long, value_enum, default_value_t = Type::F32)]
+    pub dtype: Type,
+    /// Pictures that are worked on at once.
+    #[arg(long, default_value_t = 32)]
+    pub batch: usize,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON for machines.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Types on offer.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Type {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Common {
+    pub fn device(&self) -> Result<Device> {
+        let index = match self.device.as_str() {
+            "cpu" => return Ok(Device::Cpu),
+            "cuda" => 0,
+            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(n) => n,
+                None => bail!("--device {other}: use cpu, cuda or cuda:N"),
+            },
+        };
+        if !candle_core::utils::cuda_is_available() {
+            bail!("--device {}: this build has no CUDA; build with --features cuda, or use --device cpu", self.device);
+        }
+        Ok(Device::new_cuda(index)?)
+    }
+
+    pub fn dtype(&self) -> Result<DType> {
+        match (self.dtype, self.device.as_str()) {
+            (Type::F32, _) => Ok(DType::F32),
+            (_, "cpu") => bail!("--dtype f16 and bf16 are slow and inexact on the CPU; use --dtype f32"),
+            (Type::F16, _) => Ok(DType::F16),
+            (Type::Bf16, _) => Ok(DType::BF16),
+        }
+    }
+
+    pub fn batch(&self) -> Result<usize> {
+        if self.batch == 0 {
+            bail!("--batch 0: use 1 or more");
+        }
+        Ok(self.batch)
+    }
+
+    /// Files of the asked model.
+    pub fn files(&self) -> Result<ModelFiles> {
+        match &self.model {
+            None => Ok(ModelFiles::nano()),
+            Some(m) => Ok(ModelFiles::Dir(qlip::hub::resolve(m)?)),
+        }
+    }
+
+    pub fn unified(&self) -> Result<Unified> {
+        Ok(Unified::load(&self.files()?, self.dtype()?, &self.device()?)?)
+    }
+
+    /// The image tokenizer: of a unified model its own, else the folder itself.
+    pub fn eyes(&self) -> Result<Eyes> {
+        let files = self.files()?;
+        let folder = if files.has("qlip/config.json") { "qlip" } else { "" };
+        Ok(Eyes::load(&files, folder, self.dtype()?, &self.device()?, true)?)
+    }
+}
+
+/// Reads pictures; the first that cannot be read ends it.
+pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Image>> {
+    paths.iter().map(|p| Ok(Image::open(p)?)).collect()
+}
+
+/// Makes a folder for results.
+pub fn out_dir(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("{}: the folder cannot be made; choose another with -o", dir.display()))
+}
+
+/// A progress bar on stderr that shows itself on work longer than a second, in a terminal.
+pub fn progress(len: usize, what: &str) -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} eta {eta}");
+    let bar = indicatif::ProgressBar::with_draw_target(Some(len as u64), indicatif::ProgressDrawTarget::hidden());
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    bar
+}
+
+/// Counts one more, and shows the bar once a second has passed.
+pub fn tick(bar: &indicatif::ProgressBar, by: usize) {
+    if bar.is_hidden() && bar.elapsed().as_secs() >= 1 {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+    }
+    bar.inc(by as u64);
+}
+
+/// The first path `DIR/unified-NNNN.png` that does not exist.
+pub fn free_name(dir: &Path) -> PathBuf {
+    (1..)
+        .map(|n| dir.join(format!("unified-{n:04}.png")))
+        .find(|p| !p.exists())
+        .unwrap_or_else(|| dir.join("unified.png"))
+}

@@ -1,0 +1,296 @@
+//! The real program, run as a person runs it: odd pictures, bad input, pipes, kills.
+
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+fn nano() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/nano")
+}
+
+fn unified(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_unified")).args(args).current_dir(dir).output().expect("the program runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a command that must succeed and returns its stdout.
+fn ok(dir: &Path, args: &[&str]) -> String {
+    let out = unified(dir, args);
+    assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// Runs a command that must fail with one line on stderr that holds all of `words`.
+fn fails(dir: &Path, args: &[&str], words: &[&str]) {
+    let out = unified(dir, args);
+    let err = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{args:?}: {err}");
+    assert!(!err.contains("panicked"), "{args:?}: {err}");
+    for w in words {
+        assert!(err.contains(w), "{args:?}: no `{w}` in {err}");
+    }
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn pictures_of_every_kind_go_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = fixture("images");
+    let mut paths: Vec<String> = files(&folder)
+        .into_iter()
+        .filter(|n| n != "bomb.png")
+        .map(|n| folder.join(n).to_str().unwrap().to_owned())
+        .collect();
+    paths.sort();
+    let list: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let out = ok(dir.path(), &[&["reconstruct", "-o", "out"], &list[..]].concat());
+    assert_eq!(out.lines().count(), paths.len());
+    for line in out.lines() {
+        let img = qlip::Image::open(&dir.path().join(line)).unwrap();
+        assert_eq!((img.width(), img.height()), (64, 64), "{line}");
+    }
+    assert!(files(&dir.path().join("out")).contains(&"rotated.png".to_owned()), "the stem is kept");
+    assert_eq!(ok(dir.path(), &[&["describe"], &list[..]].concat()).lines().count(), paths.len());
+    let labels = ok(dir.path(), &[&["classify", "--labels", "cat,dog", "--json"], &list[..]].concat());
+    for line in labels.lines() {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        let p = json["probabilities"].as_object().unwrap();
+        let sum: f64 = p.values().map(|v| v.as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-5 && p.len() == 2, "{line}");
+    }
+}
+
+#[test]
+fn orientation_is_applied() {
+    // the file says "rotate by 90 degrees": 40 x 30 becomes 30 x 40
+    let img = qlip::Image::open(&fixture("images/rotated.jpg")).unwrap();
+    assert_eq!((img.width(), img.height()), (30, 40));
+}
+
+#[test]
+fn codes_survive_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let photo = fixture("images/photo.jpg");
+    let photo = photo.to_str().unwrap();
+    ok(dir.path(), &["tokenize", photo, "-o", "codes.safetensors"]);
+    let t = nn::checkpoint::load(&dir.path().join("codes.safetensors")).unwrap();
+    assert_eq!(t["codes"].dims(), [1, 64]);
+    ok(dir.path(), &["detokenize", "codes.safetensors", "-o", "a"]);
+    ok(dir.path(), &["reconstruct", photo, "-o", "b"]);
+    let read = |d: &str| std::fs::read(dir.path().join(d).join("photo.png")).unwrap();
+    assert_eq!(read("a"), read("b"));
+}
+
+#[test]
+fn bad_pictures_give_one_line_and_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let photo = std::fs::read(fixture("images/photo.jpg")).unwrap();
+    std::fs::write(d.join("cut.jpg"), &photo[..photo.len() / 2]).unwrap();
+    std::fs::write(d.join("empty.jpg"), b"").unwrap();
+    std::fs::write(d.join("words.png"), b"these are words").unwrap();
+    std::fs::copy(fixture("images/bomb.png"), d.join("bomb.png")).unwrap();
+    for (file, word) in [
+        ("cut.jpg", "read"),
+        ("empty.jpg", "not a picture"),
+        ("words.png", "not a picture"),
+        ("bomb.png", "40000x40000"),
+        ("none.png", "No such file"),
+    ] {
+        for command in ["reconstruct", "tokenize"] {
+            fails(d, &[command, file, "-o", "out"], &[file, word]);
+        }
+        fails(d, &["describe", file], &[file, word]);
+        fails(d, &["classify", file, "--labels", "a,b"], &[file, word]);
+    }
+    assert!(!d.join("out").exists(), "no partial output");
+}
+
+#[test]
+fn bad_models_configs_and_folders_give_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let photo = fixture("images/photo.jpg");
+    let photo = photo.to_str().unwrap();
+    let weights = nn::checkpoint::load_dir(&nano().join("qlip")).unwrap();
+    let broken = |name: &str, change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+        let to = d.join(name);
+        std::fs::create_dir(&to).unwrap();
+        for f in ["config.json", "preprocessor_config.json", "tokenizer.json"] {
+            std::fs::copy(nano().join("qlip").join(f), to.join(f)).unwrap();
+        }
+        let mut t: BTreeMap<String, Tensor> = weights.clone().into_iter().collect();
+        change(&mut t);
+        nn::checkpoint::save(&to.join("model.safetensors"), &t, &[]).unwrap();
+    };
+    let tensor = "vision_model.post_layernorm.weight";
+    broken("missing", &|t| drop(t.remove(tensor)));
+    fails(d, &["reconstruct", photo, "-o", "out", "--model", "missing"], &["missing", tensor]);
+    broken("shape", &|t| {
+        drop(t.insert(tensor.into(), Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap()))
+    });
+    fails(d, &["reconstruct", photo, "-o", "out", "--model", "shape"], &["shape", tensor, "[3]"]);
+    broken("key", &|_| ());
+    let config = d.join("key/config.json");
+    let json = std::fs::read_to_string(&config).unwrap().replacen('{', "{\"no_such_key\": 1,", 1);
+    std::fs::write(&config, json).unwrap();
+    fails(d, &["reconstruct", photo, "-o", "out", "--model", "key"], &["config.json", "no_such_key"]);
+    broken("torn", &|_| ());
+    let file = d.join("torn/model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    fails(d, &["reconstruct", photo, "-o", "out", "--model", "torn"], &["model.safetensors", "complete"]);
+    assert!(!d.join("out").exists(), "no partial output");
+
+    fails(d, &["chat", "--prompt", " "], &["--prompt", "empty"]);
+    fails(d, &["generate", ""], &["prompt", "empty"]);
+    fails(d, &["info", "nosuch"], &["nosuch", "owner/name"]);
+    std::fs::write(d.join("file"), b"").unwrap();
+    fails(d, &["reconstruct", photo, "-o", "file/out"], &["file/out"]);
+    fails(d, &["chat", "--prompt", "hello", "--out", "file/out"], &["file/out"]);
+    fails(d, &["tokenize", photo, "-o", "nowhere/codes.safetensors"], &["nowhere/codes.safetensors"]);
+    fails(d, &["detokenize", photo, "-o", "out"], &["photo.jpg", "safetensors"]);
+    fails(d, &["describe", photo, "--device", "cuda"], &["--device cuda", "CUDA"]);
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/qlip-stage1.toml");
+    let config = config.to_str().unwrap();
+    fails(d, &["train", config, "--out", "t", "--set", "stepz=3"], &["qlip-stage1.toml", "stepz", "`steps`"]);
+    let tokenizer = format!("tokenizer={}", nano().join("tokenizer.json").display());
+    fails(d, &["train", config, "--out", "t", "--set", "photos=nowhere", "--set", &tokenizer], &["nowhere"]);
+    fails(d, &["train", "none.toml", "--out", "t"], &["none.toml"]);
+}
+
+#[test]
+fn a_pipe_gets_plain_text_and_json_is_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = ok(dir.path(), &["chat", "--prompt", "draw a red circle above a blue square"]);
+    assert!(!out.contains('\u{1b}'), "no escape codes in a pipe");
+    let json = ok(dir.path(), &["chat", "--prompt", "draw a red circle", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(json.trim()).unwrap();
+    for path in json["images"].as_array().unwrap() {
+        assert!(qlip::Image::open(&dir.path().join(path.as_str().unwrap())).is_ok());
+    }
+    let again = ok(dir.path(), &["generate", "a red circle", "--seed", "5", "--json", "-o", "x"]);
+    ok(dir.path(), &["generate", "a red circle", "--seed", "5", "--json", "-o", "y"]);
+    assert!(again.contains("unified-0001.png"));
+    let read = |d: &str| std::fs::read(dir.path().join(d).join("unified-0001.png")).unwrap();
+    assert_eq!(read("x"), read("y"), "the same seed draws the same picture");
+}
+
+#[test]
+fn forward_gives_the_golden_outputs() {
+    let dir = tempfile::tempdir().unwrap();
+    for (case, names) in [
+        (
+            "qlip/eva",
+            &[
+                "hidden_2",
+                "h",
+                "indices",
+                "group_indices",
+                "zhat",
+                "recon",
+                "text_embeds",
+                "logits_per_text",
+                "clip_loss",
+            ][..],
+        ),
+        (
+            "llama/gqa",
+            &["logits", "loss", "padded_logits", "greedy_tokens", "padded_greedy_tokens", "inverse_frequencies"],
+        ),
+    ] {
+        let folder = fixture(case);
+        let io = folder.join("io.safetensors");
+        ok(dir.path(), &["forward", folder.to_str().unwrap(), io.to_str().unwrap(), "-o", "out.safetensors"]);
+        let got = nn::checkpoint::load(&dir.path().join("out.safetensors")).unwrap();
+        let want = nn::checkpoint::load(&io).unwrap();
+        for name in names {
+            let v = |t: &Tensor| {
+                t.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+            };
+            let (a, b) = (v(&got[*name]), v(&want[*name]));
+            let scale = b.iter().fold(1f64, |m, x| m.max(x.abs()));
+            let worst = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+            assert!(a.len() == b.len() && worst <= 1e-5 * scale, "{case} {name}: off by {worst}");
+        }
+    }
+}
+
+/// Losses of metrics.jsonl by step, as written.
+fn losses(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap_or_default();
+    text.lines()
+        .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
+        .map(|v| format!("{} {}", v["step"], v["loss"]))
+        .collect()
+}
+
+/// Trains without a stop; then again with kills, resumed each time; the logs must be equal.
+fn resumes(config: &str, sets: &[String]) {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano").join(config);
+    let mut args = vec!["train", config.to_str().unwrap()];
+    for s in sets {
+        args.extend(["--set", s]);
+    }
+    ok(d, &[&args[..], &["--out", "whole"]].concat());
+    let whole = losses(&d.join("whole"));
+    assert_eq!(whole.len(), 12);
+    for kill_after in [2, 5, 8] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_unified"))
+            .args([&args[..], &["--out", "killed", "--resume"]].concat())
+            .current_dir(d)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while losses(&d.join("killed")).len() < kill_after && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    ok(d, &[&args[..], &["--out", "killed", "--resume"]].concat());
+    assert_eq!(losses(&d.join("killed")), whole);
+    let model = |n: &str| std::fs::read(d.join(n).join("model.safetensors")).unwrap();
+    assert_eq!(model("killed"), model("whole"), "the same weights");
+}
+
+fn tiny() -> Vec<String> {
+    let photos = format!("photos={}", fixture("photos").display());
+    let tokenizer = format!("tokenizer={}", nano().join("tokenizer.json").display());
+    let more = ["steps=12", "batch_size=4", "checkpoint_every=3", "optim.warmup=2"];
+    [photos, tokenizer].into_iter().chain(more.map(str::to_owned)).collect()
+}
+
+#[test]
+fn tokenizer_training_resumes_exactly() {
+    let mut sets = tiny();
+    for tower in ["vision_config", "decoder_config"] {
+        sets.extend([format!("model.{tower}.num_hidden_layers=1"), format!("model.{tower}.image_size=16")]);
+    }
+    resumes("qlip-stage1.toml", &sets);
+}
+
+#[test]
+fn unified_training_resumes_exactly() {
+    let mut sets = tiny();
+    sets.push(format!("qlip={}", nano().join("qlip").display()));
+    sets.extend(["model.num_hidden_layers=1", "model.hidden_size=64", "model.intermediate_size=64"].map(str::to_owned));
+    resumes("unified.toml", &sets);
+}
