@@ -75,35 +75,51 @@ mod x86 {
             out.fill(0);
         }
         if sum_stride == 1 {
+            // rounded 16 pairs at a time in vector registers, then scattered to their lines
+            const STEP: usize = 16;
             for l in 0..lines {
                 let row = &src[(line0 + l) * line_stride..][..sum_len];
                 let whole = p1.min(sum_len / 2);
-                for p in p0..whole {
+                let mut p = p0;
+                while p + STEP <= whole {
+                    let mut words = [0u32; STEP];
+                    for (w, x) in words.iter_mut().zip(row[2 * p..2 * (p + STEP)].chunks_exact(2)) {
+                        *w = pair(x[0], x[1]);
+                    }
+                    for (o, w) in out[(p - p0) * W..(p - p0 + STEP) * W].chunks_exact_mut(W).zip(words) {
+                        o[l] = w;
+                    }
+                    p += STEP;
+                }
+                for p in p..whole {
                     out[(p - p0) * W + l] = pair(row[2 * p], row[2 * p + 1]);
                 }
                 if whole < p1 {
                     out[(whole - p0) * W + l] = round(row[sum_len - 1]);
                 }
             }
-        } else {
-            for p in p0..p1 {
-                let dst = &mut out[(p - p0) * W..(p - p0) * W + lines];
-                let a = &src[2 * p * sum_stride + line0 * line_stride..];
-                if 2 * p + 1 < sum_len {
-                    let b = &src[(2 * p + 1) * sum_stride + line0 * line_stride..];
-                    if line_stride == 1 {
-                        let (a, b) = (&a[..lines], &b[..lines]);
-                        for l in 0..lines {
-                            dst[l] = pair(a[l], b[l]);
-                        }
-                    } else {
-                        for l in 0..lines {
-                            dst[l] = pair(a[l * line_stride], b[l * line_stride]);
-                        }
+            return;
+        }
+        for p in p0..p1 {
+            let dst = &mut out[(p - p0) * W..(p - p0 + 1) * W];
+            let a = &src[2 * p * sum_stride + line0 * line_stride..];
+            if 2 * p + 1 == sum_len {
+                for l in 0..lines {
+                    dst[l] = round(a[l * line_stride]);
+                }
+                continue;
+            }
+            let b = &src[(2 * p + 1) * sum_stride + line0 * line_stride..];
+            match (line_stride, a.first_chunk::<W>(), b.first_chunk::<W>()) {
+                // a whole panel of neighbours: its length is known, so this is a few vector instructions
+                (1, Some(a), Some(b)) if lines == W => {
+                    for l in 0..W {
+                        dst[l] = pair(a[l], b[l]);
                     }
-                } else {
+                }
+                _ => {
                     for l in 0..lines {
-                        dst[l] = round(a[l * line_stride]);
+                        dst[l] = pair(a[l * line_stride], b[l * line_stride]);
                     }
                 }
             }
