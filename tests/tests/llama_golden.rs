@@ -30,7 +30,7 @@ fn check(case: &str, tolerance: f64) {
 
     let labels = integers(&io["labels"]);
     let targets: Vec<u32> = (0..batch * tokens)
-        .map(|i| if (i + 1) % tokens == 0 || labels[i + 1] < 0 { IGNORE } else { labels[i + 1] as u32 })
+        .map(|i| if (i + 1).is_multiple_of(tokens) || labels[i + 1] < 0 { IGNORE } else { labels[i + 1] as u32 })
         .collect();
     let counted = targets.iter().filter(|&&t| t != IGNORE).count();
     let loss = ops::cross_entropy(&logits.flatten_to(1).unwrap(), &targets).unwrap();

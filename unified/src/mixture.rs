@@ -213,3 +213,27 @@ impl Source<'_> {
         self.turn(out, None, &format!("is this {}?", Photos::caption(asked).trim_start_matches("a photo of ")), answer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_calm_down_in_a_straight_line() {
+        let shares = |text| Shares { text, image_to_text: 1.0, text_to_image: 3.0, interleaved: 0.0 };
+        let m = Mixture {
+            start: shares(60.0),
+            end: shares(12.0),
+            calm_down_steps: 10_000,
+            photos: 0.5,
+            condition_dropout: 0.1,
+        };
+        // the paper's 60:1:3 to 12:1:3
+        assert_eq!(m.at(0).text, 60.0);
+        assert_eq!(m.at(5_000).text, 36.0);
+        assert_eq!(m.at(50_000).text, 12.0);
+        let mut r = rng::keyed(1, &[]);
+        let text = (0..4000).filter(|_| m.draw(20_000, &mut r) == Kind::Text).count() as f64 / 4000.0;
+        assert!((text - 0.75).abs() < 0.03, "{text}");
+    }
+}

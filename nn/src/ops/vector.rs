@@ -64,7 +64,7 @@ pub fn exp(x: f32) -> f32 {
     let y = p * r * r + r + 1.0;
     // SAFETY: n is finite and within [-126, 127] after the clamp; a NaN x has become NaN here, and the clamp keeps it,
     // so the conversion is guarded below.
-    let n = if n == n { n } else { 0.0 };
+    let n = if n.is_nan() { 0.0 } else { n };
     let i: i32 = unsafe { n.to_int_unchecked() };
     y * f32::from_bits(((i + 127) << 23) as u32)
 }

@@ -155,8 +155,9 @@ fn llama_outputs(model: &Llama, inputs: &Inputs, max_tokens: usize) -> Result<Na
             if labels.len() != ids.len() {
                 bail!("{}: `labels` and `input_ids` differ in shape", inputs.path.display());
             }
-            let next =
-                |i: usize| if (i + 1) % tokens == 0 || labels[i + 1] < 0 { IGNORE } else { labels[i + 1] as u32 };
+            let next = |i: usize| {
+                if (i + 1).is_multiple_of(tokens) || labels[i + 1] < 0 { IGNORE } else { labels[i + 1] as u32 }
+            };
             let targets: Vec<u32> = (0..ids.len()).map(next).collect();
             let n = targets.iter().filter(|&&t| t != IGNORE).count().max(1);
             let loss = ops::cross_entropy(&logits.flatten_to(1)?.to_dtype(DType::F32)?, &targets)?;

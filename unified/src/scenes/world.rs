@@ -200,7 +200,7 @@ impl SceneRng {
 
     /// Uniform in 0..n (n below 2^32).
     pub fn below(&mut self, n: usize) -> usize {
-        ((self.bits() >> 32) * n as u64 >> 32) as usize
+        (((self.bits() >> 32) * n as u64) >> 32) as usize
     }
 
     /// One of a list.

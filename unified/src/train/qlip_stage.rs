@@ -44,6 +44,9 @@ pub struct QlipTraining {
     pub photos: PathBuf,
     /// Share of scenes among the pictures.
     pub scene_share: f64,
+    /// Most objects in a scene (up to 9).
+    #[serde(default = "four")]
+    pub scene_objects: usize,
     /// Smallest side of a random crop, as a share of the photograph.
     #[serde(default = "whole")]
     pub smallest_crop: f32,
@@ -57,6 +60,9 @@ pub struct QlipTraining {
     pub model: Option<QlipConfig>,
 }
 
+fn four() -> usize {
+    4
+}
 fn whole() -> f32 {
     1.0
 }
@@ -125,6 +131,9 @@ impl QlipTraining {
         if !(1..=2).contains(&self.stage) {
             return Err(Error::invalid(format!("stage = {}: write 1 or 2", self.stage)));
         }
+        if !(1..=9).contains(&self.scene_objects) {
+            return Err(Error::invalid(format!("scene_objects = {}: a scene has 1 to 9", self.scene_objects)));
+        }
         if self.stage == 1 && self.loss.is_none() {
             return Err(Error::invalid("stage 1 needs a section [loss]"));
         }
@@ -169,7 +178,7 @@ impl QlipTraining {
                 let mut r = rng::keyed(self.seed, &[n as u64, i as u64]);
                 if f64::from(rng::uniform(&mut r)) < self.scene_share {
                     let mut s = SceneRng::new(Split::Train, self.seed, (n * self.batch_size + i) as u64);
-                    let scene = Scene::random(&mut s, Split::Train, 1, 4);
+                    let scene = Scene::random(&mut s, Split::Train, 1, self.scene_objects);
                     (render(&scene, side), caption(&scene))
                 } else {
                     let at = rng::below(&mut r, photos.len());
