@@ -42,7 +42,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 
 /// A matrix in memory: element (row, col) is at `row * row_stride + col * col_stride`.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
+pub(crate) struct Matrix<'a> {
     pub data: &'a [f32],
     pub row_stride: usize,
     pub col_stride: usize,
@@ -58,7 +58,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// c [m, n] = (or +=) a [m, k] b [k, n], in bfloat16 where that is allowed and pays.
-pub(super) fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32], add: bool) {
+pub(crate) fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32], add: bool) {
     assert!(c.len() == m * n && a.data.len() >= m * k && b.data.len() >= k * n);
     if m == 0 || n == 0 {
         return;

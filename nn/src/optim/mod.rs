@@ -1,6 +1,7 @@
 //! Optimisers over named variables, with parameter groups; schedules, clipping, averaging.
 
 mod ema;
+mod muon;
 mod schedule;
 
 pub use ema::Ema;
@@ -22,6 +23,8 @@ pub enum Rule {
     Adamw,
     /// You et al. 2020: Adam's step with decay, rescaled for each tensor to the length of the tensor.
     Lamb,
+    /// Jordan et al. 2024: orthogonalised Nesterov momentum for hidden weight matrices, AdamW for the rest.
+    Muon,
 }
 
 /// Settings that all groups share.
@@ -52,6 +55,8 @@ struct Slot {
     var: Var,
     lr_scale: f64,
     weight_decay: f64,
+    /// Rows and columns, where the tensor is updated as a matrix.
+    matrix: Option<(usize, usize)>,
     moments: Mutex<Moments>,
 }
 
@@ -80,8 +85,11 @@ impl Optimizer {
                 .ok_or_else(|| Error::invalid(format!("no parameter group for `{name}`")))?;
             let n = var.elem_count();
             let weight_decay = if var.rank() >= 2 { group.weight_decay } else { 0.0 };
-            let moments = Mutex::new(Moments { m: vec![0.0; n], v: vec![0.0; n] });
-            slots.insert(name, Slot { var, lr_scale: group.lr_scale, weight_decay, moments });
+            let muon = settings.rule == Rule::Muon && muon::applies(&name, var.dims());
+            let matrix = muon.then(|| (var.dims()[0], n / var.dims()[0].max(1)));
+            let v = if muon { vec![] } else { vec![0.0; n] };
+            let moments = Mutex::new(Moments { m: vec![0.0; n], v });
+            slots.insert(name, Slot { var, lr_scale: group.lr_scale, weight_decay, matrix, moments });
         }
         Ok(Self { settings, steps: 0, slots })
     }
@@ -110,7 +118,7 @@ impl Optimizer {
     /// One update at learning rate `lr`, gradients multiplied by `grad_scale` first.
     pub fn step(&mut self, grads: &GradStore, lr: f64, grad_scale: f64) -> Result<()> {
         self.steps += 1;
-        for (name, slot) in &self.slots {
+        self.slots.par_iter().try_for_each(|(name, slot)| {
             let g = grads
                 .get(slot.var.as_tensor())
                 .ok_or_else(|| Error::invalid(format!("`{name}` got no gradient: something cuts the graph")))?;
@@ -119,20 +127,20 @@ impl Optimizer {
                 steps: self.steps,
                 lr: lr * slot.lr_scale,
                 weight_decay: slot.weight_decay,
+                matrix: slot.matrix,
                 grad_scale: grad_scale as f32,
                 moments: &slot.moments,
             };
-            update.apply(&slot.var, g)?;
-        }
-        Ok(())
+            update.apply(&slot.var, g)
+        })
     }
 
-    /// The moments as tensors under `m.NAME` and `v.NAME`.
+    /// The moments as tensors under `m.NAME` and, where the rule has second moments, `v.NAME`.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
         for (name, slot) in &self.slots {
             let s = slot.moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (key, values) in [("m", &s.m), ("v", &s.v)] {
+            for (key, values) in [("m", &s.m), ("v", &s.v)].into_iter().filter(|x| !x.1.is_empty()) {
                 out.insert(format!("{key}.{name}"), Tensor::from_slice(values, slot.var.shape(), &Device::Cpu)?);
             }
         }
@@ -151,7 +159,8 @@ impl Optimizer {
                     .ok_or_else(|| Error::invalid(format!("the training state lacks `{full}`")))?;
                 Ok(t.flatten_all()?.to_vec1()?)
             };
-            let (m, v) = (values("m")?, values("v")?);
+            let m = values("m")?;
+            let v = if slot.matrix.is_some() { vec![] } else { values("v")? };
             *slot.moments.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner) = Moments { m, v };
         }
         Ok(())
@@ -168,11 +177,14 @@ struct Update<'a> {
     steps: u64,
     lr: f64,
     weight_decay: f64,
+    matrix: Option<(usize, usize)>,
     grad_scale: f32,
     moments: &'a Mutex<Moments>,
 }
 
 const CHUNK: usize = 16 * 1024;
+/// Momentum of Muon; the published value.
+const MUON_MOMENTUM: f32 = 0.95;
 
 impl Update<'_> {
     fn apply(&self, var: &Var, grad: &Tensor) -> Result<()> {
@@ -195,6 +207,19 @@ impl Update<'_> {
         let c2 = (1.0 - self.settings.betas.1.powi(self.steps as i32)) as f32;
         let (eps, lr, wd, scale) =
             (self.settings.eps as f32, self.lr as f32, self.weight_decay as f32, self.grad_scale);
+        if let Some((rows, cols)) = self.matrix {
+            let nesterov: Vec<f32> = m
+                .iter_mut()
+                .zip(g)
+                .map(|(m, g)| {
+                    *m = MUON_MOMENTUM * *m + scale * g;
+                    scale * g + MUON_MOMENTUM * *m
+                })
+                .collect();
+            let update = muon::orthogonalise(&nesterov, rows, cols);
+            p.iter_mut().zip(update).for_each(|(p, u)| *p = *p * (1.0 - lr * wd) - lr * u);
+            return;
+        }
         let direction = |m: &mut f32, v: &mut f32, g: f32| {
             let g = g * scale;
             *m = b1 * *m + (1.0 - b1) * g;
@@ -204,7 +229,7 @@ impl Update<'_> {
         let chunks =
             p.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)));
         match self.settings.rule {
-            Rule::Adamw => chunks.for_each(|((p, m), (v, g))| {
+            Rule::Adamw | Rule::Muon => chunks.for_each(|((p, m), (v, g))| {
                 for i in 0..p.len() {
                     let u = direction(&mut m[i], &mut v[i], g[i]);
                     p[i] = p[i] * (1.0 - lr * wd) - lr * u;

@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 pub struct LossWeights {
     /// Mean squared error of normalised pixels.
     pub reconstruction: f64,
+    /// Mean absolute error of normalised pixels; sharper edges than the squared error alone.
+    #[serde(default)]
+    pub l1: f64,
     /// Symmetric InfoNCE of image and text.
     pub alignment: f64,
     /// Entropies of the soft codes: (gamma_0 H_sample - gamma_1 H_codebook) / inv_temperature.
@@ -57,7 +60,8 @@ fn number(t: &Tensor) -> Result<f64> {
 pub fn stage1(model: &Qlip, batch: &PairBatch, w: &LossWeights) -> Result<StepOutput> {
     let out = model.encode(&batch.pixels)?;
     let recon = model.paint(&model.expand(&model.bsq.quantize(&out.latents)?)?)?.0;
-    let mse = (&recon.0 - &batch.pixels.0)?.sqr()?.mean_all()?;
+    let difference = (&recon.0 - &batch.pixels.0)?;
+    let (mse, l1) = (difference.sqr()?.mean_all()?, difference.abs()?.mean_all()?);
     let image = model.embed_image(&out.pooled)?;
     let text = model.embed_text(&batch.text_ids, batch.text_tokens)?;
     let align = info_nce(&text, &image, &model.logit_scale, &batch.caption_of)?;
@@ -65,9 +69,10 @@ pub fn stage1(model: &Qlip, batch: &PairBatch, w: &LossWeights) -> Result<StepOu
     let q = &model.config.vision_config.quantizer_cfg;
     let spread = ((&e.sample * q.gamma_0)? - (&e.codebook * q.gamma_1)?)?.affine(1.0 / q.inv_temperature, 0.0)?;
     let commit = model.bsq.commitment(&out.latents)?;
-    let terms = [(w.reconstruction, &mse), (w.alignment, &align), (w.quantizer, &spread), (w.commitment, &commit)];
+    let terms = [(w.reconstruction, &mse), (w.l1, &l1), (w.alignment, &align), (w.quantizer, &spread), (w.commitment, &commit)];
     let metrics = vec![
         ("mse", number(&mse)?),
+        ("l1", number(&l1)?),
         ("align", number(&align)?),
         ("align_accuracy", accuracy(&text, &image, &batch.caption_of)?),
         ("sample_entropy", number(&e.sample)?),
