@@ -27,6 +27,22 @@ impl<'a> Decoding<'a> {
         Ok((this, hidden))
     }
 
+    /// As [`Self::start`], from contexts that are embedded already (text with picture features between), each
+    /// [tokens, width].
+    pub fn start_embedded(model: &'a Llama, contexts: &[Tensor]) -> Result<(Self, Tensor)> {
+        let lengths = contexts.iter().map(|c| c.dim(0)).collect::<candle_core::Result<Vec<_>>>()?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        if lengths.contains(&0) || lengths.is_empty() {
+            return Err(Error::invalid("an empty context: there is nothing to continue"));
+        }
+        let pads: Vec<usize> = lengths.iter().map(|l| longest - l).collect();
+        let rows = contexts.iter().zip(&pads).map(|(c, &p)| c.pad_with_zeros(0, p, 0));
+        let x = Tensor::stack(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+        let mut this = Self { model, cache: model.cache(), pads };
+        let hidden = this.run_embedded(&x)?;
+        Ok((this, hidden))
+    }
+
     /// Appends one token to every row and returns the hidden states after them, [rows, width].
     pub fn advance(&mut self, tokens: &[u32]) -> Result<Tensor> {
         self.run(tokens)
@@ -49,8 +65,12 @@ impl<'a> Decoding<'a> {
     }
 
     fn run(&mut self, ids: &[u32]) -> Result<Tensor> {
-        let rows = self.pads.len();
-        let (from, to) = (self.cache.len(), self.cache.len() + ids.len() / rows);
+        let x = self.model.embed(ids, self.pads.len())?;
+        self.run_embedded(&x)
+    }
+
+    fn run_embedded(&mut self, x: &Tensor) -> Result<Tensor> {
+        let (from, to) = (self.cache.len(), self.cache.len() + x.dim(1)?);
         if to > self.model.max_positions() {
             return Err(Error::invalid(format!(
                 "{to} tokens are more than the {} the model can hold; start a new conversation",
@@ -63,8 +83,7 @@ impl<'a> Decoding<'a> {
         let positions = Positions::Each(each(|p, t| t.saturating_sub(p)).into());
         // padding sees itself, so that no query is without keys
         let mask = Mask::CausalFrom(each(usize::min).into());
-        let x = self.model.embed(ids, rows)?;
-        let h = self.model.hidden(&x, &positions, &mask, Some(&mut self.cache))?;
+        let h = self.model.hidden(x, &positions, &mask, Some(&mut self.cache))?;
         Ok(h.narrow(1, to - from - 1, 1)?.squeeze(1)?.contiguous()?)
     }
 }

@@ -8,27 +8,35 @@ use nn::{Error, Init, Params, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// config.json of a Llama checkpoint, with the published field names.
+/// config.json of a Llama checkpoint, with the published field names; what it leaves out has the value that transformers
+/// gives it (LLaVA's text_config names little else than the vocabulary).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct LlamaConfig {
     #[serde(default = "llama")]
     pub model_type: String,
+    #[serde(default = "w4096")]
     pub hidden_size: usize,
+    #[serde(default = "w11008")]
     pub intermediate_size: usize,
+    #[serde(default = "n32")]
     pub num_hidden_layers: usize,
+    #[serde(default = "n32")]
     pub num_attention_heads: usize,
     #[serde(default)]
     pub num_key_value_heads: Option<usize>,
     #[serde(default)]
     pub head_dim: Option<usize>,
+    #[serde(default = "v32000")]
     pub vocab_size: usize,
     #[serde(default = "silu")]
     pub hidden_act: String,
     #[serde(default = "range")]
     pub initializer_range: f32,
+    #[serde(default = "eps")]
     pub rms_norm_eps: f64,
+    #[serde(default = "w2048")]
     pub max_position_embeddings: usize,
     #[serde(default)]
     pub tie_word_embeddings: bool,
@@ -77,6 +85,24 @@ pub struct RopeScaling {
 
 fn llama() -> String {
     "llama".into()
+}
+fn w4096() -> usize {
+    4096
+}
+fn w11008() -> usize {
+    11008
+}
+fn n32() -> usize {
+    32
+}
+fn v32000() -> usize {
+    32000
+}
+fn eps() -> f64 {
+    1e-6
+}
+fn w2048() -> usize {
+    2048
 }
 fn silu() -> String {
     "silu".into()

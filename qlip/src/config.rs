@@ -292,6 +292,12 @@ fn block(
     }
 }
 
+/// The block of a tower without rope, gates or inner norms (CLIP): (width, mlp width, heads, layers).
+pub(crate) fn plain_block(shape: (usize, usize, usize, usize), eps: f64, mlp: MlpKind, std: f32) -> BlockConfig {
+    let (width, mlp_width, heads, layers) = shape;
+    block(width, mlp_width, heads, layers, eps, mlp, [true; 5], false, std)
+}
+
 impl QlipConfig {
     /// Reads config.json.
     pub fn from_file(path: &Path) -> Result<Self> {

@@ -4,10 +4,12 @@
 //! Data flows one way: [`image::Image`] to [`image::Pixels`] to [`bsq::Latents`] to [`codes::Codes`] and back.
 
 pub mod bsq;
+pub mod clip;
 pub mod codes;
 pub mod config;
 pub mod data;
 pub mod decoder;
+mod embeddings;
 pub mod hub;
 pub mod image;
 pub mod loss;

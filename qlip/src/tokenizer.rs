@@ -35,6 +35,12 @@ impl TextTokenizer {
         Ok(ids)
     }
 
+    /// Text of ids: start and end marks left out, a space where a word ends.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.inner.decode(ids, true).map_err(|e| Error::invalid(format!("token ids: {e}")))?;
+        Ok(text.replace("</w>", " ").trim().to_owned())
+    }
+
     /// Ids of texts, padded with the end mark to the longest; returns the ids and that length.
     pub fn encode_batch(&self, texts: &[impl AsRef<str>]) -> Result<(Vec<u32>, usize)> {
         let all = texts.iter().map(|t| self.encode(t.as_ref())).collect::<Result<Vec<_>>>()?;

@@ -3,11 +3,12 @@
 
 use crate::bsq::{Bsq, Latents};
 use crate::config::TowerConfig;
+use crate::embeddings::{PatchConfig, PatchEmbeddings};
 use crate::image::Pixels;
 use candle_core::Tensor;
 use nn::block::{Block, BlockContext, CLIP_NAMES, Linear, Norm, NormKind};
-use nn::ops::{self, Activation, Mask, Positions, Rope, RopeStyle};
-use nn::{Init, Params, Result};
+use nn::ops::{Activation, Mask, Positions, Rope, RopeStyle};
+use nn::{Params, Result};
 
 /// Two linear layers with GELU between.
 #[derive(Debug, Clone)]
@@ -57,11 +58,7 @@ pub struct VisionOutput {
 /// The tower.
 #[derive(Debug, Clone)]
 pub struct VisionTower {
-    patch: usize,
-    patch_weight: Tensor,
-    patch_bias: Tensor,
-    class: Tensor,
-    positions: Tensor,
+    embeddings: PatchEmbeddings,
     layers: Vec<Block>,
     post_norm: Norm,
     quant_embed: Option<Bottleneck>,
@@ -73,9 +70,8 @@ pub struct VisionTower {
 impl VisionTower {
     /// Tensors below `vision_model`.
     pub fn new(p: &Params, c: &TowerConfig) -> Result<Self> {
-        let (d, patch, n) = (c.hidden_size, c.patch_size, c.grid() * c.grid());
+        let d = c.hidden_size;
         let std = c.initializer_range;
-        let e = p.at("embeddings");
         let block = c.block();
         let layers = (0..c.num_hidden_layers)
             .map(|i| Block::new(&p.at("encoder.layers").at(i), &block, &CLIP_NAMES))
@@ -85,14 +81,16 @@ impl VisionTower {
         } else {
             None
         };
-        let patch_shape = (d, c.num_channels, patch, patch);
-        let patch_std = ((c.num_channels * patch * patch) as f32).powf(-0.5);
+        let patches = PatchConfig {
+            width: d,
+            channels: c.num_channels,
+            image_size: c.image_size,
+            patch_size: c.patch_size,
+            bias: true,
+            init_std: std,
+        };
         Ok(Self {
-            patch,
-            patch_weight: e.at("patch_embedding").get(patch_shape, "weight", Init::Normal(patch_std))?,
-            patch_bias: e.at("patch_embedding").get(d, "bias", Init::Const(0.0))?,
-            class: e.get(d, "class_embedding", Init::Normal((d as f32).powf(-0.5)))?,
-            positions: e.at("position_embedding").get((n + 1, d), "weight", Init::Normal(std))?,
+            embeddings: PatchEmbeddings::new(&p.at("embeddings"), &patches)?,
             layers,
             post_norm: Norm::new(&p.at("post_layernorm"), NormKind::Layer, d, c.layer_norm_eps)?,
             quant_embed,
@@ -104,7 +102,7 @@ impl VisionTower {
 
     /// Pixels to features and latents.
     pub fn forward(&self, pixels: &Pixels) -> Result<VisionOutput> {
-        let mut x = self.embed(pixels)?;
+        let mut x = self.embeddings.forward(pixels)?;
         let mut hidden = vec![x.clone()];
         let at = Positions::From(0);
         let ctx = BlockContext { rope: self.rope.as_ref().map(|r| (r, &at)), mask: &Mask::Full };
@@ -120,17 +118,5 @@ impl VisionTower {
         };
         let latents = if self.l2 { self.bsq.normalise(&z)? } else { Latents(z) };
         Ok(VisionOutput { hidden, pooled, latents })
-    }
-
-    fn embed(&self, pixels: &Pixels) -> Result<Tensor> {
-        let (b, ch, h, w) = pixels.0.dims4()?;
-        let (p, gh, gw) = (self.patch, h / self.patch, w / self.patch);
-        let patches = pixels.0.reshape((b, ch, gh, p, gw, p))?.permute((0, 2, 4, 1, 3, 5))?.contiguous()?;
-        let patches = patches.reshape((b, gh * gw, ch * p * p))?;
-        let weight = self.patch_weight.flatten_from(1)?;
-        let x = ops::linear(&patches, &weight, Some(&self.patch_bias))?;
-        let d = self.class.dim(0)?;
-        let x = Tensor::cat(&[&self.class.reshape((1, 1, d))?.expand((b, 1, d))?, &x], 1)?;
-        Ok(x.broadcast_add(&self.positions)?)
     }
 }

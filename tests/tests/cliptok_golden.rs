@@ -17,6 +17,7 @@ fn ids_of_sixty_strings() {
     for case in &cases {
         let text = case["text"].as_str().unwrap();
         assert_eq!(long.encode(text).unwrap(), list(&case["ids"]), "{text:?}");
+        assert_eq!(long.decode(&list(&case["ids"])).unwrap(), case["decoded"].as_str().unwrap(), "{text:?} back");
         let mut ids = tok.encode(text).unwrap();
         ids.resize(77, 49407);
         assert_eq!(ids, list(&case["context77"]), "{text:?} in 77");

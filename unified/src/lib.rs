@@ -6,6 +6,7 @@ pub mod corpus;
 pub mod eyes;
 pub mod files;
 pub mod grammar;
+pub mod llava;
 pub mod mixture;
 pub mod photos;
 pub mod runner;

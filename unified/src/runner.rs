@@ -4,7 +4,7 @@ use crate::config::{Generation, UnifiedConfig};
 use crate::eyes::{Eyes, load_weights};
 use crate::files::ModelFiles;
 use crate::grammar::{Next, State};
-use crate::template::{DEFAULT_TEMPLATE, Template};
+use crate::template::{Conversation, DEFAULT_TEMPLATE, Template};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -173,7 +173,8 @@ impl Unified {
             };
             json.push(serde_json::json!({"role": role, "content": content}));
         }
-        let text = self.template.render(&serde_json::Value::Array(json), true)?;
+        let messages = serde_json::Value::Array(json);
+        let text = self.template.render(&Conversation::to_answer(&messages, "", &m.end))?;
         let mut pieces = text.split(placeholder.as_str());
         let mut ids = self.words.encode(pieces.next().unwrap_or(""))?;
         let mut shown = pictures.iter();

@@ -1,0 +1,9 @@
+//! LLaVA-1.5: understanding of pictures by a language model with CLIP's or QLIP's eyes.
+
+mod config;
+mod model;
+mod names;
+
+pub use config::{LlavaConfig, Select, VisionConfig, VisionFeature};
+pub use model::Llava;
+pub use names::{published, published_name};
