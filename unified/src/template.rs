@@ -142,8 +142,7 @@ fn strftime(now: NaiveDateTime, format: &str) -> std::result::Result<String, min
 fn tojson(value: Value, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
-    let failed =
-        |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e);
+    let failed = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, "tojson").with_source(e);
     let mut out = Vec::new();
     match indent {
         Some(n) => {

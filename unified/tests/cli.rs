@@ -213,6 +213,8 @@ fn forward_gives_the_golden_outputs() {
             "llama/gqa",
             &["logits", "loss", "padded_logits", "greedy_tokens", "padded_greedy_tokens", "inverse_frequencies"],
         ),
+        ("clipvision", &["hidden_0", "hidden_1", "hidden_2", "hidden_3", "last_hidden_state", "pooler_output"]),
+        ("llava", &["image_features", "logits", "loss", "two_images_logits", "greedy_tokens"]),
     ] {
         let folder = fixture(case);
         let io = folder.join("io.safetensors");

@@ -19,8 +19,8 @@ pub use attention::{Mask, attention};
 pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use gemm_bf16::bf16_available;
-pub use linear::{linear, set_bf16_matmul};
 pub(crate) use linear::{Matrix, product};
+pub use linear::{linear, set_bf16_matmul};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{Positions, Rope, RopeStyle};
 

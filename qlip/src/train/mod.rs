@@ -69,7 +69,8 @@ pub fn stage1(model: &Qlip, batch: &PairBatch, w: &LossWeights) -> Result<StepOu
     let q = &model.config.vision_config.quantizer_cfg;
     let spread = ((&e.sample * q.gamma_0)? - (&e.codebook * q.gamma_1)?)?.affine(1.0 / q.inv_temperature, 0.0)?;
     let commit = model.bsq.commitment(&out.latents)?;
-    let terms = [(w.reconstruction, &mse), (w.l1, &l1), (w.alignment, &align), (w.quantizer, &spread), (w.commitment, &commit)];
+    let terms =
+        [(w.reconstruction, &mse), (w.l1, &l1), (w.alignment, &align), (w.quantizer, &spread), (w.commitment, &commit)];
     let metrics = vec![
         ("mse", number(&mse)?),
         ("l1", number(&l1)?),

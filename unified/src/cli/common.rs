@@ -15,9 +15,8 @@ pub struct Common {
     /// Model folder or hub id (owner/name or owner/name@revision); the embedded nano model if absent.
     #[arg(long, value_name = "DIR|HUB_ID")]
     pub model: Option<String>,
-    /// cpu, cuda or cuda:N.
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// Type of the weights in memory.
     #[arg(long, value_enum, default_value_t = Type::F32)]
     pub dtype: Type,
@@ -32,6 +31,31 @@ pub struct Common {
     pub json: bool,
 }
 
+/// Where to compute.
+#[derive(Args, Clone)]
+pub struct OnDevice {
+    /// cpu, cuda or cuda:N.
+    #[arg(long = "device", default_value = "cpu")]
+    name: String,
+}
+
+impl OnDevice {
+    pub fn device(&self) -> Result<Device> {
+        let index = match self.name.as_str() {
+            "cpu" => return Ok(Device::Cpu),
+            "cuda" => 0,
+            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(n) => n,
+                None => bail!("--device {other}: use cpu, cuda or cuda:N"),
+            },
+        };
+        if !candle_core::utils::cuda_is_available() {
+            bail!("--device {}: this build has no CUDA; build with --features cuda, or use --device cpu", self.name);
+        }
+        Ok(Device::new_cuda(index)?)
+    }
+}
+
 /// Types on offer.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Type {
@@ -42,22 +66,11 @@ pub enum Type {
 
 impl Common {
     pub fn device(&self) -> Result<Device> {
-        let index = match self.device.as_str() {
-            "cpu" => return Ok(Device::Cpu),
-            "cuda" => 0,
-            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-                Some(n) => n,
-                None => bail!("--device {other}: use cpu, cuda or cuda:N"),
-            },
-        };
-        if !candle_core::utils::cuda_is_available() {
-            bail!("--device {}: this build has no CUDA; build with --features cuda, or use --device cpu", self.device);
-        }
-        Ok(Device::new_cuda(index)?)
+        self.on.device()
     }
 
     pub fn dtype(&self) -> Result<DType> {
-        match (self.dtype, self.device.as_str()) {
+        match (self.dtype, self.on.name.as_str()) {
             (Type::F32, _) => Ok(DType::F32),
             (_, "cpu") => bail!("--dtype f16 and bf16 are slow and inexact on the CPU; use --dtype f32"),
             (Type::F16, _) => Ok(DType::F16),

@@ -1,5 +1,6 @@
 //! `unified train CONFIG --out DIR`
 
+use super::common::OnDevice;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
@@ -19,11 +20,18 @@ pub struct Train {
     /// Continue from the folder's last checkpoint.
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    device: OnDevice,
+    /// Seed of initial values, data order and augmentation; as --set seed=N.
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 impl Train {
     pub fn run(&self) -> anyhow::Result<()> {
-        let training = Training::from_file(&self.config, &self.set)?;
+        let mut set = self.set.clone();
+        set.extend(self.seed.map(|s| format!("seed={s}")));
+        let training = Training::from_file(&self.config, &set)?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} eta {eta} loss {msg}")?;
         let bar = ProgressBar::new(0).with_style(style);
         let mut progress = |p: &nn::train::Progress| {
@@ -31,7 +39,7 @@ impl Train {
             bar.set_position(p.step as u64);
             bar.set_message(format!("{:.4}", p.loss));
         };
-        let device = candle_core::Device::Cpu;
+        let device = self.device.device()?;
         training.run(&mut Run { out: &self.out, resume: self.resume, device, progress: &mut progress })?;
         bar.finish_and_clear();
         eprintln!("{}", self.out.display());

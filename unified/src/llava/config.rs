@@ -106,8 +106,7 @@ pub enum VisionFeature {
 impl LlavaConfig {
     /// From the text of a config.json of either layout.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        let json: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| Error::bad_file(path, e.to_string()))?;
+        let json: serde_json::Value = serde_json::from_str(text).map_err(|e| Error::bad_file(path, e.to_string()))?;
         let config = if json.get("mm_vision_tower").is_some() {
             Self::from_original(path, &json)?
         } else {

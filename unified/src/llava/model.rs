@@ -62,7 +62,7 @@ impl Llava {
                 match self.config.vision_feature {
                     VisionFeature::Hidden => out.hidden.swap_remove(self.layer),
                     VisionFeature::Latents => return Ok(out.latents.0),
-                    VisionFeature::Codes => return Ok(bsq.quantize(&out.latents)?),
+                    VisionFeature::Codes => return bsq.quantize(&out.latents),
                 }
             }
         };
@@ -74,7 +74,7 @@ impl Llava {
 
     /// What the tower sees, in the language model's width: [pictures, tokens, width].
     pub fn project(&self, seen: &Tensor) -> Result<Tensor> {
-        Ok(self.linear_2.forward(&self.act.forward(&self.linear_1.forward(seen)?)?)?)
+        self.linear_2.forward(&self.act.forward(&self.linear_1.forward(seen)?)?)
     }
 
     /// Embeddings [tokens, width] of ids in which every image token is a place for one row of `features` [rows, width],
@@ -103,6 +103,6 @@ impl Llava {
     /// Logits [batch, tokens, vocabulary] of embedded sequences [batch, tokens, width].
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let hidden = self.lm.hidden(x, &Positions::From(0), &Mask::Causal, None)?;
-        Ok(self.lm.logits(&hidden, 0..self.config.text_config.vocab_size)?)
+        self.lm.logits(&hidden, 0..self.config.text_config.vocab_size)
     }
 }

@@ -1,0 +1,83 @@
+//! Logits, loss and greedy continuations of a language model.
+
+use super::{Inputs, Named};
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor};
+use lm::{Decoding, Llama};
+use nn::ops::{self, IGNORE, Mask, Positions};
+
+pub fn outputs(model: &Llama, inputs: &Inputs, max_tokens: usize) -> Result<Named> {
+    let mut out = Named::new();
+    let vocab = 0..model.config.vocab_size;
+    let frequencies: Vec<f32> = model.config.inverse_frequencies().iter().map(|&f| f as f32).collect();
+    out.insert("inverse_frequencies".into(), Tensor::new(frequencies, &Device::Cpu)?);
+    if inputs.find("input_ids").is_some() {
+        let (ids, rows, tokens) = inputs.tokens("input_ids")?;
+        let logits = model.forward(&ids, rows)?;
+        if inputs.find("labels").is_some() {
+            out.insert("loss".into(), loss(&logits, inputs, ids.len(), tokens)?);
+        }
+        out.insert("logits".into(), logits);
+    }
+    if inputs.find("padded_ids").is_some() {
+        let (ids, rows, tokens) = inputs.tokens("padded_ids")?;
+        let (mask, ..) = inputs.ids("padded_mask")?;
+        if mask.len() != ids.len() {
+            bail!("{}: `padded_mask` and `padded_ids` differ in shape", inputs.path.display());
+        }
+        let pads: Vec<usize> = mask.chunks(tokens).map(|m| m.iter().filter(|&&v| v == 0).count()).collect();
+        let each = |f: fn(usize, usize) -> usize| -> Vec<u32> {
+            pads.iter().flat_map(|&p| (0..tokens).map(move |t| f(p, t) as u32)).collect()
+        };
+        let positions = Positions::Each(each(|p, t| t.saturating_sub(p)).into());
+        let see = Mask::CausalFrom(each(usize::min).into());
+        let hidden = model.hidden(&model.embed(&ids, rows)?, &positions, &see, None)?;
+        // rows at padding are zero, as in the reference
+        let keep = Tensor::from_vec(mask, (rows, tokens, 1), &inputs.device)?.to_dtype(hidden.dtype())?;
+        out.insert("padded_logits".into(), model.logits(&hidden, vocab.clone())?.broadcast_mul(&keep)?);
+        let contexts = ids.chunks(tokens).zip(&pads).map(|(c, &p)| c[p..].to_vec()).collect();
+        out.insert("padded_greedy_tokens".into(), greedy(model, contexts, max_tokens)?);
+    }
+    if inputs.find("greedy_prompt").is_some() {
+        let (ids, _, tokens) = inputs.tokens("greedy_prompt")?;
+        let contexts = ids.chunks(tokens).map(<[u32]>::to_vec).collect();
+        out.insert("greedy_tokens".into(), greedy(model, contexts, max_tokens)?);
+    }
+    Ok(out)
+}
+
+fn greedy(model: &Llama, contexts: Vec<Vec<u32>>, count: usize) -> Result<Tensor> {
+    let (decoding, hidden) = Decoding::start(model, &contexts)?;
+    likeliest(model, decoding, hidden, count)
+}
+
+/// The likeliest `count` tokens of each row, [rows, count].
+pub fn likeliest(model: &Llama, mut decoding: Decoding, mut hidden: Tensor, count: usize) -> Result<Tensor> {
+    let rows = hidden.dim(0)?;
+    let mut out = vec![Vec::with_capacity(count); rows];
+    for n in 0..count {
+        let logits = model.logits(&hidden, 0..model.config.vocab_size)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let next: Vec<u32> = logits.iter().map(|row| lm::sample::argmax(row) as u32).collect();
+        for (o, &t) in out.iter_mut().zip(&next) {
+            o.push(i64::from(t));
+        }
+        if n + 1 < count {
+            hidden = decoding.advance(&next)?;
+        }
+    }
+    Ok(Tensor::from_vec(out.concat(), (rows, count), &Device::Cpu)?)
+}
+
+/// Mean cross-entropy of the next token, over labels that are not negative.
+pub fn loss(logits: &Tensor, inputs: &Inputs, count: usize, tokens: usize) -> Result<Tensor> {
+    let (labels, ..) = inputs.ids("labels")?;
+    if labels.len() != count {
+        bail!("{}: `labels` and `input_ids` differ in shape", inputs.path.display());
+    }
+    let next =
+        |i: usize| if (i + 1).is_multiple_of(tokens) || labels[i + 1] < 0 { IGNORE } else { labels[i + 1] as u32 };
+    let targets: Vec<u32> = (0..count).map(next).collect();
+    let n = targets.iter().filter(|&&t| t != IGNORE).count().max(1);
+    let loss = ops::cross_entropy(&logits.flatten_to(1)?.to_dtype(DType::F32)?, &targets)?;
+    Ok((loss.sum_all()? / n as f64)?)
+}

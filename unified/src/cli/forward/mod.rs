@@ -1,0 +1,107 @@
+//! `unified forward MODEL_DIR INPUTS -o OUTPUTS`: stage by stage outputs for people who port checkpoints.
+
+mod llama;
+mod llava;
+mod qlip;
+
+use super::common::Common;
+use ::qlip::clip::{ClipTower, ClipVisionConfig};
+use ::qlip::config::{QlipConfig, read_json};
+use ::qlip::{Pixels, Qlip};
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use lm::{Llama, LlamaConfig};
+use nn::{Params, checkpoint};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use unified::llava::{Llava, LlavaConfig, published};
+
+/// Run a model's parts on given inputs and write every stage (names as in tests/fixtures/README.md).
+#[derive(Args)]
+pub struct Forward {
+    #[command(flatten)]
+    common: Common,
+    /// Folder with config.json and model.safetensors; the architecture is found from config.json.
+    model_dir: PathBuf,
+    /// QLIP: pixel_values, input_ids. Llama: input_ids, labels, padded_ids and padded_mask, greedy_prompt. CLIP vision:
+    /// pixel_values. LLaVA: pixel_values, input_ids, labels, two_images_ids, greedy_prompt.
+    inputs: PathBuf,
+    /// File for the outputs.
+    #[arg(short, long)]
+    out: PathBuf,
+    /// Tokens to generate after greedy_prompt; 12 for Llama and 8 for LLaVA if not given, as in the reference files.
+    #[arg(long)]
+    max_tokens: Option<usize>,
+}
+
+type Named = BTreeMap<String, Tensor>;
+
+impl Forward {
+    pub fn run(&self) -> Result<()> {
+        let device = self.common.device()?;
+        let path = self.model_dir.join("config.json");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let json: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let inputs = Inputs { path: &self.inputs, tensors: checkpoint::load(&self.inputs)?, device: device.clone() };
+        let params = || -> Result<Params> { Ok(Params::from_dir(&self.model_dir, self.common.dtype()?, &device)?) };
+        let out = if json.get("vision_config").is_some() && json.get("decoder_config").is_some() {
+            let config = QlipConfig::from_file(&path)?;
+            qlip::outputs(&Qlip::new(&params()?, &config, true)?, &inputs)?
+        } else if json["model_type"] == "llama" {
+            let config: LlamaConfig = read_json(&path)?;
+            llama::outputs(&Llama::new(&params()?, &config)?, &inputs, self.max_tokens.unwrap_or(12))?
+        } else if json["model_type"] == "clip_vision_model" {
+            let tower = ClipTower::new(&params()?.at("vision_model"), &read_json::<ClipVisionConfig>(&path)?)?;
+            llava::tower_outputs(&tower, &inputs)?
+        } else if json["model_type"] == "llava" {
+            let config = LlavaConfig::parse(&path, &text)?;
+            let tensors = published(checkpoint::load_dir(&self.model_dir)?);
+            let origin = self.model_dir.display().to_string();
+            let params = Params::from_tensors(origin, tensors, self.common.dtype()?, &device);
+            llava::outputs(&Llava::new(&params, &config)?, &inputs, self.max_tokens.unwrap_or(8))?
+        } else {
+            bail!(
+                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision and LLaVA are",
+                path.display(),
+                json["model_type"]
+            );
+        };
+        checkpoint::save(&self.out, &out, &[])?;
+        if self.common.json {
+            println!("{}", serde_json::json!({"out": self.out, "tensors": out.keys().collect::<Vec<_>>()}));
+        } else {
+            println!("{}", self.out.display());
+        }
+        Ok(())
+    }
+}
+
+struct Inputs<'a> {
+    path: &'a Path,
+    tensors: HashMap<String, Tensor>,
+    device: Device,
+}
+
+impl Inputs<'_> {
+    fn find(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+    /// Two-dimensional integers as [rows, columns].
+    fn ids(&self, name: &str) -> Result<(Vec<i64>, usize, usize)> {
+        let t = self.find(name).with_context(|| format!("{}: no tensor `{name}`", self.path.display()))?;
+        let (r, c) = t.dims2().with_context(|| format!("{}: `{name}` must be [batch, tokens]", self.path.display()))?;
+        Ok((t.to_dtype(DType::I64)?.flatten_all()?.to_vec1()?, r, c))
+    }
+    /// Pictures as the model's type.
+    fn pixels(&self, name: &str, dtype: DType) -> Result<Pixels> {
+        let t = self.find(name).with_context(|| format!("{}: no tensor `{name}`", self.path.display()))?;
+        t.dims4().with_context(|| format!("{}: `{name}` must be [batch, 3, height, width]", self.path.display()))?;
+        Ok(Pixels(t.to_device(&self.device)?.to_dtype(dtype)?))
+    }
+    fn tokens(&self, name: &str) -> Result<(Vec<u32>, usize, usize)> {
+        let (v, r, c) = self.ids(name)?;
+        let ids = v.iter().map(|&i| u32::try_from(i)).collect::<std::result::Result<_, _>>();
+        Ok((ids.with_context(|| format!("{}: `{name}` holds a negative id", self.path.display()))?, r, c))
+    }
+}
