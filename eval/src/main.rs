@@ -75,7 +75,7 @@ fn main() -> std::process::ExitCode {
 impl Nano {
     fn run(&self) -> Result<()> {
         let files = ModelFiles::Dir(self.model.clone());
-        let model = Unified::load(&files, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        let model = Unified::load(&files, &unified::files::Placement::cpu())?;
         let photos = Photos::open(&self.photos, "test").context("--photos")?;
         let sizes = Sizes {
             photos: self.limit,

@@ -6,8 +6,9 @@ use qlip::Image;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use unified::conversation::Message;
 use unified::photos::{Photos, centre};
-use unified::runner::{Message, Unified};
+use unified::runner::Unified;
 use unified::scenes::{self, Category, Checker, Scene, SceneRng, Split};
 
 /// Sizes of the suite; the defaults are what README quotes.

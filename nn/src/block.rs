@@ -4,7 +4,8 @@
 //! biases, rope, grouped heads, gates, names) is configuration.
 
 use crate::Result;
-use crate::ops::{self, Activation, AttentionBranch, Flat, LinearAt, Mask, MlpBranch, NormAt, Positions, Rope};
+pub use crate::linear::Linear;
+use crate::ops::{self, Activation, AttentionBranch, Flat, Mask, MlpBranch, NormAt, Positions, Rope};
 use crate::params::{Init, Params};
 use candle_core::Tensor;
 
@@ -93,29 +94,6 @@ pub const LLAMA_NAMES: BlockNames = BlockNames {
     plain_up: "mlp.up_proj",
     plain_down: "mlp.down_proj",
 };
-
-/// Weight [out, in] and optional bias [out].
-#[derive(Debug, Clone)]
-pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    /// Takes `weight` and, if asked, `bias` at this place.
-    pub fn new(p: &Params, inputs: usize, outputs: usize, bias: bool, std: f32) -> Result<Self> {
-        let weight = p.get((outputs, inputs), "weight", Init::Normal(std))?;
-        let bias = if bias { Some(p.get(outputs, "bias", Init::Const(0.0))?) } else { None };
-        Ok(Self { weight, bias })
-    }
-    fn place(&self, p: &mut Flat) -> Result<LinearAt> {
-        Ok(p.linear(&self.weight, self.bias.as_ref())?)
-    }
-    /// [.., in] to [.., out].
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
-    }
-}
 
 /// Layer norm or root-mean-square norm over the last dimension.
 #[derive(Debug, Clone)]
@@ -239,7 +217,7 @@ impl Block {
 
     /// x [batch, tokens, width] to the same shape; with a cache, `x` continues what the cache holds.
     pub fn forward(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        if cache.is_none() && ops::is_fused(x) && self.q.weight.track_op() {
+        if cache.is_none() && ops::is_fused(x) && self.q.is_trained() {
             return self.forward_as_branches(x, ctx);
         }
         let x = (x + self.attention(&self.norm1.forward(x)?, ctx, cache)?)?;

@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes a file under a temporary name beside it and renames it when it is complete and on the disk.
 pub fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
@@ -61,23 +61,30 @@ pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
 
 /// All tensors of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 pub fn load_dir(dir: &Path) -> Result<HashMap<String, Tensor>> {
+    let mut all = HashMap::new();
+    for file in files_of(dir)? {
+        all.extend(load(&file)?);
+    }
+    Ok(all)
+}
+
+/// The safetensors files of a model folder.
+pub fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join("model.safetensors");
     let index = dir.join("model.safetensors.index.json");
     if single.exists() || !index.exists() {
-        return load(&single);
+        return Ok(vec![single]);
     }
     let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&index, e.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| Error::bad_file(&index, "no `weight_map`"))?;
     let shards: std::collections::BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
-    let mut all = HashMap::new();
-    for shard in shards {
+    for shard in &shards {
         if Path::new(shard).components().count() != 1 || shard.starts_with("..") {
             return Err(Error::bad_file(&index, format!("shard name `{shard}` leaves the folder")));
         }
-        all.extend(load(&dir.join(shard))?);
     }
-    Ok(all)
+    Ok(shards.into_iter().map(|s| dir.join(s)).collect())
 }
 
 #[cfg(test)]

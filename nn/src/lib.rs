@@ -6,10 +6,12 @@
 pub mod block;
 pub mod checkpoint;
 mod error;
+mod linear;
 pub mod ops;
 pub mod optim;
 pub mod params;
 pub mod rng;
+pub mod stored;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Where a model's tensors come from: a checkpoint (plain tensors, no graph) or a training (variables).
 
-use crate::{Error, Result, checkpoint, rng};
+use crate::stored::Stored;
+use crate::{Error, Result, rng};
 use candle_core::{DType, Device, Tensor, Var};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -20,13 +21,24 @@ pub enum Init {
 pub struct Params {
     source: Arc<Source>,
     prefix: String,
+    storage: Storage,
+}
+
+/// How linear layers keep their weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Storage {
+    /// In the type of the activations.
+    #[default]
+    Plain,
+    /// In blocks of 32 8-bit integers with one scale: a quarter of float32.
+    Q8_0,
 }
 
 struct Source {
     origin: String,
     device: Device,
     dtype: DType,
-    stored: HashMap<String, Tensor>,
+    stored: Stored,
     training: Option<Training>,
 }
 
@@ -43,19 +55,25 @@ fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Params {
     /// Tensors of a checkpoint, for inference; `origin` names it in errors.
-    pub fn from_tensors(
-        origin: impl Into<String>,
-        stored: HashMap<String, Tensor>,
-        dtype: DType,
-        device: &Device,
-    ) -> Self {
-        Self::new(origin.into(), stored, None, dtype, device)
+    pub fn from_tensors(origin: impl Into<String>, stored: impl Into<Stored>, dtype: DType, device: &Device) -> Self {
+        Self::new(origin.into(), stored.into(), None, dtype, device)
     }
 
-    /// The safetensors files of a model folder (one file, or shards with an index).
+    /// The safetensors files of a model folder (one file, or shards with an index), mapped into memory: a tensor is read
+    /// when a layer takes it.
     pub fn from_dir(dir: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let stored = checkpoint::load_dir(dir)?;
-        Ok(Self::from_tensors(dir.display().to_string(), stored, dtype, device))
+        Ok(Self::from_tensors(dir.display().to_string(), Stored::map_dir(dir)?, dtype, device))
+    }
+
+    /// The same tensors, linear layers keeping their weights this way; for inference.
+    pub fn stored_as(mut self, storage: Storage) -> Self {
+        self.storage = storage;
+        self
+    }
+
+    /// How linear layers keep their weights.
+    pub fn storage(&self) -> Storage {
+        self.storage
     }
 
     /// Variables that start from `start` where it has the name, else from their initial value; names that begin with
@@ -73,24 +91,18 @@ impl Params {
             vars: Mutex::default(),
             frozen: Mutex::default(),
         };
-        Self::new("the starting checkpoint".into(), start, Some(training), dtype, device)
+        Self::new("the starting checkpoint".into(), start.into(), Some(training), dtype, device)
     }
 
-    fn new(
-        origin: String,
-        stored: HashMap<String, Tensor>,
-        training: Option<Training>,
-        dtype: DType,
-        device: &Device,
-    ) -> Self {
+    fn new(origin: String, stored: Stored, training: Option<Training>, dtype: DType, device: &Device) -> Self {
         let source = Source { origin, device: device.clone(), dtype, stored, training };
-        Self { source: Arc::new(source), prefix: String::new() }
+        Self { source: Arc::new(source), prefix: String::new(), storage: Storage::Plain }
     }
 
     /// The place below `name`.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
         let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
-        Self { source: self.source.clone(), prefix }
+        Self { source: self.source.clone(), prefix, storage: self.storage }
     }
 
     /// Device on which tensors are created.
@@ -105,7 +117,7 @@ impl Params {
 
     /// Whether the checkpoint has this tensor.
     pub fn contains(&self, name: &str) -> bool {
-        self.source.stored.contains_key(&self.full_name(name))
+        self.source.stored.contains(&self.full_name(name))
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -116,7 +128,7 @@ impl Params {
     pub fn get(&self, shape: impl Into<candle_core::Shape>, name: &str, init: Init) -> Result<Tensor> {
         let (full, shape) = (self.full_name(name), shape.into());
         let src = &self.source;
-        let stored = match src.stored.get(&full) {
+        let stored = match src.stored.get(&full)? {
             Some(t) if t.shape() == &shape => Some(t.to_device(&src.device)?.to_dtype(src.dtype)?),
             Some(t) => {
                 return Err(Error::WrongShape {
@@ -170,4 +182,25 @@ fn initial(name: &str, shape: &candle_core::Shape, init: Init, seed: u64, device
         }
     };
     Ok(Tensor::from_vec(values, shape, device)?)
+}
+
+/// Whether a tensor is the weight of a hidden layer, by its published name; tables that are looked up row by row and
+/// output heads are not.
+pub fn is_hidden_matrix(name: &str, dims: &[usize]) -> bool {
+    const TABLES: [&str; 4] = ["token_embedding.", "embed_tokens.", "position_embedding.", "lm_head."];
+    dims.len() >= 2 && name.ends_with(".weight") && !TABLES.iter().any(|t| name.contains(t))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_heads_and_vectors_are_not_hidden_matrices() {
+        assert!(is_hidden_matrix("model.layers.0.self_attn.q_proj.weight", &[4, 4]));
+        assert!(!is_hidden_matrix("model.embed_tokens.weight", &[4, 4]));
+        assert!(!is_hidden_matrix("lm_head.weight", &[4, 4]));
+        assert!(!is_hidden_matrix("norm.weight", &[4]));
+        assert!(!is_hidden_matrix("class_embedding", &[4]));
+    }
 }

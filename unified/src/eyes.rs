@@ -1,8 +1,9 @@
 //! The image tokenizer with its preprocessing and text side: pictures to codes and back, pictures against words.
 
-use crate::files::ModelFiles;
+use crate::files::{ModelFiles, Placement};
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
+use nn::stored::Stored;
 use nn::{Params, checkpoint};
 use qlip::bsq::unit;
 use qlip::config::{QlipConfig, parse_json};
@@ -24,7 +25,7 @@ pub struct Eyes {
 
 impl Eyes {
     /// From the files below `folder` (empty for the top); `with_text` for classification.
-    pub fn load(files: &ModelFiles, folder: &str, dtype: DType, device: &Device, with_text: bool) -> Result<Self> {
+    pub fn load(files: &ModelFiles, folder: &str, placement: &Placement, with_text: bool) -> Result<Self> {
         let at = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
         let path = files.path_of(&at("config.json"));
         let config: QlipConfig = parse_json(&path, &files.text(&at("config.json"))?)?;
@@ -38,7 +39,8 @@ impl Eyes {
         };
         let weights = load_weights(files, folder)?;
         let origin = files.path_of(&at("model.safetensors"));
-        let params = Params::from_tensors(origin.display().to_string(), weights, dtype, device);
+        let params = Params::from_tensors(origin.display().to_string(), weights, placement.dtype, &placement.device)
+            .stored_as(placement.storage);
         let model = Qlip::new(&params, &config, with_text)?;
         let text = if with_text && files.has(&at("tokenizer.json")) {
             let t = &config.text_config;
@@ -52,7 +54,7 @@ impl Eyes {
         } else {
             None
         };
-        Ok(Self { model, preprocess, text, device: device.clone() })
+        Ok(Self { model, preprocess, text, device: placement.device.clone() })
     }
 
     /// Pixels along a picture's side.
@@ -111,13 +113,13 @@ impl Eyes {
 }
 
 /// The safetensors of a model's folder (shards on disk included).
-pub fn load_weights(files: &ModelFiles, folder: &str) -> Result<std::collections::HashMap<String, Tensor>> {
+pub fn load_weights(files: &ModelFiles, folder: &str) -> Result<Stored> {
     match files {
-        ModelFiles::Dir(dir) => checkpoint::load_dir(&dir.join(folder)),
+        ModelFiles::Dir(dir) => Ok(Stored::map_dir(&dir.join(folder))?),
         ModelFiles::Embedded(_) => {
             let name =
                 if folder.is_empty() { "model.safetensors".to_owned() } else { format!("{folder}/model.safetensors") };
-            checkpoint::read(&files.path_of(&name), &files.read(&name)?)
+            Ok(checkpoint::read(&files.path_of(&name), &files.read(&name)?)?.into())
         }
     }
 }

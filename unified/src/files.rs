@@ -1,6 +1,8 @@
 //! A model's files: a folder on disk, or the files embedded in the program.
 
 use crate::{Error, Result};
+use candle_core::{DType, Device};
+use nn::params::Storage;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +13,24 @@ pub enum ModelFiles {
     Dir(PathBuf),
     /// Files in the program, by their path in the model's folder.
     Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+/// Where a model's weights are put, and as what.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Type of weights and activations.
+    pub dtype: DType,
+    /// How linear layers keep their weights.
+    pub storage: Storage,
+    /// Device.
+    pub device: Device,
+}
+
+impl Placement {
+    /// Float32 on the CPU.
+    pub fn cpu() -> Self {
+        Self { dtype: DType::F32, storage: Storage::Plain, device: Device::Cpu }
+    }
 }
 
 impl ModelFiles {

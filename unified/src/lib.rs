@@ -1,7 +1,9 @@
 //! The mixed-modality runner: one model that understands, draws and chats, and how it is trained.
 
 mod assets;
+pub mod chat;
 pub mod config;
+pub mod conversation;
 pub mod corpus;
 pub mod eyes;
 pub mod files;

@@ -1,92 +1,18 @@
 //! One object that understands, draws and interleaves.
 
 use crate::config::{Generation, UnifiedConfig};
+use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
 use crate::eyes::{Eyes, load_weights};
-use crate::files::ModelFiles;
+use crate::files::{ModelFiles, Placement};
 use crate::grammar::{Next, State};
 use crate::template::{Conversation, DEFAULT_TEMPLATE, Template};
 use crate::words::Words;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use lm::{Decoding, Llama, SampleSettings, Sampler};
 use nn::Params;
 use qlip::config::parse_json;
 use qlip::{Codes, Image};
-
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-}
-
-/// A part of a message.
-#[derive(Debug, Clone)]
-pub enum Content {
-    /// Words.
-    Text(String),
-    /// A picture of any size.
-    Image(Image),
-    /// A picture that the model drew or has read already, as its codes.
-    Codes(Vec<u64>),
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone)]
-pub struct Message {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said and shown, in order.
-    pub content: Vec<Content>,
-}
-
-impl Message {
-    /// A user's words.
-    pub fn user(text: impl Into<String>) -> Self {
-        Self { role: Role::User, content: vec![Content::Text(text.into())] }
-    }
-    /// A user's picture with words.
-    pub fn user_with_image(image: Image, text: impl Into<String>) -> Self {
-        Self { role: Role::User, content: vec![Content::Image(image), Content::Text(text.into())] }
-    }
-}
-
-/// What happens while an answer comes into being.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// More text.
-    Text(&'a str),
-    /// A picture begins.
-    ImageStarted,
-    /// Rows of the code grid that are drawn, and their number in all.
-    RowDone(usize, usize),
-    /// The picture.
-    ImageFinished(&'a Image),
-}
-
-/// How an answer is drawn.
-#[derive(Debug, Clone, Copy)]
-pub struct Request {
-    /// Sampling and guidance.
-    pub generation: Generation,
-    /// Seed; the same seed and input give the same answer on the CPU.
-    pub seed: u64,
-    /// Most text tokens, pictures not counted.
-    pub max_tokens: usize,
-}
-
-/// An answer.
-#[derive(Debug, Clone, Default)]
-pub struct Reply {
-    /// Words and pictures in order; pictures as their codes.
-    pub content: Vec<Content>,
-    /// The pictures, decoded.
-    pub images: Vec<Image>,
-    /// The words alone.
-    pub text: String,
-}
 
 /// A unified model with everything around it.
 pub struct Unified {
@@ -102,7 +28,7 @@ pub struct Unified {
 
 impl Unified {
     /// Loads a model folder.
-    pub fn load(files: &ModelFiles, dtype: DType, device: &Device) -> Result<Self> {
+    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
         let path = files.path_of("config.json");
         let config: UnifiedConfig = parse_json(&path, &files.text("config.json")?)?;
         let fits = config.vocabulary.check().and_then(|()| {
@@ -116,24 +42,17 @@ impl Unified {
             )))
         });
         fits.map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        let eyes = Eyes::load(files, &config.image_tokenizer, dtype, device, true)?;
+        let eyes = Eyes::load(files, &config.image_tokenizer, placement, true)?;
         if eyes.model.bsq.bits != config.vocabulary.bits || eyes.model.grid() != config.vocabulary.grid {
             return Err(Error::bad_file(&path, "the vocabulary's bits or grid are not the image tokenizer's"));
         }
         let origin = files.path_of("model.safetensors").display().to_string();
-        let params = Params::from_tensors(origin, load_weights(files, "")?, dtype, device);
+        let params = Params::from_tensors(origin, load_weights(files, "")?, placement.dtype, &placement.device)
+            .stored_as(placement.storage);
         let model = Llama::new(&params, &config.text_config)?;
         let path = files.path_of("tokenizer.json");
         let words = Words::from_bytes(&path, &files.read("tokenizer.json")?)?;
-        let source = if files.has("tokenizer_config.json") {
-            let path = files.path_of("tokenizer_config.json");
-            let json: serde_json::Value = serde_json::from_str(&files.text("tokenizer_config.json")?)
-                .map_err(|e| Error::bad_file(path, e.to_string()))?;
-            json["chat_template"].as_str().map(str::to_owned)
-        } else {
-            None
-        };
-        let template = Template::new(source.as_deref().unwrap_or(DEFAULT_TEMPLATE))?;
+        let template = Template::of_model(files)?.map_or_else(|| Template::new(DEFAULT_TEMPLATE), Ok)?;
         let end = words.mark(&config.marks.end)?;
         Ok(Self { config, eyes, model, words, template, end })
     }
@@ -205,15 +124,15 @@ impl Unified {
         let mut sampler = Sampler::new(request.seed, 0);
         let mut reply = Reply::default();
         let (mut decoding, mut hidden) = Decoding::start(&self.model, &[context.clone()])?;
-        let (mut run, mut shown) = (Vec::new(), 0);
+        let mut stream = TextStream::default();
         for _ in 0..request.max_tokens {
-            let id = self.draw_text(&hidden, &mut sampler, &run, &request.generation.text)?;
+            let id = self.draw_text(&hidden, &mut sampler, stream.ids(), &request.generation.text)?;
             if id == self.end {
                 break;
             }
             context.push(id);
             if id == self.config.vocabulary.begin_image {
-                self.finish_text(&mut run, &mut shown, &mut reply, on)?;
+                stream.finish(&self.words, &mut reply, on)?;
                 if !on(Event::ImageStarted) {
                     return Ok(reply);
                 }
@@ -238,39 +157,13 @@ impl Unified {
                 (decoding, hidden) = Decoding::start(&self.model, &[context.clone()])?;
                 continue;
             }
-            run.push(id);
-            let text = self.words.decode(&run)?;
-            // an unfinished character waits for its other bytes
-            if !text.ends_with('\u{FFFD}') && text.len() > shown {
-                if !on(Event::Text(&text[shown..])) {
-                    break;
-                }
-                shown = text.len();
+            if !stream.push(&self.words, id, on)? {
+                break;
             }
             hidden = decoding.advance(&[id])?;
         }
-        self.finish_text(&mut run, &mut shown, &mut reply, on)?;
+        stream.finish(&self.words, &mut reply, on)?;
         Ok(reply)
-    }
-
-    fn finish_text(
-        &self,
-        run: &mut Vec<u32>,
-        shown: &mut usize,
-        reply: &mut Reply,
-        on: &mut dyn FnMut(Event) -> bool,
-    ) -> Result<()> {
-        if !run.is_empty() {
-            let text = self.words.decode(run)?;
-            if text.len() > *shown {
-                on(Event::Text(&text[*shown..]));
-            }
-            reply.text.push_str(&text);
-            reply.content.push(Content::Text(text));
-        }
-        run.clear();
-        *shown = 0;
-        Ok(())
     }
 
     /// One text token from one row of hidden states; the end-image mark cannot come.

@@ -1,5 +1,6 @@
 //! Chat templates (minijinja, the transformers dialect) and the marks of a conversation.
 
+use crate::files::ModelFiles;
 use crate::{Error, Result};
 use chrono::NaiveDateTime;
 use chrono::format::{Item, StrftimeItems};
@@ -75,6 +76,21 @@ impl<'a> Conversation<'a> {
 }
 
 impl Template {
+    /// The template that a model's folder carries: chat_template.jinja, chat_template.json or tokenizer_config.json.
+    pub fn of_model(files: &ModelFiles) -> Result<Option<Self>> {
+        if files.has("chat_template.jinja") {
+            return Self::new(&files.text("chat_template.jinja")?).map(Some);
+        }
+        for name in ["chat_template.json", "tokenizer_config.json"].into_iter().filter(|n| files.has(n)) {
+            let json: serde_json::Value = serde_json::from_str(&files.text(name)?)
+                .map_err(|e| Error::bad_file(files.path_of(name), e.to_string()))?;
+            if let Some(source) = json["chat_template"].as_str() {
+                return Self::new(source).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
     /// Compiles a template.
     pub fn new(source: &str) -> Result<Self> {
         let mut env = Environment::new();

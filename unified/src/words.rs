@@ -38,6 +38,11 @@ impl Words {
         self.inner.decode(ids, true).map_err(|e| Error::invalid(format!("token ids: {e}")))
     }
 
+    /// How an entry is written.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The id of a mark.
     pub fn mark(&self, mark: &str) -> Result<u32> {
         self.inner.token_to_id(mark).ok_or_else(|| Error::invalid(format!("the tokenizer has no entry `{mark}`")))

@@ -65,7 +65,7 @@ fn pictures_of_every_kind_go_through() {
         assert_eq!((img.width(), img.height()), (64, 64), "{line}");
     }
     assert!(files(&dir.path().join("out")).contains(&"rotated.png".to_owned()), "the stem is kept");
-    assert_eq!(ok(dir.path(), &[&["describe"], &list[..]].concat()).lines().count(), paths.len());
+    assert_eq!(ok(dir.path(), &[&["describe", "--json"], &list[..]].concat()).lines().count(), paths.len());
     let labels = ok(dir.path(), &[&["classify", "--labels", "cat,dog", "--json"], &list[..]].concat());
     for line in labels.lines() {
         let json: serde_json::Value = serde_json::from_str(line).unwrap();

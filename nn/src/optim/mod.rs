@@ -7,6 +7,7 @@ mod schedule;
 pub use ema::Ema;
 pub use schedule::Cosine;
 
+use crate::params::is_hidden_matrix;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor, Var};
@@ -85,7 +86,7 @@ impl Optimizer {
                 .ok_or_else(|| Error::invalid(format!("no parameter group for `{name}`")))?;
             let n = var.elem_count();
             let weight_decay = if var.rank() >= 2 { group.weight_decay } else { 0.0 };
-            let muon = settings.rule == Rule::Muon && muon::applies(&name, var.dims());
+            let muon = settings.rule == Rule::Muon && is_hidden_matrix(&name, var.dims());
             let matrix = muon.then(|| (var.dims()[0], n / var.dims()[0].max(1)));
             let v = if muon { vec![] } else { vec![0.0; n] };
             let moments = Mutex::new(Moments { m: vec![0.0; n], v });

@@ -12,12 +12,6 @@ const PASSES: usize = 5;
 /// (Liu et al. 2025, "Muon is scalable", equation 4).
 const RMS: f32 = 0.2;
 
-/// Whether a tensor is a hidden weight matrix; tables that are looked up row by row and output heads are Adam's.
-pub(super) fn applies(name: &str, dims: &[usize]) -> bool {
-    const TABLES: [&str; 4] = ["token_embedding.", "embed_tokens.", "position_embedding.", "lm_head."];
-    dims.len() >= 2 && name.ends_with(".weight") && !TABLES.iter().any(|t| name.contains(t))
-}
-
 /// The nearest (semi-)orthogonal matrix to `m` [rows, cols], approximately: singular values end between 0.68 and 1.13.
 /// Scaled so that its entries have a root mean square near [`RMS`].
 pub(super) fn orthogonalise(m: &[f32], rows: usize, cols: usize) -> Vec<f32> {
@@ -110,14 +104,5 @@ mod tests {
                 assert!((low..high).contains(&dot), "rows {i}, {j}: {dot}");
             }
         }
-    }
-
-    #[test]
-    fn tables_are_left_to_adam() {
-        assert!(applies("model.layers.0.self_attn.q_proj.weight", &[4, 4]));
-        assert!(!applies("model.embed_tokens.weight", &[4, 4]));
-        assert!(!applies("lm_head.weight", &[4, 4]));
-        assert!(!applies("norm.weight", &[4]));
-        assert!(!applies("class_embedding", &[4]));
     }
 }

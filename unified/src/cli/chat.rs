@@ -9,7 +9,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use unified::runner::{Content, Event, Message, Reply, Role, Unified};
+use std::time::Instant;
+use unified::chat::ChatModel;
+use unified::conversation::{Content, Event, Message, Reply, Request, Role};
 
 /// Talk with the model: words and pictures in, words and pictures out.
 #[derive(Args)]
@@ -22,6 +24,9 @@ pub struct Chat {
     /// Picture that goes with the prompt.
     #[arg(long, requires = "prompt")]
     image: Option<PathBuf>,
+    /// Most words (text tokens) of an answer.
+    #[arg(long, default_value_t = 512)]
+    max_tokens: usize,
     /// Folder for pictures that the model draws.
     #[arg(short, long, default_value = ".")]
     out: PathBuf,
@@ -45,11 +50,12 @@ impl Chat {
         out_dir(&self.out)?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut session = Session {
-            model: self.common.unified()?,
+            model: self.common.chat_model()?,
             messages: Vec::new(),
             pending: Vec::new(),
             last: None,
             seed: self.common.seed,
+            max_tokens: self.max_tokens,
             json: self.common.json,
             out: &self.out,
             stop: stop.clone(),
@@ -70,11 +76,12 @@ impl Chat {
 }
 
 struct Session<'a> {
-    model: Unified,
+    model: ChatModel,
     messages: Vec<Message>,
     pending: Vec<Image>,
     last: Option<Image>,
     seed: u64,
+    max_tokens: usize,
     json: bool,
     out: &'a Path,
     stop: Arc<AtomicBool>,
@@ -156,11 +163,14 @@ impl Session<'_> {
         content.push(Content::Text(text.to_owned()));
         self.messages.push(Message { role: Role::User, content });
         self.stop.store(false, Ordering::Relaxed);
-        let request = self.model.request(self.seed);
+        let request = Request { max_tokens: self.max_tokens, ..self.model.request(self.seed) };
         let mut paths = Vec::new();
         let mut failed = None;
+        let clock = Instant::now();
+        let mut first = None;
         let (json, out, stop) = (self.json, self.out, self.stop.clone());
         let mut on = |event: Event| {
+            first.get_or_insert_with(|| clock.elapsed().as_secs_f64());
             match event {
                 Event::Text(t) if !json => {
                     print!("{t}");
@@ -194,7 +204,13 @@ impl Session<'_> {
             return Err(e.into());
         }
         if json {
-            println!("{}", serde_json::json!({"text": reply.text, "images": paths, "seed": self.seed}));
+            println!(
+                "{}",
+                serde_json::json!({
+                    "text": reply.text, "images": paths, "seed": self.seed, "text_tokens": reply.text_tokens,
+                    "seconds_to_first": first, "seconds": clock.elapsed().as_secs_f64(),
+                })
+            );
         } else if !reply.text.is_empty() {
             println!();
         }

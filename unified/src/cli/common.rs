@@ -3,10 +3,12 @@
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
+use nn::params::Storage;
 use qlip::Image;
 use std::path::{Path, PathBuf};
+use unified::chat::ChatModel;
 use unified::eyes::Eyes;
-use unified::files::ModelFiles;
+use unified::files::{ModelFiles, Placement};
 use unified::runner::Unified;
 
 /// Options of every command.
@@ -62,6 +64,9 @@ pub enum Type {
     F32,
     F16,
     Bf16,
+    /// 8-bit blocks of weights, float32 activations: a quarter of the memory, on the CPU.
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl Common {
@@ -71,8 +76,9 @@ impl Common {
 
     pub fn dtype(&self) -> Result<DType> {
         match (self.dtype, self.on.name.as_str()) {
-            (Type::F32, _) => Ok(DType::F32),
-            (_, "cpu") => bail!("--dtype f16 and bf16 are slow and inexact on the CPU; use --dtype f32"),
+            (Type::F32, _) | (Type::Q8_0, "cpu") => Ok(DType::F32),
+            (Type::Q8_0, _) => bail!("--dtype q8_0 works on the CPU; use --dtype f16 on a GPU"),
+            (_, "cpu") => bail!("--dtype f16 and bf16 are slow and inexact on the CPU; use --dtype f32 or q8_0"),
             (Type::F16, _) => Ok(DType::F16),
             (Type::Bf16, _) => Ok(DType::BF16),
         }
@@ -85,6 +91,11 @@ impl Common {
         Ok(self.batch)
     }
 
+    pub fn placement(&self) -> Result<Placement> {
+        let storage = if matches!(self.dtype, Type::Q8_0) { Storage::Q8_0 } else { Storage::Plain };
+        Ok(Placement { dtype: self.dtype()?, storage, device: self.device()? })
+    }
+
     /// Files of the asked model.
     pub fn files(&self) -> Result<ModelFiles> {
         match &self.model {
@@ -94,14 +105,19 @@ impl Common {
     }
 
     pub fn unified(&self) -> Result<Unified> {
-        Ok(Unified::load(&self.files()?, self.dtype()?, &self.device()?)?)
+        Ok(Unified::load(&self.files()?, &self.placement()?)?)
+    }
+
+    /// Whatever the asked folder holds that can be talked with.
+    pub fn chat_model(&self) -> Result<ChatModel> {
+        Ok(ChatModel::load(&self.files()?, &self.placement()?)?)
     }
 
     /// The image tokenizer: of a unified model its own, else the folder itself.
     pub fn eyes(&self) -> Result<Eyes> {
         let files = self.files()?;
         let folder = if files.has("qlip/config.json") { "qlip" } else { "" };
-        Ok(Eyes::load(&files, folder, self.dtype()?, &self.device()?, true)?)
+        Ok(Eyes::load(&files, folder, &self.placement()?, true)?)
     }
 }
 

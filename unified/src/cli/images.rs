@@ -6,7 +6,7 @@ use clap::Args;
 use qlip::{Codes, Image};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use unified::runner::Message;
+use unified::conversation::Message;
 
 /// Turn pictures into integer codes.
 #[derive(Args)]
@@ -186,13 +186,11 @@ impl Describe {
         if self.question.trim().is_empty() {
             bail!("--question is empty: ask something");
         }
-        let model = self.common.unified()?;
+        let model = self.common.chat_model()?;
         for chunk in self.images.chunks(self.common.batch()?) {
-            let contexts = open_all(chunk)?
-                .into_iter()
-                .map(|i| model.context(&[Message::user_with_image(i, self.question.clone())]))
-                .collect::<unified::Result<Vec<_>>>()?;
-            for (path, answer) in chunk.iter().zip(model.answer_batch(&contexts, 64)?) {
+            let questions =
+                open_all(chunk)?.into_iter().map(|i| Message::user_with_image(i, self.question.clone())).collect();
+            for (path, answer) in chunk.iter().zip(model.words(questions, 256)?) {
                 if self.common.json {
                     println!("{}", serde_json::json!({"image": path, "answer": answer}));
                 } else if self.images.len() == 1 {

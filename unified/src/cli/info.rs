@@ -4,7 +4,9 @@ use super::common::Common;
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use clap::Args;
-use std::collections::{BTreeMap, HashMap};
+use nn::params::Storage;
+use nn::stored::{Stored, storage_bytes};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use unified::config::UnifiedConfig;
 use unified::eyes::load_weights;
@@ -40,30 +42,37 @@ impl Info {
             "unified: Llama-style decoder over text and visual rows, QLIP image tokenizer"
         } else if json.get("decoder_config").is_some() {
             "QLIP: vision tower, text tower, binary spherical quantizer, pixel decoder"
+        } else if json["model_type"] == "llava" || json.get("mm_vision_tower").is_some() {
+            "LLaVA: vision tower, two-layer projector, Llama decoder"
+        } else if json["model_type"] == "clip_vision_model" {
+            "CLIP vision tower"
         } else if json["model_type"] == "llama" {
             "Llama decoder"
         } else {
             "unknown (config.json names no architecture of this program)"
         };
-        let count = |t: &HashMap<String, Tensor>| t.values().map(Tensor::elem_count).sum::<usize>();
-        let total: usize = parts.iter().map(|p| count(&p.1)).sum();
-        // what `--dtype f32` holds; activations of one picture are small beside it
-        let memory = total * 4;
+        let count = |t: &Stored| t.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum::<usize>();
+        // weights; activations of a conversation are small beside those of a model where memory matters
+        let memory = |storage| -> usize {
+            parts.iter().flat_map(|p| p.1.shapes()).map(|(name, shape)| storage_bytes(name, shape, storage)).sum()
+        };
+        let (plain, blocks) = (memory(Storage::Plain), memory(Storage::Q8_0));
         if common.json {
             let each: serde_json::Map<_, _> = parts.iter().map(|p| (p.0.to_owned(), count(&p.1).into())).collect();
             println!(
                 "{}",
                 serde_json::json!({
-                    "architecture": architecture, "parameters": each, "memory_bytes_f32": memory, "vocabulary": vocabulary,
+                    "architecture": architecture, "parameters": each, "memory_bytes_f32": plain, "memory_bytes_q8_0": blocks, "vocabulary": vocabulary,
                 })
             );
             return Ok(());
         }
         println!("{architecture}");
         for (name, t) in &parts {
-            println!("{name}: {:.2}M parameters in {} tensors", count(t) as f64 / 1e6, t.len());
+            println!("{name}: {:.2}M parameters in {} tensors", count(t) as f64 / 1e6, t.shapes().len());
         }
-        println!("memory: {:.0} MiB of weights in f32", memory as f64 / f64::from(1 << 20));
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        println!("memory: {:.0} MiB of weights in f32, {:.0} MiB with --dtype q8_0", mib(plain), mib(blocks));
         if let Some(v) = vocabulary.as_object() {
             for (k, v) in v {
                 println!("{}: {v}", k.replace('_', " "));
@@ -91,10 +100,12 @@ impl Export {
         let nested = files.has("qlip/config.json");
         for folder in if nested { &["", "qlip"][..] } else { &[""] } {
             let weights = load_weights(&files, folder)?;
-            let half: BTreeMap<String, Tensor> = weights
-                .into_iter()
-                .map(|(k, t)| Ok((k, t.to_dtype(DType::F16)?)))
-                .collect::<candle_core::Result<_>>()?;
+            let mut half = BTreeMap::<String, Tensor>::new();
+            for (name, _) in weights.shapes() {
+                if let Some(t) = weights.get(name)? {
+                    half.insert(name.to_owned(), t.to_dtype(DType::F16)?);
+                }
+            }
             let to = self.to.join(folder);
             super::common::out_dir(&to)?;
             nn::checkpoint::save(&to.join("model.safetensors"), &half, &[])?;

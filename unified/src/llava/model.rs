@@ -3,7 +3,7 @@
 
 use super::config::{LlavaConfig, Select, VisionConfig, VisionFeature};
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use lm::Llama;
 use nn::Params;
 use nn::block::Linear;
@@ -29,6 +29,7 @@ pub struct Llava {
     linear_2: Linear,
     act: Activation,
     layer: usize,
+    dtype: DType,
 }
 
 impl Llava {
@@ -49,8 +50,33 @@ impl Llava {
             linear_2: Linear::new(&projector.at("linear_2"), to, to, bias, std)?,
             act: config.projector_hidden_act,
             layer: config.feature_layer()?,
+            dtype: p.dtype(),
             config: config.clone(),
         })
+    }
+
+    /// Pixels along the side of a picture.
+    pub fn side(&self) -> usize {
+        match &self.config.vision_config {
+            VisionConfig::Clip(c) => c.image_size,
+            VisionConfig::Qlip(c) => c.image_size,
+        }
+    }
+
+    /// Tokens that a picture becomes.
+    pub fn tokens_per_picture(&self) -> usize {
+        let grid = match &self.config.vision_config {
+            VisionConfig::Clip(c) => c.grid(),
+            VisionConfig::Qlip(c) => c.grid(),
+        };
+        let class = self.config.vision_feature_select_strategy == Select::Full
+            && self.config.vision_feature == VisionFeature::Hidden;
+        grid * grid + usize::from(class)
+    }
+
+    /// Type of the activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// What the tower sees in pixels [pictures, 3, side, side]: [pictures, tokens, feature width].

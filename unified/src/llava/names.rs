@@ -1,8 +1,5 @@
 //! Tensor names of the three LLaVA layouts.
 
-use candle_core::Tensor;
-use std::collections::HashMap;
-
 /// Beginnings of names in newer exports and in the first release, and in llava-hf, whose names this crate uses. The
 /// first that fits counts.
 const LAYOUTS: [(&str, &str); 9] = [
@@ -26,9 +23,4 @@ pub fn published_name(name: &str) -> String {
         .iter()
         .find_map(|(from, to)| name.strip_prefix(from).map(|rest| format!("{to}{rest}")))
         .unwrap_or_else(|| name.to_owned())
-}
-
-/// All tensors under their llava-hf names.
-pub fn published(tensors: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
-    tensors.into_iter().map(|(name, t)| (published_name(&name), t)).collect()
 }

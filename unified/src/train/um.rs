@@ -3,7 +3,7 @@
 use super::Run;
 use crate::config::{Generation, UnifiedConfig};
 use crate::eyes::Eyes;
-use crate::files::ModelFiles;
+use crate::files::{ModelFiles, Placement};
 use crate::mixture::{Mixture, Piece, Sample, Source};
 use crate::photos::Photos;
 use crate::sequence::{Segment, Sequence, pack};
@@ -75,7 +75,12 @@ impl UnifiedTraining {
     /// Runs it; the folder becomes a whole unified model, image tokenizer included.
     pub fn run(&self, run: &mut Run) -> Result<()> {
         let marks = Marks::default();
-        let eyes = Eyes::load(&ModelFiles::Dir(self.qlip.clone()), "", DType::F32, &run.device, false)?;
+        let eyes = Eyes::load(
+            &ModelFiles::Dir(self.qlip.clone()),
+            "",
+            &Placement { device: run.device.clone(), ..Placement::cpu() },
+            false,
+        )?;
         let text = std::fs::read(&self.tokenizer).map_err(Error::io(&self.tokenizer))?;
         let words = Words::from_bytes(&self.tokenizer, &text)?;
         let vocab = MergedVocab {

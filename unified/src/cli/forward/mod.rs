@@ -12,10 +12,11 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use lm::{Llama, LlamaConfig};
+use nn::stored::Stored;
 use nn::{Params, checkpoint};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use unified::llava::{Llava, LlavaConfig, published};
+use unified::llava::{Llava, LlavaConfig, published_name};
 
 /// Run a model's parts on given inputs and write every stage (names as in tests/fixtures/README.md).
 #[derive(Args)]
@@ -56,7 +57,7 @@ impl Forward {
             llava::tower_outputs(&tower, &inputs)?
         } else if json["model_type"] == "llava" {
             let config = LlavaConfig::parse(&path, &text)?;
-            let tensors = published(checkpoint::load_dir(&self.model_dir)?);
+            let tensors = Stored::map_dir(&self.model_dir)?.renamed(published_name);
             let origin = self.model_dir.display().to_string();
             let params = Params::from_tensors(origin, tensors, self.common.dtype()?, &device);
             llava::outputs(&Llava::new(&params, &config)?, &inputs, self.max_tokens.unwrap_or(8))?

@@ -1,0 +1,63 @@
+//! Whatever model a folder holds that can be talked with.
+
+use crate::config::Generation;
+use crate::conversation::{Event, Message, Reply, Request};
+use crate::files::{ModelFiles, Placement};
+use crate::llava::LlavaChat;
+use crate::runner::Unified;
+use crate::{Error, Result};
+
+/// A model that answers.
+pub enum ChatModel {
+    /// Sees and draws.
+    Unified(Box<Unified>),
+    /// Sees.
+    Llava(Box<LlavaChat>),
+}
+
+impl ChatModel {
+    /// Loads what config.json names.
+    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+        let path = files.path_of("config.json");
+        let json: serde_json::Value =
+            serde_json::from_str(&files.text("config.json")?).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        match json["model_type"].as_str() {
+            Some("um3") => Ok(Self::Unified(Box::new(Unified::load(files, placement)?))),
+            Some("llava" | "llava_llama") => Ok(Self::Llava(Box::new(LlavaChat::load(files, placement)?))),
+            other => {
+                let found = other.unwrap_or("nothing");
+                Err(Error::bad_file(&path, format!("model_type says {found}; um3 and llava can be talked with")))
+            }
+        }
+    }
+
+    /// A request with the model's own settings.
+    pub fn request(&self, seed: u64) -> Request {
+        match self {
+            Self::Unified(m) => m.request(seed),
+            Self::Llava(_) => Request { generation: Generation::default(), seed, max_tokens: 512 },
+        }
+    }
+
+    /// Answers a conversation.
+    pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        match self {
+            Self::Unified(m) => m.answer(messages, request, on),
+            Self::Llava(m) => m.answer(messages, request, on),
+        }
+    }
+
+    /// The likeliest words for each of several single messages.
+    pub fn words(&self, questions: Vec<Message>, max_tokens: usize) -> Result<Vec<String>> {
+        match self {
+            Self::Unified(m) => {
+                let contexts = questions.into_iter().map(|q| m.context(&[q])).collect::<Result<Vec<_>>>()?;
+                m.answer_batch(&contexts, max_tokens)
+            }
+            Self::Llava(m) => {
+                let request = Request { max_tokens, ..self.request(0) };
+                questions.into_iter().map(|q| Ok(m.answer(&[q], &request, &mut |_| true)?.text)).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! A LLaVA checkpoint ready for conversation.
+
+use super::config::LlavaConfig;
+use super::model::Llava;
+use super::names::published_name;
+use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
+use crate::eyes::load_weights;
+use crate::files::{ModelFiles, Placement};
+use crate::template::{Conversation, Template};
+use crate::words::Words;
+use crate::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use lm::llama::TokenIds;
+use lm::{Decoding, Sampler};
+use nn::Params;
+use qlip::{Image, Preprocess};
+
+/// Vicuna's conversation, version 1: for checkpoints that carry no template.
+pub const VICUNA_V1: &str = "\
+{% if messages[0].role == 'system' %}{% set system = messages[0].content[0].text %}{% set messages = messages[1:] %}\
+{% else %}{% set system = \"A chat between a curious human and an artificial intelligence assistant. \
+The assistant gives helpful, detailed, and polite answers to the human's questions.\" %}{% endif %}{{ system }}\
+{% for m in messages %}{{ ' USER: ' if m.role == 'user' else ' ASSISTANT: ' }}\
+{% for c in m.content if c.type == 'image' %}{{ '<image>\\n' }}{% endfor %}\
+{% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}\
+{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}";
+
+/// What templates of this family write where a picture goes.
+const IMAGE_MARK: &str = "<image>";
+
+/// A model with its tokenizer, template and preprocessing.
+pub struct LlavaChat {
+    /// The model.
+    pub model: Llava,
+    preprocess: Preprocess,
+    words: Words,
+    template: Template,
+    bos: String,
+    eos: String,
+    ends: Vec<u32>,
+    device: Device,
+}
+
+impl LlavaChat {
+    /// Loads a model folder of either layout.
+    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+        let config = LlavaConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
+        let origin = files.path_of("model.safetensors").display().to_string();
+        let stored = load_weights(files, "")?.renamed(published_name);
+        let params = Params::from_tensors(origin, stored, placement.dtype, &placement.device);
+        let params = params.stored_as(placement.storage);
+        let model = Llava::new(&params, &config)?;
+        let side = model.side();
+        let preprocess = if files.has("preprocessor_config.json") {
+            serde_json::from_str(&files.text("preprocessor_config.json")?)
+                .map_err(|e| Error::bad_file(files.path_of("preprocessor_config.json"), e.to_string()))?
+        } else {
+            Preprocess::clip(side)
+        };
+        if preprocess.crop_size != side {
+            let why = format!("crops of {} pixels for a tower of {side}", preprocess.crop_size);
+            return Err(Error::bad_file(files.path_of("preprocessor_config.json"), why));
+        }
+        let words = Words::from_bytes(&files.path_of("tokenizer.json"), &files.read("tokenizer.json")?)?;
+        let mark = |id: &Option<TokenIds>, or: &str| match id {
+            Some(TokenIds::One(i)) => words.token(*i).unwrap_or_else(|| or.to_owned()),
+            _ => or.to_owned(),
+        };
+        let text = &config.text_config;
+        let (bos, eos) = (mark(&text.bos_token_id, "<s>"), mark(&text.eos_token_id, "</s>"));
+        let ends = match &text.eos_token_id {
+            Some(TokenIds::One(i)) => vec![*i],
+            Some(TokenIds::Many(v)) => v.clone(),
+            None => vec![words.mark(&eos)?],
+        };
+        let template = Template::of_model(files)?.map_or_else(|| Template::new(VICUNA_V1), Ok)?;
+        Ok(Self { model, preprocess, words, template, bos, eos, ends, device: placement.device.clone() })
+    }
+
+    /// Token ids of a conversation up to where the answer begins, each picture as many image tokens as it has
+    /// features; and the pictures.
+    pub fn context(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<Image>)> {
+        let mut pictures = Vec::new();
+        let mut json = Vec::new();
+        for message in messages {
+            let mut content = Vec::new();
+            for c in &message.content {
+                content.push(match c {
+                    // a mark typed by a person is words, not a picture
+                    Content::Text(t) => {
+                        serde_json::json!({"type": "text", "text": t.replace(IMAGE_MARK, "< image >")})
+                    }
+                    Content::Image(i) => {
+                        pictures.push(i.clone());
+                        serde_json::json!({"type": "image"})
+                    }
+                    Content::Codes(_) => return Err(Error::invalid("this model sees pictures, not codes")),
+                });
+            }
+            let role = if message.role == Role::User { "user" } else { "assistant" };
+            json.push(serde_json::json!({"role": role, "content": content}));
+        }
+        let messages = serde_json::Value::Array(json);
+        let mut text = self.template.render(&Conversation::to_answer(&messages, &self.bos, &self.eos))?;
+        if !text.starts_with(&self.bos) {
+            text.insert_str(0, &self.bos);
+        }
+        let image = self.model.config.image_token_index;
+        let per_picture = self.model.tokens_per_picture();
+        let mut ids = Vec::new();
+        for (i, piece) in text.split(IMAGE_MARK).enumerate() {
+            if i > 0 {
+                ids.extend(std::iter::repeat_n(image, per_picture));
+            }
+            if !piece.is_empty() {
+                ids.extend(self.words.encode(piece)?);
+            }
+        }
+        let shown = ids.iter().filter(|&&i| i == image).count() / per_picture;
+        if shown != pictures.len() {
+            let n = pictures.len();
+            return Err(Error::invalid(format!("the chat template shows {shown} pictures where there are {n}")));
+        }
+        Ok((ids, pictures))
+    }
+
+    /// Answers a conversation with words.
+    pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        let settings = &request.generation.text;
+        settings.check()?;
+        let (ids, pictures) = self.context(messages)?;
+        let x = self.model.embed(&ids, self.features(&pictures)?.as_ref())?;
+        let (mut decoding, mut hidden) = Decoding::start_embedded(&self.model.lm, &[x])?;
+        let mut sampler = Sampler::new(request.seed, 0);
+        let mut stream = TextStream::default();
+        let mut reply = Reply::default();
+        // rows past the tokenizer's are padding of the table, and the image token has no face
+        let rows = 0..self.words.len().min(self.model.config.text_config.vocab_size);
+        for _ in 0..request.max_tokens {
+            let logits = self.model.lm.logits(&hidden, rows.clone())?.to_dtype(DType::F32)?;
+            let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
+            if let Some(l) = logits.get_mut(self.model.config.image_token_index as usize) {
+                *l = f32::NEG_INFINITY;
+            }
+            let id = sampler.sample(&logits, stream.ids(), settings) as u32;
+            if self.ends.contains(&id) || !stream.push(&self.words, id, on)? {
+                break;
+            }
+            hidden = decoding.advance(&[id])?;
+        }
+        stream.finish(&self.words, &mut reply, on)?;
+        Ok(reply)
+    }
+
+    /// Features of pictures [rows, width], each padded to a square first; nothing without pictures.
+    fn features(&self, pictures: &[Image]) -> Result<Option<Tensor>> {
+        if pictures.is_empty() {
+            return Ok(None);
+        }
+        let square: Vec<Image> = pictures.iter().map(|i| self.preprocess.pad(i)).collect();
+        let pixels = self.preprocess.normalise(&square, &self.device)?;
+        let pixels = qlip::Pixels(pixels.0.to_dtype(self.model.dtype())?);
+        Ok(Some(self.model.project(&self.model.see(&pixels)?)?.flatten_to(1)?))
+    }
+}
