@@ -43,6 +43,9 @@ struct Nano {
     /// Questions asked.
     #[arg(long, default_value_t = 1000)]
     questions: usize,
+    /// Instructions that change a picture, and as many follow-up questions.
+    #[arg(long, default_value_t = 200)]
+    edits: usize,
     /// Drawings a category.
     #[arg(long, default_value_t = 100)]
     drawings: usize,
@@ -81,6 +84,7 @@ impl Nano {
             photos: self.limit,
             scenes: self.scenes,
             questions: self.questions,
+            edits: self.edits,
             drawings: self.drawings,
             drawn_photos: self.drawn_photos,
             batch: self.batch,
@@ -111,6 +115,19 @@ fn print(r: &Report) {
     for (kind, share) in &r.by_kind {
         println!("  {kind:<10} {:.1}%", 100.0 * share);
     }
+    println!(
+        "edits (n = {}): {:.1}% show exactly the changed scene, every object in its place",
+        r.edits,
+        100.0 * r.edits_right
+    );
+    for (kind, share) in &r.edits_by_kind {
+        println!("  {kind:<10} {:.1}%", 100.0 * share);
+    }
+    println!(
+        "questions about a picture of an earlier turn right (n = {}): {:.1}%",
+        r.edits,
+        100.0 * r.follow_ups_right
+    );
     println!(
         "drawings, strict check ({} a category; in brackets the share of asked things that are there):",
         r.drawings

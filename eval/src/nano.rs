@@ -6,7 +6,7 @@ use qlip::Image;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use unified::conversation::Message;
+use unified::conversation::{Content, Message, Role};
 use unified::photos::{Photos, centre};
 use unified::runner::Unified;
 use unified::scenes::{self, Category, Checker, Scene, SceneRng, Split};
@@ -20,6 +20,8 @@ pub struct Sizes {
     pub scenes: usize,
     /// Questions about scenes.
     pub questions: usize,
+    /// Instructions that change a picture, and follow-up questions about a picture that was drawn before.
+    pub edits: usize,
     /// Drawings for each category of prompts.
     pub drawings: usize,
     /// Drawn photographs for each class.
@@ -49,6 +51,14 @@ pub struct Report {
     pub questions_right: f64,
     /// The same for each kind of question.
     pub by_kind: BTreeMap<String, f64>,
+    /// Instructions given, half of them about a picture that the person showed.
+    pub edits: usize,
+    /// Share of changed pictures that show exactly the changed scene, every object in its place.
+    pub edits_right: f64,
+    /// The same for each kind of instruction.
+    pub edits_by_kind: BTreeMap<String, f64>,
+    /// Share of right answers to questions about the picture of an earlier turn.
+    pub follow_ups_right: f64,
     /// Drawings a category.
     pub drawings: usize,
     /// Share of drawings that pass the strict check, by category.
@@ -75,6 +85,9 @@ pub fn run(model: &Unified, photos: &Photos, s: &Sizes, tell: &mut dyn FnMut(&st
     let by_kind = questions(model, s)?;
     let asked: usize = by_kind.values().map(|v| v.1).sum();
     let right: usize = by_kind.values().map(|v| v.0).sum();
+    tell("edits");
+    let edits = edits(model, s)?;
+    let follow_ups = follow_ups(model, s)?;
     let (mut strict, mut soft) = (BTreeMap::new(), BTreeMap::new());
     for category in Category::ALL {
         tell(category.name());
@@ -92,7 +105,11 @@ pub fn run(model: &Unified, photos: &Photos, s: &Sizes, tell: &mut dyn FnMut(&st
         scene_preservation,
         questions: asked,
         questions_right: right as f64 / asked.max(1) as f64,
-        by_kind: by_kind.into_iter().map(|(k, (r, n))| (k, r as f64 / n.max(1) as f64)).collect(),
+        by_kind: shares(by_kind),
+        edits: s.edits,
+        edits_right: edits.values().map(|v| v.0).sum::<usize>() as f64 / s.edits.max(1) as f64,
+        edits_by_kind: shares(edits),
+        follow_ups_right: follow_ups as f64 / s.edits.max(1) as f64,
         drawings: s.drawings,
         strict,
         soft,
@@ -162,6 +179,78 @@ fn questions(model: &Unified, s: &Sizes) -> Result<BTreeMap<String, (usize, usiz
         }
     }
     Ok(by_kind)
+}
+
+fn shares(counts: BTreeMap<String, (usize, usize)>) -> BTreeMap<String, f64> {
+    counts.into_iter().map(|(k, (right, n))| (k, right as f64 / n.max(1) as f64)).collect()
+}
+
+/// A picture from an earlier turn: drawn on request (even items) or shown.
+fn earlier(i: usize, scene: &Scene, image: Image) -> Vec<Message> {
+    if i % 2 == 1 {
+        return vec![Message { role: Role::User, content: vec![Content::Image(image)] }];
+    }
+    let asked = Message::user(format!("draw {}", scenes::caption(scene)));
+    vec![asked, Message { role: Role::Assistant, content: vec![Content::Image(image)] }]
+}
+
+/// Changed pictures that show exactly the changed scene, and all of them, by kind of instruction.
+fn edits(model: &Unified, s: &Sizes) -> Result<BTreeMap<String, (usize, usize)>> {
+    let side = model.eyes.side();
+    let checker = Checker::new(side);
+    let mut by_kind: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    let all: Vec<usize> = (0..s.edits).collect();
+    for chunk in all.chunks(s.batch) {
+        let (mut contexts, mut wanted) = (Vec::new(), Vec::new());
+        for &i in chunk {
+            let mut rng = item(s, 20, i);
+            let (scene, edit) = loop {
+                let scene = Scene::random(&mut rng, Split::Test, 1, 3);
+                if let Some(edit) = scenes::edit(&mut rng, Split::Test, &scene) {
+                    break (scene, edit);
+                }
+            };
+            let mut messages = earlier(i, &scene, scenes::render(&scene, side));
+            match messages.last_mut().filter(|m| m.role == Role::User) {
+                Some(m) => m.content.push(Content::Text(edit.text.clone())),
+                None => messages.push(Message::user(edit.text.clone())),
+            }
+            let mut context = model.context(&messages)?;
+            context.push(model.config.vocabulary.begin_image);
+            contexts.push(context);
+            wanted.push(edit);
+        }
+        let seeds: Vec<u64> = chunk.iter().map(|&i| s.seed.wrapping_add(i as u64)).collect();
+        let codes = model.draw_images(&contexts, &seeds, &model.config.generation, &mut |_| true)?;
+        for (image, edit) in model.decode(&codes)?.iter().zip(&wanted) {
+            let entry = by_kind.entry(edit.kind.to_owned()).or_default();
+            entry.0 += usize::from(checker.shows(image, &edit.scene));
+            entry.1 += 1;
+        }
+    }
+    Ok(by_kind)
+}
+
+/// Right answers to questions about the picture that the model was asked to draw one turn earlier.
+fn follow_ups(model: &Unified, s: &Sizes) -> Result<usize> {
+    let side = model.eyes.side();
+    let all: Vec<usize> = (0..s.edits).collect();
+    let mut right = 0;
+    for chunk in all.chunks(s.batch) {
+        let (mut contexts, mut asked) = (Vec::new(), Vec::new());
+        for &i in chunk {
+            let mut rng = item(s, 21, i);
+            let scene = Scene::random(&mut rng, Split::Test, 1, 3);
+            let q = scenes::question(&mut rng, &scene);
+            let mut messages = earlier(0, &scene, scenes::render(&scene, side));
+            messages.push(Message::user(q.text.clone()));
+            contexts.push(model.context(&messages)?);
+            asked.push(q);
+        }
+        let answers = model.answer_batch(&contexts, 16)?;
+        right += asked.iter().zip(answers).filter(|(q, a)| a.trim() == q.answer).count();
+    }
+    Ok(right)
 }
 
 /// Strict and soft score of a category.

@@ -21,6 +21,9 @@ pub struct Shares {
     pub text_to_image: f64,
     /// A picture drawn on request, then words about it.
     pub interleaved: f64,
+    /// A picture, an instruction that changes it, and the changed picture.
+    #[serde(default)]
+    pub edit: f64,
 }
 
 /// Shares at the start and after the calm-down.
@@ -50,6 +53,8 @@ pub enum Kind {
     TextToImage,
     /// A picture drawn on request, then words about it.
     Interleaved,
+    /// A picture, an instruction that changes it, and the changed picture.
+    Edit,
 }
 
 impl Mixture {
@@ -62,6 +67,7 @@ impl Mixture {
             image_to_text: mix(self.start.image_to_text, self.end.image_to_text),
             text_to_image: mix(self.start.text_to_image, self.end.text_to_image),
             interleaved: mix(self.start.interleaved, self.end.interleaved),
+            edit: mix(self.start.edit, self.end.edit),
         }
     }
 
@@ -73,6 +79,7 @@ impl Mixture {
             (Kind::ImageToText, s.image_to_text),
             (Kind::TextToImage, s.text_to_image),
             (Kind::Interleaved, s.interleaved),
+            (Kind::Edit, s.edit),
         ];
         let mut left = f64::from(rng::uniform(r)) * kinds.iter().map(|k| k.1).sum::<f64>();
         for (kind, share) in kinds {
@@ -120,6 +127,9 @@ impl Source<'_> {
         let kind = self.mixture.draw(step, &mut r);
         if kind == Kind::Text {
             return self.talk(&mut r);
+        }
+        if kind == Kind::Edit {
+            return self.editing(&mut r, &mut s);
         }
         let photo = f64::from(rng::uniform(&mut r)) < self.mixture.photos;
         let mut out = Sample::new();
@@ -192,6 +202,31 @@ impl Source<'_> {
         out.push(Piece::Text(m.end.clone(), true));
     }
 
+    /// A picture that was drawn on request or shown, an instruction, the changed picture, and a question about it.
+    fn editing(&self, r: &mut Rng, s: &mut SceneRng) -> Sample {
+        let (before, edit) = loop {
+            let scene = Scene::random(s, Split::Train, 1, 3);
+            if let Some(edit) = scenes::edit(s, Split::Train, &scene) {
+                break (scene, edit);
+            }
+        };
+        let mut out = Sample::new();
+        let m = self.marks;
+        let picture = scenes::render(&before, self.side);
+        if s.chance(0.6) {
+            self.drawing(&mut out, &scenes::caption(&before), picture, r);
+            out.push(Piece::Text(m.user.clone(), false));
+        } else {
+            out.push(Piece::Text(m.user.clone(), false));
+            out.push(Piece::Image(picture, false));
+        }
+        out.push(Piece::Text(format!("{}{}", edit.text, m.assistant), false));
+        out.push(Piece::Image(scenes::render(&edit.scene, self.side), true));
+        out.push(Piece::Text(m.end.clone(), true));
+        self.scene_words(&mut out, None, &edit.scene, 1, s);
+        out
+    }
+
     fn scene_words(&self, out: &mut Sample, mut image: Option<Image>, scene: &Scene, turns: usize, s: &mut SceneRng) {
         for _ in 0..turns {
             if s.chance(0.12) {
@@ -220,7 +255,7 @@ mod tests {
 
     #[test]
     fn shares_calm_down_in_a_straight_line() {
-        let shares = |text| Shares { text, image_to_text: 1.0, text_to_image: 3.0, interleaved: 0.0 };
+        let shares = |text| Shares { text, image_to_text: 1.0, text_to_image: 3.0, interleaved: 0.0, edit: 0.0 };
         let m = Mixture {
             start: shares(60.0),
             end: shares(12.0),

@@ -163,7 +163,7 @@ pub struct Question {
 /// not asked.
 pub fn question(rng: &mut SceneRng, scene: &Scene) -> Question {
     loop {
-        let kind = rng.pick(&["exist", "count", "colour", "shape", "size", "relation"]);
+        let kind = rng.pick(&["exist", "count", "colour", "shape", "size", "relation", "compare"]);
         if let Some((text, answer)) = ask(kind, rng, scene) {
             return Question { kind, text, answer };
         }
@@ -203,6 +203,15 @@ fn ask(kind: &str, rng: &mut SceneRng, scene: &Scene) -> Option<(String, String)
         "size" => {
             let asked = Noun::of(&object);
             unique(&asked).then(|| (format!("is the {} small or large?", asked.words()), object.size.name().to_owned()))
+        }
+        "compare" => {
+            let [a, b] = &scene.objects[..] else { return None };
+            let larger = rng.chance(0.5);
+            let answer = if (a.size == Size::Large) == larger { a } else { b };
+            let (a, b) = (Noun::of(a), Noun::of(b));
+            let word = if larger { "larger" } else { "smaller" };
+            let fair = scene.objects[0].size != scene.objects[1].size && a != b;
+            fair.then(|| (format!("which of the two is {word}?"), format!("the {}", Noun::of(answer).words())))
         }
         _ => {
             let other = rng.pick(&scene.objects);

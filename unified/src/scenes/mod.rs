@@ -4,11 +4,13 @@
 //! tested says what a picture shows, so no judge model is needed.
 
 mod checker;
+mod edit;
 mod language;
 mod render;
 mod world;
 
 pub use checker::{Checker, Seen, Verdict};
+pub use edit::{EDITS, Edit, edit};
 pub use language::{Category, Noun, Prompt, Question, caption, prompt, question};
 pub use render::render;
 pub use world::{Colour, Object, Relation, Scene, SceneRng, Shape, Size, Split};

@@ -7,6 +7,11 @@ const STEP: i64 = CANVAS / 64;
 /// Raise it when any scene changes: it keys the random numbers.
 const SUITE: u64 = 1;
 
+/// Middle of a row or column of cells.
+fn middle(cell: usize) -> i64 {
+    (2 * cell as i64 + 1) * CANVAS / 6 / STEP * STEP
+}
+
 /// Palette of the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -94,6 +99,12 @@ impl Size {
     pub fn radius(self) -> i64 {
         [320, 544][self as usize]
     }
+
+    /// Steps that an object may be away from the middle of its cell: half of the room that the cell leaves, less half
+    /// of the smallest gap (2 pixels at 64).
+    fn steps(self) -> i64 {
+        ((CANVAS / 3 - 2 * self.radius()) / 2 - STEP) / STEP
+    }
 }
 
 /// Where one object is, seen from another.
@@ -147,6 +158,16 @@ impl Object {
         shape as usize == (colour as usize * 5 + 2) % 6
     }
 
+    /// The same object, no farther from the middle of its cell than its size leaves room for.
+    pub(super) fn in_its_cell(self) -> Self {
+        let room = self.size.steps() * STEP;
+        let inside = |v: i64| {
+            let m = middle((v * 3 / CANVAS) as usize);
+            v.clamp(m - room, m + room)
+        };
+        Self { centre: (inside(self.centre.0), inside(self.centre.1)), ..self }
+    }
+
     /// Whether a relation holds between this object and another.
     pub fn is(&self, relation: Relation, other: &Self) -> bool {
         let (dx, dy) = (self.centre.0 - other.centre.0, self.centre.1 - other.centre.1);
@@ -173,7 +194,7 @@ pub enum Split {
 }
 
 impl Split {
-    fn holds(self, scene: &Scene) -> bool {
+    pub(super) fn holds(self, scene: &Scene) -> bool {
         let test = nn::rng::mix(scene.content_key()).is_multiple_of(16);
         test == (self == Self::Test)
     }
@@ -253,13 +274,8 @@ impl Scene {
                     }
                 };
                 let size = size.unwrap_or_else(|| rng.pick(&Size::ALL));
-                // half of the room that a cell leaves, less half of the smallest gap (2 pixels at 64)
-                let room = (CANVAS / 3 - 2 * size.radius()) / 2 - STEP;
-                let steps = room / STEP;
-                let mut at = |cell: usize| {
-                    let middle = (2 * cell as i64 + 1) * CANVAS / 6;
-                    middle / STEP * STEP + (rng.below((2 * steps + 1) as usize) as i64 - steps) * STEP
-                };
+                let steps = size.steps();
+                let mut at = |cell: usize| middle(cell) + (rng.below((2 * steps + 1) as usize) as i64 - steps) * STEP;
                 let centre = (at(cell % 3), at(cell / 3));
                 Object { colour, shape, size, centre }
             })
