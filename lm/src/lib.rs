@@ -1,7 +1,9 @@
 //! A Llama-style decoder over merged text and visual vocabularies: tokens to logits to tokens.
 
+pub mod draw;
 pub mod generate;
 pub mod llama;
+pub mod llamagen;
 pub mod loss;
 pub mod sample;
 pub mod vocab;

@@ -202,6 +202,16 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// An empty cache of this many layers.
+    pub(crate) fn new(layers: usize) -> Self {
+        Self { layers: vec![LayerCache::default(); layers], len: 0 }
+    }
+    pub(crate) fn layer(&mut self, i: usize) -> &mut LayerCache {
+        &mut self.layers[i]
+    }
+    pub(crate) fn grow(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
     /// Tokens held.
     pub fn len(&self) -> usize {
         self.len
@@ -256,7 +266,7 @@ impl Llama {
 
     /// An empty cache.
     pub fn cache(&self) -> KvCache {
-        KvCache { layers: vec![LayerCache::default(); self.layers.len()], len: 0 }
+        KvCache::new(self.layers.len())
     }
 
     /// Positions the model can be given.

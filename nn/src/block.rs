@@ -63,6 +63,7 @@ pub struct BlockConfig {
 pub struct BlockNames {
     norm1: &'static str,
     norm2: &'static str,
+    qkv: Projections,
     out: &'static str,
     gate: &'static str,
     up: &'static str,
@@ -71,10 +72,22 @@ pub struct BlockNames {
     plain_down: &'static str,
 }
 
+/// How the query, key and value projections are stored.
+#[derive(Debug)]
+enum Projections {
+    /// A tensor each.
+    Apart([&'static str; 3]),
+    /// The rows of one tensor: queries, then keys, then values.
+    Joined(&'static str),
+}
+
+const APART: Projections = Projections::Apart(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
+
 /// Names of CLIP and QLIP.
 pub const CLIP_NAMES: BlockNames = BlockNames {
     norm1: "layer_norm1",
     norm2: "layer_norm2",
+    qkv: APART,
     out: "self_attn.out_proj",
     gate: "mlp.w1",
     up: "mlp.w2",
@@ -87,12 +100,26 @@ pub const CLIP_NAMES: BlockNames = BlockNames {
 pub const LLAMA_NAMES: BlockNames = BlockNames {
     norm1: "input_layernorm",
     norm2: "post_attention_layernorm",
+    qkv: APART,
     out: "self_attn.o_proj",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
     down: "mlp.down_proj",
     plain_up: "mlp.up_proj",
     plain_down: "mlp.down_proj",
+};
+
+/// Names of LlamaGen.
+pub const LLAMAGEN_NAMES: BlockNames = BlockNames {
+    norm1: "attention_norm",
+    norm2: "ffn_norm",
+    qkv: Projections::Joined("attention.wqkv"),
+    out: "attention.wo",
+    gate: "feed_forward.w1",
+    up: "feed_forward.w3",
+    down: "feed_forward.w2",
+    plain_up: "feed_forward.w1",
+    plain_down: "feed_forward.w2",
 };
 
 /// Layer norm or root-mean-square norm over the last dimension.
@@ -188,6 +215,14 @@ impl Block {
         } else {
             None
         };
+        let [q, k, v] = match names.qkv {
+            Projections::Apart([q, k, v]) => [
+                Linear::new(&p.at(q), d, qw, qb, std)?,
+                Linear::new(&p.at(k), d, kw, kb, std)?,
+                Linear::new(&p.at(v), d, kw, vb, std)?,
+            ],
+            Projections::Joined(name) => Linear::joined(&p.at(name), d, [qw, kw, kw], std)?,
+        };
         let (gate, up, down, act) = match c.mlp {
             MlpKind::SwiGlu => {
                 let gate = Linear::new(&p.at(names.gate), d, f, mb, std)?;
@@ -201,9 +236,9 @@ impl Block {
             head_dim: c.head_dim,
             norm1: Norm::new(&p.at(names.norm1), c.norm, d, c.eps)?,
             norm2: Norm::new(&p.at(names.norm2), c.norm, d, c.eps)?,
-            q: Linear::new(&p.at("self_attn.q_proj"), d, qw, qb, std)?,
-            k: Linear::new(&p.at("self_attn.k_proj"), d, kw, kb, std)?,
-            v: Linear::new(&p.at("self_attn.v_proj"), d, kw, vb, std)?,
+            q,
+            k,
+            v,
             out: Linear::new(&p.at(names.out), qw, d, ob, c.residual_std)?,
             qk_norm,
             inner_norm: inner("self_attn.inner_attn_ln", qw)?,

@@ -26,18 +26,39 @@ enum Weight {
     Blocks(Arc<QTensor>, QMatMul),
 }
 
+impl Weight {
+    fn new(weight: Tensor, storage: Storage) -> Result<Self> {
+        if storage == Storage::Q8_0 && weight.dim(1)?.is_multiple_of(Q8_BLOCK) {
+            let blocks = Arc::new(QTensor::quantize(&weight.contiguous()?, GgmlDType::Q8_0)?);
+            return Ok(Self::Blocks(blocks.clone(), QMatMul::from_arc(blocks)?));
+        }
+        Ok(Self::Dense(weight))
+    }
+}
+
 impl Linear {
     /// Takes `weight` and, if asked, `bias` at this place.
     pub fn new(p: &Params, inputs: usize, outputs: usize, bias: bool, std: f32) -> Result<Self> {
-        let weight = p.get((outputs, inputs), "weight", Init::Normal(std))?;
-        let weight = if p.storage() == Storage::Q8_0 && inputs.is_multiple_of(Q8_BLOCK) {
-            let blocks = Arc::new(QTensor::quantize(&weight, GgmlDType::Q8_0)?);
-            Weight::Blocks(blocks.clone(), QMatMul::from_arc(blocks)?)
-        } else {
-            Weight::Dense(weight)
-        };
+        let weight = Weight::new(p.get((outputs, inputs), "weight", Init::Normal(std))?, p.storage())?;
         let bias = if bias { Some(p.get(outputs, "bias", Init::Const(0.0))?) } else { None };
         Ok(Self { weight, bias })
+    }
+
+    /// Several layers without bias whose weights are rows of one tensor, `outputs` rows each.
+    pub(crate) fn joined<const N: usize>(
+        p: &Params,
+        inputs: usize,
+        outputs: [usize; N],
+        std: f32,
+    ) -> Result<[Self; N]> {
+        let all = p.get((outputs.iter().sum::<usize>(), inputs), "weight", Init::Normal(std))?;
+        let mut from = 0;
+        let mut parts = Vec::with_capacity(N);
+        for rows in outputs {
+            parts.push(Self { weight: Weight::new(all.narrow(0, from, rows)?, p.storage())?, bias: None });
+            from += rows;
+        }
+        parts.try_into().map_err(|_| Error::invalid("joined layers"))
     }
 
     /// Whether a training follows this weight.

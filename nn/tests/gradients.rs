@@ -47,7 +47,7 @@ fn norms() {
 
 #[test]
 fn activations() {
-    for act in [Activation::Gelu, Activation::QuickGelu, Activation::Silu, Activation::Tanh] {
+    for act in [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu, Activation::Tanh] {
         check(&format!("{act:?}"), &[&[7, 33]], |x| act.forward(&x[0]));
     }
     check("gated_silu", &[&[7, 33], &[7, 33]], |x| ops::gated_silu(&x[0], &x[1]));

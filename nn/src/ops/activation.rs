@@ -13,6 +13,9 @@ pub enum Activation {
     /// x Phi(x), exact (error function).
     #[serde(rename = "gelu")]
     Gelu,
+    /// x Phi(x) by its tanh approximation: T5's and LlamaGen's caption embedder.
+    #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
+    GeluTanh,
     /// x sigmoid(1.702 x), OpenAI CLIP's.
     #[serde(rename = "quick_gelu")]
     QuickGelu,
@@ -32,6 +35,7 @@ impl Activation {
         }
         match self {
             Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
             Self::QuickGelu => x / ((x * -1.702)?.exp()? + 1.0)?,
             Self::Silu => x.silu(),
             Self::Tanh => x.tanh(),
@@ -41,6 +45,7 @@ impl Activation {
     pub(super) fn values(self, x: &[f32]) -> Vec<f32> {
         match self {
             Self::Gelu => map(x, |x| 0.5 * x * (1.0 + erf_and_gauss(x * std::f32::consts::FRAC_1_SQRT_2).0)),
+            Self::GeluTanh => map(x, |x| x * sigmoid(2.0 * gelu_inner(x).0)),
             Self::QuickGelu => map(x, |x| x * sigmoid(1.702 * x)),
             Self::Silu => map(x, |x| x * sigmoid(x)),
             Self::Tanh => map(x, tanh),
@@ -51,6 +56,11 @@ impl Activation {
     pub(super) fn slopes(self, x: &[f32], g: &[f32]) -> Vec<f32> {
         match self {
             Self::Gelu => map2(x, g, |x, g| g * gelu_slope(x)),
+            Self::GeluTanh => map2(x, g, |x, g| {
+                let (inner, slope) = gelu_inner(x);
+                let s = sigmoid(2.0 * inner);
+                g * (s + 2.0 * x * s * (1.0 - s) * slope)
+            }),
             Self::QuickGelu => map2(x, g, |x, g| {
                 let s = sigmoid(1.702 * x);
                 g * s * (1.0 + 1.702 * x * (1.0 - s))
@@ -85,6 +95,13 @@ fn erf_and_gauss(x: f32) -> (f32, f32) {
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
     2.0 * sigmoid(2.0 * x) - 1.0
+}
+
+/// sqrt(2 / pi) (x + 0.044715 x^3) and its derivative; 0.5 (1 + tanh u) is sigmoid(2 u).
+#[inline(always)]
+fn gelu_inner(x: f32) -> (f32, f32) {
+    const SCALE: f32 = 0.797_884_6;
+    (SCALE * (x + 0.044_715 * x * x * x), SCALE * (1.0 + 3.0 * 0.044_715 * x * x))
 }
 
 /// d/dx of x Phi(x).

@@ -46,6 +46,11 @@ impl Rope {
         Self::new(cos, sin, head_dim, style)
     }
 
+    /// The table as pairs (cosine, sine), row-major [rows, head_dim / 2, 2].
+    pub fn table(&self) -> Vec<f32> {
+        self.cos.iter().zip(&*self.sin).flat_map(|(c, s)| [*c, *s]).collect()
+    }
+
     /// Number of positions in the table.
     pub fn rows(&self) -> usize {
         self.cos.len() / self.half

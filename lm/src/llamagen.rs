@@ -1,0 +1,325 @@
+//! LlamaGen's decoder (Sun et al. 2024, section 2.2): a Llama over one picture's tokens, after a class or a caption,
+//! with 2-D rotary positions. Published tensor names.
+
+use crate::llama::KvCache;
+use candle_core::{DType, Tensor};
+use nn::block::{Block, BlockConfig, BlockContext, LLAMAGEN_NAMES, Linear, MlpKind, Norm, NormKind};
+use nn::ops::{self, Activation, Mask, Positions, Rope, RopeStyle};
+use nn::{Error, Init, Params, Result};
+use serde::{Deserialize, Serialize};
+
+/// What a picture is drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelType {
+    /// A class.
+    C2i,
+    /// Features of a caption.
+    T2i,
+}
+
+/// The published model arguments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "published field names")]
+pub struct LlamaGenConfig {
+    pub model_type: ModelType,
+    pub dim: usize,
+    pub n_layer: usize,
+    pub n_head: usize,
+    pub n_kv_head: Option<usize>,
+    pub multiple_of: usize,
+    pub ffn_dim_multiplier: Option<f64>,
+    pub rope_base: f64,
+    pub norm_eps: f64,
+    pub initializer_range: f32,
+    pub vocab_size: usize,
+    /// Tokens of a picture; a square.
+    pub block_size: usize,
+    /// Positions that the condition takes: 1 for a class, 120 for a caption.
+    pub cls_token_num: usize,
+    pub num_classes: usize,
+    pub caption_dim: usize,
+    pub class_dropout_prob: f64,
+}
+
+impl Default for LlamaGenConfig {
+    fn default() -> Self {
+        Self {
+            model_type: ModelType::C2i,
+            dim: 4096,
+            n_layer: 32,
+            n_head: 32,
+            n_kv_head: None,
+            multiple_of: 256,
+            ffn_dim_multiplier: None,
+            rope_base: 10000.0,
+            norm_eps: 1e-5,
+            initializer_range: 0.02,
+            vocab_size: 16384,
+            block_size: 256,
+            cls_token_num: 1,
+            num_classes: 1000,
+            caption_dim: 2048,
+            class_dropout_prob: 0.1,
+        }
+    }
+}
+
+/// Published sizes: name, layers, heads, width.
+pub const PRESETS: [(&str, usize, usize, usize); 8] = [
+    ("B", 12, 12, 768),
+    ("L", 24, 16, 1024),
+    ("XL", 36, 20, 1280),
+    ("XXL", 48, 24, 1536),
+    ("XXXL", 48, 40, 2560),
+    ("1B", 22, 32, 2048),
+    ("3B", 24, 32, 3200),
+    ("7B", 32, 32, 4096),
+];
+
+impl LlamaGenConfig {
+    /// A published size ("B" to "7B") for a grid of `grid` x `grid` tokens.
+    pub fn preset(name: &str, model_type: ModelType, grid: usize) -> Result<Self> {
+        let (_, n_layer, n_head, dim) = PRESETS.into_iter().find(|p| p.0 == name).ok_or_else(|| {
+            let names: Vec<&str> = PRESETS.iter().map(|p| p.0).collect();
+            Error::invalid(format!("no LlamaGen size `{name}`; there are {}", names.join(", ")))
+        })?;
+        let cls_token_num = if model_type == ModelType::T2i { 120 } else { 1 };
+        Ok(Self { model_type, dim, n_layer, n_head, block_size: grid * grid, cls_token_num, ..Self::default() })
+    }
+
+    /// Tokens a side.
+    pub fn grid(&self) -> usize {
+        self.block_size.isqrt()
+    }
+
+    /// Inner width of the feed-forward network.
+    pub fn ffn_dim(&self) -> usize {
+        let hidden = 2 * 4 * self.dim / 3;
+        let hidden = self.ffn_dim_multiplier.map_or(hidden, |m| (m * hidden as f64) as usize);
+        hidden.div_ceil(self.multiple_of.max(1)) * self.multiple_of.max(1)
+    }
+
+    /// Whether the numbers fit together.
+    pub fn check(&self) -> Result<()> {
+        let bad = |why: String| Err(Error::invalid(format!("LlamaGen: {why}")));
+        let (heads, kv) = (self.n_head, self.n_kv_head.unwrap_or(self.n_head));
+        if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) || !self.dim.is_multiple_of(4 * heads) {
+            return bad(format!("width {} does not divide into {heads} heads ({kv} of keys) of fours", self.dim));
+        }
+        if self.grid() * self.grid() != self.block_size || self.block_size == 0 {
+            return bad(format!("block_size {} is not a square", self.block_size));
+        }
+        if self.cls_token_num == 0 || (self.model_type == ModelType::C2i && self.cls_token_num != 1) {
+            return bad(format!("cls_token_num {} does not fit {:?}", self.cls_token_num, self.model_type));
+        }
+        Ok(())
+    }
+
+    fn block(&self) -> BlockConfig {
+        BlockConfig {
+            width: self.dim,
+            mlp_width: self.ffn_dim(),
+            heads: self.n_head,
+            kv_heads: self.n_kv_head.unwrap_or(self.n_head),
+            head_dim: self.dim / self.n_head,
+            norm: NormKind::Rms,
+            eps: self.norm_eps,
+            mlp: MlpKind::SwiGlu,
+            bias: [false; 5],
+            sub_norm: false,
+            qk_norm: false,
+            init_std: self.initializer_range,
+            residual_std: self.initializer_range,
+        }
+    }
+
+    /// The rotary table: condition rows with cosine and sine zero (published so: their queries and keys vanish), then a
+    /// row a cell, half of the pairs turning with its row and half with its column.
+    pub fn rope(&self) -> Rope {
+        let half = self.dim / self.n_head / 2;
+        let grid = self.grid();
+        let mut cos = vec![0f32; self.cls_token_num * half];
+        let mut sin = cos.clone();
+        for cell in 0..self.block_size {
+            for at in [cell / grid, cell % grid] {
+                for j in 0..half / 2 {
+                    let angle = at as f64 * self.rope_base.powf(-2.0 * j as f64 / half as f64);
+                    cos.push(angle.cos() as f32);
+                    sin.push(angle.sin() as f32);
+                }
+            }
+        }
+        Rope::new(cos, sin, 2 * half, RopeStyle::Interleaved)
+    }
+}
+
+/// What pictures are drawn from.
+#[derive(Debug, Clone)]
+pub enum Condition {
+    /// A class a picture.
+    Classes(Vec<u32>),
+    /// Caption features [pictures, positions, caption_dim], padding first, and how many positions of each are padding.
+    Captions(Tensor, Vec<usize>),
+}
+
+impl Condition {
+    /// Pictures.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Classes(c) => c.len(),
+            Self::Captions(_, pads) => pads.len(),
+        }
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Embedder {
+    /// [classes + 1, dim]: the last row is "no class".
+    Classes(Tensor),
+    /// Two layers, and the features of "no caption" [positions, caption_dim].
+    Captions { fc1: Linear, fc2: Linear, none: Tensor },
+}
+
+/// The decoder.
+#[derive(Debug, Clone)]
+pub struct LlamaGen {
+    /// Its configuration.
+    pub config: LlamaGenConfig,
+    embedder: Embedder,
+    tokens: Tensor,
+    layers: Vec<Block>,
+    norm: Norm,
+    output: Tensor,
+    rope: Rope,
+}
+
+impl LlamaGen {
+    /// Takes the model's tensors.
+    pub fn new(p: &Params, config: &LlamaGenConfig) -> Result<Self> {
+        config.check()?;
+        let (d, std) = (config.dim, config.initializer_range);
+        let init = Init::Normal(std);
+        let c = p.at("cls_embedding");
+        let embedder = match config.model_type {
+            ModelType::C2i => {
+                let rows = config.num_classes + usize::from(config.class_dropout_prob > 0.0);
+                Embedder::Classes(c.at("embedding_table").get((rows, d), "weight", init)?)
+            }
+            ModelType::T2i => Embedder::Captions {
+                fc1: Linear::new(&c.at("cap_proj.fc1"), config.caption_dim, d, false, std)?,
+                fc2: Linear::new(&c.at("cap_proj.fc2"), d, d, false, std)?,
+                none: c.get((config.cls_token_num, config.caption_dim), "uncond_embedding", init)?,
+            },
+        };
+        let block = config.block();
+        let layers = (0..config.n_layer)
+            .map(|i| Block::new(&p.at("layers").at(i), &block, &LLAMAGEN_NAMES))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            embedder,
+            tokens: p.at("tok_embeddings").get((config.vocab_size, d), "weight", init)?,
+            layers,
+            norm: Norm::new(&p.at("norm"), NormKind::Rms, d, config.norm_eps)?,
+            output: p.at("output").get((config.vocab_size, d), "weight", Init::Const(0.0))?,
+            rope: config.rope(),
+            config: config.clone(),
+        })
+    }
+
+    /// Embeddings of conditions [pictures, positions, dim]; where `drop` says so, of no condition.
+    pub fn condition(&self, condition: &Condition, drop: &[bool]) -> Result<Tensor> {
+        let n = condition.len();
+        if drop.len() != n {
+            return Err(Error::invalid(format!("{} drops for {n} conditions", drop.len())));
+        }
+        match (&self.embedder, condition) {
+            (Embedder::Classes(table), Condition::Classes(classes)) => {
+                let none = self.config.num_classes as u32;
+                if drop.contains(&true) && table.dim(0)? as u32 == none {
+                    return Err(Error::invalid("this model has no embedding of \"no class\"; use guidance scale 1"));
+                }
+                if let Some(bad) = classes.iter().find(|&&c| c >= none) {
+                    return Err(Error::invalid(format!("class {bad} is beyond the {none} classes of the model")));
+                }
+                let ids: Vec<u32> = classes.iter().zip(drop).map(|(&c, &d)| if d { none } else { c }).collect();
+                let ids = Tensor::from_vec(ids, n, table.device())?;
+                Ok(table.index_select(&ids, 0)?.unsqueeze(1)?)
+            }
+            (Embedder::Captions { fc1, fc2, none }, Condition::Captions(features, _)) => {
+                let shape = (n, self.config.cls_token_num, self.config.caption_dim);
+                if features.dims3()? != shape {
+                    let found = features.dims();
+                    return Err(Error::invalid(format!("caption features {found:?}; the model takes {shape:?}")));
+                }
+                let rows = (0..n).map(|i| if drop[i] { Ok(none.clone()) } else { features.get(i) });
+                let x = Tensor::stack(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+                fc2.forward(&Activation::GeluTanh.forward(&fc1.forward(&x)?)?)
+            }
+            (Embedder::Classes(_), _) => Err(Error::invalid("this model draws classes, not captions")),
+            (Embedder::Captions { .. }, _) => Err(Error::invalid("this model draws captions, not classes")),
+        }
+    }
+
+    /// Embeddings [pictures, tokens, dim] of tokens, as many for each picture.
+    pub fn embed(&self, tokens: &[u32], pictures: usize) -> Result<Tensor> {
+        let (v, d) = self.tokens.dims2()?;
+        if let Some(bad) = tokens.iter().find(|&&t| t as usize >= v) {
+            return Err(Error::invalid(format!("token {bad} is outside the codebook of {v}")));
+        }
+        let ids = Tensor::from_slice(tokens, tokens.len(), self.tokens.device())?;
+        Ok(self.tokens.index_select(&ids, 0)?.reshape((pictures, tokens.len() / pictures.max(1), d))?)
+    }
+
+    /// An empty cache.
+    pub fn cache(&self) -> KvCache {
+        KvCache::new(self.layers.len())
+    }
+
+    /// Embeddings [pictures, positions, dim] to logits [pictures, positions, vocabulary] in float32; `from` is the
+    /// position of the first, `pads` the hidden positions at the start of each picture's sequence.
+    pub fn forward(&self, x: &Tensor, from: usize, pads: &[usize], mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let (_, t, _) = x.dims3()?;
+        let mask = if pads.iter().all(|&p| p == 0) {
+            Mask::Causal
+        } else {
+            // a hidden position sees itself, so that no query is without keys
+            Mask::CausalFrom(pads.iter().flat_map(|&p| (from..from + t).map(move |i| p.min(i) as u32)).collect())
+        };
+        let at = Positions::From(from);
+        let ctx = BlockContext { rope: Some((&self.rope, &at)), mask: &mask };
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, &ctx, cache.as_deref_mut().map(|c| c.layer(i)))?;
+        }
+        if let Some(cache) = cache {
+            cache.grow(t);
+        }
+        Ok(ops::linear(&self.norm.forward(&x)?, &self.output, None)?.to_dtype(DType::F32)?)
+    }
+
+    /// Logits [pictures, tokens, vocabulary] of each token of whole pictures, from the condition and the tokens before.
+    pub fn train_logits(&self, condition: &Condition, drop: &[bool], tokens: &[u32]) -> Result<Tensor> {
+        let n = condition.len();
+        let per = tokens.len() / n.max(1);
+        let before: Vec<u32> = tokens.chunks(per.max(1)).flat_map(|t| t[..t.len() - 1].iter().copied()).collect();
+        let x = Tensor::cat(&[&self.condition(condition, drop)?, &self.embed(&before, n)?], 1)?;
+        let logits = self.forward(&x, 0, &condition.pads(), None)?;
+        Ok(logits.narrow(1, self.config.cls_token_num - 1, per)?.contiguous()?)
+    }
+}
+
+impl Condition {
+    /// Hidden positions at the start of each.
+    pub fn pads(&self) -> Vec<usize> {
+        match self {
+            Self::Classes(c) => vec![0; c.len()],
+            Self::Captions(_, pads) => pads.clone(),
+        }
+    }
+}
