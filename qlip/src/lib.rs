@@ -19,6 +19,7 @@ pub mod text;
 pub mod tokenizer;
 pub mod train;
 pub mod vision;
+pub mod vq;
 
 pub use codes::Codes;
 pub use config::QlipConfig;
