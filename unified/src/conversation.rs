@@ -78,6 +78,8 @@ pub struct Reply {
     pub images: Vec<Image>,
     /// The words alone.
     pub text: String,
+    /// Every token that was sampled or set, marks of pictures included, in order; without the end of the answer.
+    pub tokens: Vec<u32>,
     /// Text tokens that the words took.
     pub text_tokens: usize,
 }

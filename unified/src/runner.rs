@@ -131,6 +131,7 @@ impl Unified {
                 break;
             }
             context.push(id);
+            reply.tokens.push(id);
             if id == self.config.vocabulary.begin_image {
                 stream.finish(&self.words, &mut reply, on)?;
                 if !on(Event::ImageStarted) {
@@ -143,8 +144,11 @@ impl Unified {
                 else {
                     return Ok(reply);
                 };
-                context.extend(self.config.vocabulary.to_tokens(&codes));
-                context.push(self.config.vocabulary.end_image);
+                let drawn = self.config.vocabulary.to_tokens(&codes);
+                for id in drawn.into_iter().chain([self.config.vocabulary.end_image]) {
+                    context.push(id);
+                    reply.tokens.push(id);
+                }
                 let image = self.decode(std::slice::from_ref(&codes))?.pop();
                 reply.content.push(Content::Codes(codes));
                 if let Some(image) = image {

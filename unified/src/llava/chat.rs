@@ -147,6 +147,7 @@ impl LlavaChat {
             if self.ends.contains(&id) || !stream.push(&self.words, id, on)? {
                 break;
             }
+            reply.tokens.push(id);
             hidden = decoding.advance(&[id])?;
         }
         stream.finish(&self.words, &mut reply, on)?;

@@ -1,16 +1,19 @@
 //! `unified forward MODEL_DIR INPUTS -o OUTPUTS`: stage by stage outputs for people who port checkpoints.
 
 mod llama;
+mod llamagen;
 mod llava;
 mod qlip;
 
 use super::common::Common;
 use ::qlip::clip::{ClipTower, ClipVisionConfig};
 use ::qlip::config::{QlipConfig, read_json};
+use ::qlip::vq::{VqConfig, VqTokenizer};
 use ::qlip::{Pixels, Qlip};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
+use lm::llamagen::{LlamaGen, LlamaGenConfig};
 use lm::{Llama, LlamaConfig};
 use nn::stored::Stored;
 use nn::{Params, checkpoint};
@@ -26,7 +29,8 @@ pub struct Forward {
     /// Folder with config.json and model.safetensors; the architecture is found from config.json.
     model_dir: PathBuf,
     /// QLIP: pixel_values, input_ids. Llama: input_ids, labels, padded_ids and padded_mask, greedy_prompt. CLIP vision:
-    /// pixel_values. LLaVA: pixel_values, input_ids, labels, two_images_ids, greedy_prompt.
+    /// pixel_values. LLaVA: pixel_values, input_ids, labels, two_images_ids, greedy_prompt. LlamaGen: condition,
+    /// condition_drop, tokens, padded_condition and padded_mask. Its tokenizer: pixels in -1..1.
     inputs: PathBuf,
     /// File for the outputs.
     #[arg(short, long)]
@@ -52,6 +56,12 @@ impl Forward {
         } else if json["model_type"] == "llama" {
             let config: LlamaConfig = read_json(&path)?;
             llama::outputs(&Llama::new(&params()?, &config)?, &inputs, self.max_tokens.unwrap_or(12))?
+        } else if json["model_type"] == "c2i" || json["model_type"] == "t2i" {
+            let config: LlamaGenConfig = read_json(&path)?;
+            llamagen::outputs(&LlamaGen::new(&params()?, &config)?, &inputs)?
+        } else if json.get("codebook_size").is_some() {
+            let config: VqConfig = read_json(&path)?;
+            llamagen::tokenizer_outputs(&VqTokenizer::new(&params()?, &config)?, &inputs)?
         } else if json["model_type"] == "clip_vision_model" {
             let tower = ClipTower::new(&params()?.at("vision_model"), &read_json::<ClipVisionConfig>(&path)?)?;
             llava::tower_outputs(&tower, &inputs)?
@@ -63,7 +73,7 @@ impl Forward {
             llava::outputs(&Llava::new(&params, &config)?, &inputs, self.max_tokens.unwrap_or(8))?
         } else {
             bail!(
-                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision and LLaVA are",
+                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision, LLaVA, LlamaGen and its tokenizer are",
                 path.display(),
                 json["model_type"]
             );
