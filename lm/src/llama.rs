@@ -264,6 +264,14 @@ impl Llama {
         })
     }
 
+    /// The same model with another table [vocabulary, width] of a tied model, read and written by it.
+    pub fn with_table(&self, table: Tensor) -> Result<Self> {
+        if !self.config.tie_word_embeddings || table.dims() != self.embed.dims() {
+            return Err(Error::invalid("another table needs tie_word_embeddings and the same shape"));
+        }
+        Ok(Self { embed: table.clone(), head: table, ..self.clone() })
+    }
+
     /// An empty cache.
     pub fn cache(&self) -> KvCache {
         KvCache::new(self.layers.len())

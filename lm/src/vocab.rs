@@ -36,6 +36,22 @@ pub enum Partition {
 }
 
 impl MergedVocab {
+    /// The bits of every row, plus or minus one in the columns of its sub-token and zero elsewhere; text rows are zero.
+    /// Row-major [rows, bits].
+    pub fn bit_patterns(&self) -> Vec<f32> {
+        let mut out = vec![0f32; self.rows() * self.bits];
+        for sub in 0..self.groups() {
+            for (code, row) in self.range(Partition::Visual(sub)).enumerate() {
+                for bit in 0..self.group_bits {
+                    // most significant first, as in codes
+                    let set = code >> (self.group_bits - 1 - bit) & 1 == 1;
+                    out[row * self.bits + sub * self.group_bits + bit] = if set { 1.0 } else { -1.0 };
+                }
+            }
+        }
+        out
+    }
+
     /// Whether the numbers fit together.
     pub fn check(&self) -> Result<()> {
         if self.group_bits == 0

@@ -6,7 +6,7 @@
 pub mod block;
 pub mod checkpoint;
 mod error;
-mod linear;
+pub mod linear;
 pub mod ops;
 pub mod optim;
 pub mod params;

@@ -22,6 +22,13 @@ pub struct Linear {
 #[derive(Debug, Clone)]
 enum Weight {
     Dense(Tensor),
+    /// W + scale B A: W is held, A [rank, in] and B [out, rank] are trained (Hu et al. 2021).
+    Adapted {
+        held: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scale: f64,
+    },
     /// Blocks of 32 8-bit integers with a float16 scale each; for inference on the CPU.
     Blocks(Arc<QTensor>, QMatMul),
 }
@@ -39,7 +46,17 @@ impl Weight {
 impl Linear {
     /// Takes `weight` and, if asked, `bias` at this place.
     pub fn new(p: &Params, inputs: usize, outputs: usize, bias: bool, std: f32) -> Result<Self> {
-        let weight = Weight::new(p.get((outputs, inputs), "weight", Init::Normal(std))?, p.storage())?;
+        let weight = p.get((outputs, inputs), "weight", Init::Normal(std))?;
+        let weight = match p.lora() {
+            Some(lora) => Weight::Adapted {
+                held: weight,
+                // A as a layer of its size would begin, B at zero: the first step changes nothing
+                a: p.get((lora.rank, inputs), "lora_A.weight", Init::Normal((inputs as f32).powf(-0.5)))?,
+                b: p.get((outputs, lora.rank), "lora_B.weight", Init::Const(0.0))?,
+                scale: lora.scale(),
+            },
+            None => Weight::new(weight, p.storage())?,
+        };
         let bias = if bias { Some(p.get(outputs, "bias", Init::Const(0.0))?) } else { None };
         Ok(Self { weight, bias })
     }
@@ -63,12 +80,17 @@ impl Linear {
 
     /// Whether a training follows this weight.
     pub(crate) fn is_trained(&self) -> bool {
-        matches!(&self.weight, Weight::Dense(w) if w.track_op())
+        match &self.weight {
+            Weight::Dense(w) => w.track_op(),
+            Weight::Adapted { a, .. } => a.track_op(),
+            Weight::Blocks(..) => false,
+        }
     }
 
     pub(crate) fn place(&self, p: &mut Flat) -> Result<LinearAt> {
         match &self.weight {
             Weight::Dense(w) => Ok(p.linear(w, self.bias.as_ref())?),
+            Weight::Adapted { held, a, b, scale } => Ok(p.linear(&adapted(held, a, b, *scale)?, self.bias.as_ref())?),
             Weight::Blocks(..) => Err(Error::invalid("8-bit weights cannot be trained")),
         }
     }
@@ -77,6 +99,9 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weight {
             Weight::Dense(w) => Ok(ops::linear(x, w, self.bias.as_ref())?),
+            Weight::Adapted { held, a, b, scale } => {
+                Ok(ops::linear(x, &adapted(held, a, b, *scale)?, self.bias.as_ref())?)
+            }
             Weight::Blocks(blocks, _) if rows(x) >= WIDEN_FROM => {
                 let w = blocks.dequantize(x.device())?.to_dtype(x.dtype())?;
                 Ok(ops::linear(x, &w, self.bias.as_ref())?)
@@ -90,6 +115,11 @@ impl Linear {
             }
         }
     }
+}
+
+/// W + scale B A.
+pub fn adapted(held: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    Ok((held + (b.matmul(a)? * scale)?)?)
 }
 
 fn rows(x: &Tensor) -> usize {

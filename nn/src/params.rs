@@ -3,6 +3,7 @@
 use crate::stored::Stored;
 use crate::{Error, Result, rng};
 use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,6 +23,24 @@ pub struct Params {
     source: Arc<Source>,
     prefix: String,
     storage: Storage,
+    lora: Option<Lora>,
+}
+
+/// Low-rank adapters of linear layers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// Rank of the change.
+    pub rank: usize,
+    /// The change is multiplied by alpha / rank.
+    pub alpha: f64,
+}
+
+impl Lora {
+    /// Factor of the change.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank.max(1) as f64
+    }
 }
 
 /// How linear layers keep their weights.
@@ -71,6 +90,17 @@ impl Params {
         self
     }
 
+    /// The same tensors, linear layers with adapters beside their weights, which the caller freezes.
+    pub fn adapted(mut self, lora: Option<Lora>) -> Self {
+        self.lora = lora;
+        self
+    }
+
+    /// Adapters that linear layers are to have.
+    pub fn lora(&self) -> Option<Lora> {
+        self.lora
+    }
+
     /// How linear layers keep their weights.
     pub fn storage(&self) -> Storage {
         self.storage
@@ -96,13 +126,13 @@ impl Params {
 
     fn new(origin: String, stored: Stored, training: Option<Training>, dtype: DType, device: &Device) -> Self {
         let source = Source { origin, device: device.clone(), dtype, stored, training };
-        Self { source: Arc::new(source), prefix: String::new(), storage: Storage::Plain }
+        Self { source: Arc::new(source), prefix: String::new(), storage: Storage::Plain, lora: None }
     }
 
     /// The place below `name`.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
         let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
-        Self { source: self.source.clone(), prefix, storage: self.storage }
+        Self { source: self.source.clone(), prefix, storage: self.storage, lora: self.lora }
     }
 
     /// Device on which tensors are created.
@@ -151,7 +181,9 @@ impl Params {
             Some(t) => t,
             None => initial(&full, &shape, init, training.seed, &src.device)?.to_dtype(src.dtype)?,
         };
-        if training.freeze.iter().any(|f| full.starts_with(f.as_str())) {
+        // an adapter is there to be trained, whatever it is beside
+        let adapter = full.ends_with("lora_A.weight") || full.ends_with("lora_B.weight");
+        if !adapter && training.freeze.iter().any(|f| full.starts_with(f.as_str())) {
             locked(&training.frozen).insert(full, value.clone());
             return Ok(value);
         }

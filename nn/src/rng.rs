@@ -37,6 +37,13 @@ pub fn uniform(rng: &mut Rng) -> f32 {
     rng.random()
 }
 
+/// A random order (Fisher and Yates).
+pub fn shuffle<T>(rng: &mut Rng, items: &mut [T]) {
+    for i in (1..items.len()).rev() {
+        items.swap(i, below(rng, i + 1));
+    }
+}
+
 /// Uniform integer in [0, n); n must be positive.
 pub fn below(rng: &mut Rng, n: usize) -> usize {
     rng.random_range(0..n)

@@ -21,20 +21,31 @@ pub struct Sequence {
     pub ids: Vec<u32>,
     /// Whether the token is a target.
     pub learn: Vec<bool>,
+    /// Sub-token of a visual token; nothing for text.
+    pub visual: Vec<Option<usize>>,
 }
 
 impl Sequence {
     /// Appends a segment.
     pub fn push(&mut self, vocab: &MergedVocab, segment: &Segment, learn: bool) {
         match segment {
-            Segment::Text(ids) => self.ids.extend(ids),
+            Segment::Text(ids) => self.push_text(ids, learn),
             Segment::Image(codes) => {
-                self.ids.push(vocab.begin_image);
-                self.ids.extend(vocab.to_tokens(codes));
-                self.ids.push(vocab.end_image);
+                self.push_text(&[vocab.begin_image], learn);
+                let tokens = vocab.to_tokens(codes);
+                self.visual.extend((0..tokens.len()).map(|i| Some(i % vocab.groups())));
+                self.ids.extend(tokens);
+                self.learn.resize(self.ids.len(), learn);
+                self.push_text(&[vocab.end_image], learn);
             }
         }
+    }
+
+    /// Appends text tokens.
+    pub fn push_text(&mut self, ids: &[u32], learn: bool) {
+        self.ids.extend(ids);
         self.learn.resize(self.ids.len(), learn);
+        self.visual.resize(self.ids.len(), None);
     }
 }
 
@@ -45,6 +56,8 @@ pub struct Packed {
     pub ids: Vec<u32>,
     /// Rows.
     pub rows: usize,
+    /// Which of the given sequences come in which order.
+    pub order: Vec<usize>,
     /// What is to be predicted where.
     pub targets: Targets,
     /// Position of each token in its own sequence.
@@ -54,10 +67,10 @@ pub struct Packed {
 }
 
 /// Packs sequences into rows of `length` tokens, first fit in order. A sequence longer than a row is an error.
-pub fn pack(vocab: &MergedVocab, sequences: &[Sequence], length: usize, pad: u32) -> Result<Packed> {
-    let mut rows: Vec<Vec<&Sequence>> = Vec::new();
+pub fn pack(sequences: &[Sequence], length: usize, pad: u32) -> Result<Packed> {
+    let mut rows: Vec<Vec<usize>> = Vec::new();
     let mut room: Vec<usize> = Vec::new();
-    for s in sequences {
+    for (n, s) in sequences.iter().enumerate() {
         if s.ids.len() > length {
             return Err(Error::invalid(format!(
                 "a sequence of {} tokens does not fit a row of {length}; raise sequence_length",
@@ -70,7 +83,7 @@ pub fn pack(vocab: &MergedVocab, sequences: &[Sequence], length: usize, pad: u32
             rows.len() - 1
         });
         room[at] -= s.ids.len();
-        rows[at].push(s);
+        rows[at].push(n);
     }
     let n = rows.len() * length;
     let mut ids = Vec::with_capacity(n);
@@ -78,19 +91,15 @@ pub fn pack(vocab: &MergedVocab, sequences: &[Sequence], length: usize, pad: u32
     let mut targets = Targets::default();
     for (r, row) in rows.iter().enumerate() {
         let mut start = 0;
-        for s in row {
-            let mut visual = 0;
+        for s in row.iter().map(|&n| &sequences[n]) {
             for (i, &id) in s.ids.iter().enumerate() {
-                let is_visual = id as usize >= vocab.text;
                 if i > 0 && s.learn[i] {
                     let from = (r * length + start + i - 1) as u32;
-                    if is_visual {
-                        targets.visual.push((from, id, visual % vocab.groups()));
-                    } else {
-                        targets.text.push((from, id));
+                    match s.visual[i] {
+                        Some(sub) => targets.visual.push((from, id, sub)),
+                        None => targets.text.push((from, id)),
                     }
                 }
-                visual = if is_visual { visual + 1 } else { 0 };
                 ids.push(id);
                 positions.push(i as u32);
                 first.push(start as u32);
@@ -107,6 +116,7 @@ pub fn pack(vocab: &MergedVocab, sequences: &[Sequence], length: usize, pad: u32
     Ok(Packed {
         ids,
         rows: rows.len(),
+        order: rows.concat(),
         targets,
         positions: Positions::Each(positions.into()),
         mask: Mask::CausalFrom(first.into()),
@@ -130,7 +140,7 @@ mod tests {
         assert_eq!(a.ids, [5, 6, 2, 11, 16, 3]);
         let mut b = Sequence::default();
         b.push(&v, &Segment::Text(vec![7, 8]), true);
-        let p = pack(&v, &[a.clone(), b, a], 9, 0).unwrap();
+        let p = pack(&[a.clone(), b, a], 9, 0).unwrap();
         assert_eq!(p.rows, 2);
         assert_eq!(p.ids, [5, 6, 2, 11, 16, 3, 7, 8, 0, 5, 6, 2, 11, 16, 3, 0, 0, 0]);
         let (Positions::Each(at), Mask::CausalFrom(first)) = (&p.positions, &p.mask) else { panic!("listed") };
@@ -138,6 +148,8 @@ mod tests {
         assert_eq!(first[..9], [0, 0, 0, 0, 0, 0, 6, 6, 8]);
         assert_eq!(p.targets.text, [(1, 2), (4, 3), (6, 8), (10, 2), (13, 3)]);
         assert_eq!(p.targets.visual, [(2, 11, 0), (3, 16, 1), (11, 11, 0), (12, 16, 1)]);
-        assert!(pack(&v, &[Sequence { ids: vec![0; 10], learn: vec![false; 10] }], 9, 0).is_err());
+        let mut long = Sequence::default();
+        long.push_text(&[0; 10], false);
+        assert!(pack(&[long], 9, 0).is_err());
     }
 }

@@ -78,14 +78,19 @@ impl<'a> Conversation<'a> {
 impl Template {
     /// The template that a model's folder carries: chat_template.jinja, chat_template.json or tokenizer_config.json.
     pub fn of_model(files: &ModelFiles) -> Result<Option<Self>> {
+        Self::source_of(files)?.map(|s| Self::new(&s)).transpose()
+    }
+
+    /// Its text.
+    pub fn source_of(files: &ModelFiles) -> Result<Option<String>> {
         if files.has("chat_template.jinja") {
-            return Self::new(&files.text("chat_template.jinja")?).map(Some);
+            return files.text("chat_template.jinja").map(Some);
         }
         for name in ["chat_template.json", "tokenizer_config.json"].into_iter().filter(|n| files.has(n)) {
             let json: serde_json::Value = serde_json::from_str(&files.text(name)?)
                 .map_err(|e| Error::bad_file(files.path_of(name), e.to_string()))?;
             if let Some(source) = json["chat_template"].as_str() {
-                return Self::new(source).map(Some);
+                return Ok(Some(source.to_owned()));
             }
         }
         Ok(None)
@@ -123,6 +128,18 @@ impl Template {
         let value = Value::from(minijinja::value::Serde(&context));
         env.get_template("chat").map_err(bad)?.render(value).map_err(bad)
     }
+}
+
+/// The marks that begin and end a text, where tokenizer_config.json names them.
+pub fn marks_of(files: &ModelFiles) -> Result<(Option<String>, Option<String>)> {
+    if !files.has("tokenizer_config.json") {
+        return Ok((None, None));
+    }
+    let json: serde_json::Value = serde_json::from_str(&files.text("tokenizer_config.json")?)
+        .map_err(|e| Error::bad_file(files.path_of("tokenizer_config.json"), e.to_string()))?;
+    // a mark is its text, or an object that holds it
+    let mark = |key: &str| json[key].as_str().or(json[key]["content"].as_str()).map(str::to_owned);
+    Ok((mark("bos_token"), mark("eos_token")))
 }
 
 /// A template's own complaint is passed on as it is; other failures say where.

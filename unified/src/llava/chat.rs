@@ -6,7 +6,7 @@ use super::names::published_name;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
 use crate::eyes::load_weights;
 use crate::files::{ModelFiles, Placement};
-use crate::template::{Conversation, Template};
+use crate::template::{Conversation, Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -68,7 +68,9 @@ impl LlavaChat {
             _ => or.to_owned(),
         };
         let text = &config.text_config;
-        let (bos, eos) = (mark(&text.bos_token_id, "<s>"), mark(&text.eos_token_id, "</s>"));
+        let (bos, eos) = marks_of(files)?;
+        let bos = bos.unwrap_or_else(|| mark(&text.bos_token_id, "<s>"));
+        let eos = eos.unwrap_or_else(|| mark(&text.eos_token_id, "</s>"));
         let ends = match &text.eos_token_id {
             Some(TokenIds::One(i)) => vec![*i],
             Some(TokenIds::Many(v)) => v.clone(),

@@ -8,6 +8,7 @@ use lm::Llama;
 use nn::Params;
 use nn::block::Linear;
 use nn::ops::{Activation, Mask, Positions};
+use nn::params::Lora;
 use qlip::Pixels;
 use qlip::bsq::Bsq;
 use qlip::clip::ClipTower;
@@ -35,6 +36,11 @@ pub struct Llava {
 impl Llava {
     /// Takes the tensors, under their llava-hf names.
     pub fn new(p: &Params, config: &LlavaConfig) -> Result<Self> {
+        Self::adapted(p, config, None)
+    }
+
+    /// The same with adapters in the language model's layers.
+    pub fn adapted(p: &Params, config: &LlavaConfig, lora: Option<Lora>) -> Result<Self> {
         let vision = p.at("vision_tower.vision_model");
         let tower = match &config.vision_config {
             VisionConfig::Clip(c) => Tower::Clip(Box::new(ClipTower::new(&vision, c)?)),
@@ -44,7 +50,7 @@ impl Llava {
         let (bias, std) = (config.multimodal_projector_bias, config.text_config.initializer_range);
         let projector = p.at("multi_modal_projector");
         Ok(Self {
-            lm: Llama::new(&p.at("language_model"), &config.text_config)?,
+            lm: Llama::new(&p.at("language_model").adapted(lora), &config.text_config)?,
             tower,
             linear_1: Linear::new(&projector.at("linear_1"), from, to, bias, std)?,
             linear_2: Linear::new(&projector.at("linear_2"), to, to, bias, std)?,

@@ -1,9 +1,12 @@
 //! `unified train CONFIG`: one config file, one training, one folder.
 
+mod llava;
+mod llava_data;
 mod qlip_stage;
 mod tokenizer;
 mod um;
 
+pub use llava::LlavaTraining;
 pub use qlip_stage::QlipTraining;
 pub use tokenizer::TokenizerTraining;
 pub use um::UnifiedTraining;
@@ -21,6 +24,8 @@ pub enum Training {
     Tokenizer(TokenizerTraining),
     /// Stage 1 or 2 of the visual tokenizer.
     Qlip(Box<QlipTraining>),
+    /// LLaVA, stage 1 or 2.
+    Llava(Box<LlavaTraining>),
     /// The unified model.
     Unified(Box<UnifiedTraining>),
 }
@@ -57,6 +62,7 @@ impl Training {
         match self {
             Self::Tokenizer(t) => t.run(run),
             Self::Qlip(t) => t.run(run),
+            Self::Llava(t) => t.run(run),
             Self::Unified(t) => t.run(run),
         }
     }

@@ -14,7 +14,7 @@ use candle_core::{DType, Tensor};
 use lm::loss::split_loss;
 use lm::{Llama, LlamaConfig, MergedVocab};
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
-use nn::{Params, checkpoint};
+use nn::{Init, Params, checkpoint};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -48,6 +48,10 @@ pub struct UnifiedTraining {
     pub sequence_length: usize,
     /// Bits of a visual sub-token.
     pub group_bits: usize,
+    /// Learns each visual row as its own vector plus a sum over its bits, which all rows share; the written table holds the
+    /// sums, so that the checkpoint is an ordinary one. Needs `tie_word_embeddings`.
+    #[serde(default)]
+    pub shared_bits: bool,
     /// Weights of the two losses.
     pub loss: ModalityWeights,
     /// Shares of the samples.
@@ -108,6 +112,7 @@ impl UnifiedTraining {
         };
         let params = Params::for_training(start, &[], self.seed, DType::F32, &run.device);
         let model = Llama::new(&params, &config.text_config)?;
+        let shared = if self.shared_bits { Some(SharedBits::new(&params, &vocab, &config.text_config)?) } else { None };
         let photos = Photos::open(&self.photos, "train")?;
         let source =
             Source { photos: &photos, mixture: &self.mixture, marks: &marks, side: eyes.side(), seed: self.seed };
@@ -131,7 +136,11 @@ impl UnifiedTraining {
                 let samples: Vec<Sample> =
                     (0..self.batch_size).into_par_iter().map(|row| source.sample(n, row)).collect();
                 let sequences = sequences(&samples, &vocab, &words, &eyes)?;
-                let batch = pack(&vocab, &sequences, self.sequence_length, pad)?;
+                let batch = pack(&sequences, self.sequence_length, pad)?;
+                let model = match &shared {
+                    Some(s) => model.with_table(s.table(&params.vars()[TABLE])?)?,
+                    None => model.clone(),
+                };
                 let x = model.embed(&batch.ids, batch.rows)?;
                 let hidden = model.hidden(&x, &batch.positions, &batch.mask, None)?;
                 let losses = split_loss(&model, &vocab, &hidden, &batch.targets)?;
@@ -156,7 +165,14 @@ impl UnifiedTraining {
                 let loss = total.ok_or_else(|| Error::invalid("a batch without anything to learn"))?;
                 Ok(StepOutput { loss, metrics })
             },
-            |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
+            |weights| {
+                let mut weights = weights.clone();
+                if let (Some(s), Some(by_bit)) = (&shared, weights.remove(SharedBits::NAME)) {
+                    let table = SharedBits { by_bit, ..s.clone() }.table(&weights[TABLE])?;
+                    weights.insert(TABLE.into(), table);
+                }
+                checkpoint::save(&out.join("model.safetensors"), &weights, &[])
+            },
             |p| (run.progress)(p),
         )
     }
@@ -177,6 +193,34 @@ impl UnifiedTraining {
             checkpoint::write_atomic(&qlip.join(name), &bytes)?;
         }
         Ok(())
+    }
+}
+
+const TABLE: &str = "model.embed_tokens.weight";
+
+/// What all visual rows with the same bit have in common.
+#[derive(Clone)]
+struct SharedBits {
+    /// [rows, bits], plus and minus one; zero for text.
+    patterns: Tensor,
+    /// [bits, width].
+    by_bit: Tensor,
+}
+
+impl SharedBits {
+    const NAME: &str = "shared_bits";
+
+    fn new(params: &Params, vocab: &MergedVocab, config: &LlamaConfig) -> Result<Self> {
+        // a checkpoint's rows have their sums in them already
+        let std = if params.contains(TABLE) { 0.0 } else { config.initializer_range };
+        let by_bit = params.get((vocab.bits, config.hidden_size), Self::NAME, Init::Normal(std))?;
+        let patterns = Tensor::from_vec(vocab.bit_patterns(), (vocab.rows(), vocab.bits), params.device())?;
+        Ok(Self { patterns, by_bit })
+    }
+
+    /// Own vectors [rows, width] plus the sums.
+    fn table(&self, own: &Tensor) -> Result<Tensor> {
+        Ok((own + self.patterns.matmul(&self.by_bit)?)?)
     }
 }
 

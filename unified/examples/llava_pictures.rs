@@ -1,0 +1,37 @@
+//! Writes 1,000 photographs with conversations in LLaVA's format, as an example of "your own pictures":
+//! `cargo run --release --example llava_pictures -- ../shared/data/cifar10 runs/llava/pictures`.
+
+use std::path::PathBuf;
+use unified::photos::Photos;
+
+const PICTURES: usize = 1000;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args_os().skip(1).map(PathBuf::from);
+    let (Some(photos), Some(out)) = (args.next(), args.next()) else {
+        return Err("usage: llava_pictures PHOTOS DIR".into());
+    };
+    let photos = Photos::open(&photos, "train")?;
+    std::fs::create_dir_all(&out)?;
+    let mut entries = Vec::new();
+    for i in 0..PICTURES.min(photos.len()) {
+        let name = format!("{i:05}.png");
+        photos.0.images[i].save_png(&out.join(&name))?;
+        let class = &photos.0.classes[photos.0.labels[i]];
+        let kind =
+            if ["airplane", "automobile", "ship", "truck"].contains(&class.as_str()) { "vehicle" } else { "animal" };
+        entries.push(serde_json::json!({
+            "id": i,
+            "image": name,
+            "conversations": [
+                {"from": "human", "value": "<image>\nwhat is in the picture?"},
+                {"from": "gpt", "value": Photos::caption(class)},
+                {"from": "human", "value": "is it an animal or a vehicle?"},
+                {"from": "gpt", "value": kind},
+            ],
+        }));
+    }
+    std::fs::write(out.join("llava.json"), serde_json::to_vec_pretty(&entries)?)?;
+    println!("{}", out.display());
+    Ok(())
+}

@@ -1,0 +1,368 @@
+//! LLaVA's two stages (Liu et al. 2023, section 3): the projector alone on captions, then projector and language model
+//! on conversations, whole or through low-rank adapters. The tower is held in both.
+
+use super::Run;
+use super::llava_data::{Entry, IMAGE_MARK, pieces, read};
+use crate::files::ModelFiles;
+use crate::llava::{Llava, LlavaConfig, VICUNA_V1, VisionFeature, published_name};
+use crate::sequence::{Sequence, pack};
+use crate::template::{Template, marks_of};
+use crate::words::Words;
+use crate::{Error, Result};
+use candle_core::{DType, Tensor};
+use nn::linear::adapted;
+use nn::ops::cross_entropy;
+use nn::params::Lora;
+use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
+use nn::{Params, checkpoint, rng};
+use qlip::config::parse_json;
+use qlip::{Image, Preprocess};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Config of either stage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LlavaTraining {
+    /// 1: the projector; 2: projector and language model.
+    pub stage: u8,
+    /// Updates in all.
+    pub steps: usize,
+    /// Conversations an update.
+    pub batch_size: usize,
+    /// Updates between checkpoints.
+    pub checkpoint_every: usize,
+    /// Seed.
+    pub seed: u64,
+    /// Arithmetic of the products.
+    #[serde(default)]
+    pub precision: Precision,
+    /// LLaVA folder to start from; or `tower` and `language_model` for a new one.
+    #[serde(default)]
+    pub start: Option<PathBuf>,
+    /// Folder of a QLIP or CLIP checkpoint: the eyes of a new model.
+    #[serde(default)]
+    pub tower: Option<PathBuf>,
+    /// Folder of a Llama or unified checkpoint with its tokenizer: the language model of a new model.
+    #[serde(default)]
+    pub language_model: Option<PathBuf>,
+    /// Which of a QLIP tower's stages a new model is shown.
+    #[serde(default)]
+    pub vision_feature: VisionFeature,
+    /// Chat template of a new model; Vicuna's if absent.
+    #[serde(default)]
+    pub chat_template: Option<String>,
+    /// The conversations: LLaVA's JSON list, or an object a line.
+    pub data: PathBuf,
+    /// Folder that the pictures' paths start from.
+    pub images: PathBuf,
+    /// Tokens a row; short conversations share one, longer ones are an error.
+    pub sequence_length: usize,
+    /// Adapters instead of the language model's own weights (stage 2).
+    #[serde(default)]
+    pub lora: Option<Lora>,
+    /// Optimiser.
+    pub optim: OptimConfig,
+}
+
+/// What a model is made from before training.
+struct Base {
+    config: LlavaConfig,
+    tensors: HashMap<String, Tensor>,
+    preprocess: Preprocess,
+    tokenizer: (PathBuf, Vec<u8>),
+    template: String,
+    marks: (String, String),
+}
+
+impl LlavaTraining {
+    /// Runs it; the folder becomes a LLaVA checkpoint in the llava-hf layout.
+    pub fn run(&self, run: &mut Run) -> Result<()> {
+        if !(1..=2).contains(&self.stage) {
+            return Err(Error::invalid(format!("stage = {}: write 1 or 2", self.stage)));
+        }
+        if self.lora.is_some_and(|l| l.rank == 0) || (self.lora.is_some() && self.stage == 1) {
+            return Err(Error::invalid("[lora] belongs to stage 2 and needs a rank of 1 or more"));
+        }
+        let entries = read(&self.data)?;
+        let base = self.base()?;
+        let words = Words::from_bytes(&base.tokenizer.0, &base.tokenizer.1)?;
+        let template = Template::new(&base.template)?;
+        let freeze: &[&str] = match (self.stage, self.lora) {
+            (1, _) | (_, Some(_)) => &["vision_tower.", "language_model."],
+            _ => &["vision_tower."],
+        };
+        let params = Params::for_training(base.tensors.clone(), freeze, self.seed, DType::F32, &run.device);
+        let model = Llava::adapted(&params, &base.config, self.lora)?;
+        let samples = self.samples(&entries, &template, &words, &base, &model)?;
+        let order =
+            Order { lengths: samples.iter().map(|s| s.ids.len()).collect(), batch: self.batch_size, seed: self.seed };
+        self.write_folder(run.out, &base)?;
+        let trainer = Trainer {
+            config: LoopConfig {
+                steps: self.steps,
+                batch_size: self.batch_size,
+                checkpoint_every: self.checkpoint_every,
+                seed: self.seed,
+                precision: self.precision,
+            },
+            optim: self.optim.clone(),
+            params: &params,
+            out: run.out,
+            resume: run.resume,
+        };
+        let (out, device) = (run.out, run.device.clone());
+        trainer.run(
+            |n| {
+                let chosen = order.batch(n);
+                let batch: Vec<Sequence> = chosen.iter().map(|&i| samples[i].clone()).collect();
+                let paths: Vec<&PathBuf> = chosen.iter().flat_map(|&i| entries[i].images()).collect();
+                let packed = pack(&batch, self.sequence_length, 0)?;
+                let features = if paths.is_empty() {
+                    None
+                } else {
+                    let pictures = paths
+                        .par_iter()
+                        .map(|p| Ok(base.preprocess.pad(&Image::open(&self.images.join(p))?)))
+                        .collect::<Result<Vec<_>>>()?;
+                    let seen = model.see(&base.preprocess.normalise(&pictures, &device)?)?;
+                    Some(model.project(&seen.detach())?.flatten_to(1)?)
+                };
+                // pictures lie in the rows in the order of the conversations only if packing kept it
+                let features = match features {
+                    Some(f) => Some(reorder(&f, &batch, &packed.order, base.config.image_token_index)?),
+                    None => None,
+                };
+                let x = model.embed(&packed.ids, features.as_ref())?;
+                let width = base.config.text_config.hidden_size;
+                let x = x.reshape((packed.rows, self.sequence_length, width))?;
+                let hidden = model.lm.hidden(&x, &packed.positions, &packed.mask, None)?.flatten_to(1)?;
+                let (rows, targets): (Vec<u32>, Vec<u32>) = packed.targets.text.iter().copied().unzip();
+                if rows.is_empty() {
+                    return Err(Error::invalid("a batch without anything to learn"));
+                }
+                let count = rows.len();
+                let hidden = hidden.index_select(&Tensor::from_vec(rows, count, &device)?, 0)?;
+                let logits = model.lm.logits(&hidden, 0..base.config.text_config.vocab_size)?;
+                let loss = cross_entropy(&logits, &targets)?.mean_all()?;
+                let metrics = vec![("targets", count as f64), ("rows", packed.rows as f64)];
+                Ok(StepOutput { loss, metrics })
+            },
+            |weights| {
+                let mut all: BTreeMap<String, Tensor> =
+                    base.tensors.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+                all.extend(weights.iter().map(|(k, v)| (k.clone(), v.clone())));
+                if let Some(lora) = self.lora {
+                    merge(&mut all, lora)?;
+                }
+                checkpoint::save(&out.join("model.safetensors"), &all, &[])
+            },
+            |p| (run.progress)(p),
+        )
+    }
+
+    fn base(&self) -> Result<Base> {
+        match (&self.start, &self.tower, &self.language_model) {
+            (Some(dir), None, None) => {
+                let files = ModelFiles::Dir(dir.clone());
+                let config = LlavaConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
+                let tensors = checkpoint::load_dir(dir)?.into_iter().map(|(k, v)| (published_name(&k), v)).collect();
+                let (bos, eos) = marks_of(&files)?;
+                let or = |mark: Option<String>, or: &str| mark.unwrap_or_else(|| or.to_owned());
+                Ok(Base {
+                    preprocess: Preprocess::from_file(&files.path_of("preprocessor_config.json"))?,
+                    tokenizer: tokenizer(dir)?,
+                    template: Template::source_of(&files)?.unwrap_or_else(|| VICUNA_V1.to_owned()),
+                    marks: (or(bos, "<s>"), or(eos, "</s>")),
+                    config,
+                    tensors,
+                })
+            }
+            (None, Some(tower), Some(lm)) => self.new_base(tower, lm),
+            _ => Err(Error::invalid("give either `start` (a LLaVA folder), or `tower` and `language_model`")),
+        }
+    }
+
+    /// A model of two that do not know each other yet; the projector is new.
+    fn new_base(&self, tower: &Path, lm: &Path) -> Result<Base> {
+        let read = |dir: &Path| -> Result<(PathBuf, serde_json::Value)> {
+            let path = dir.join("config.json");
+            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+            Ok((path.clone(), serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?))
+        };
+        let (_, vision) = read(tower)?;
+        let (_, text) = read(lm)?;
+        let vision = if vision.get("vision_config").is_some() { vision["vision_config"].clone() } else { vision };
+        let text = if text.get("text_config").is_some() { text["text_config"].clone() } else { text };
+        let tokenizer = tokenizer(lm)?;
+        let words = Words::from_bytes(&tokenizer.0, &tokenizer.1)?;
+        let (bos, eos) = marks_of(&ModelFiles::Dir(lm.to_path_buf()))?;
+        let (bos, eos) = (bos.unwrap_or_default(), eos.unwrap_or_else(|| "</s>".to_owned()));
+        let vocab = text["vocab_size"].as_u64().unwrap_or(0);
+        // a mark of its own where the tokenizer has one, else the first id that no text has
+        let image = words.mark(IMAGE_MARK).map_or(vocab, u64::from);
+        let mut config = serde_json::json!({
+            "model_type": "llava", "vision_config": vision, "text_config": text, "image_token_index": image,
+            "vision_feature": self.vision_feature,
+        });
+        config["text_config"]["eos_token_id"] = words.mark(&eos)?.into();
+        let config: LlavaConfig = parse_json(Path::new("(new model)"), &config.to_string())?;
+        config.check()?;
+        let mut tensors = HashMap::new();
+        for (k, v) in checkpoint::load_dir(tower)? {
+            if k.starts_with("vision_model.") {
+                tensors.insert(format!("vision_tower.{k}"), v);
+            }
+        }
+        for (k, v) in checkpoint::load_dir(lm)? {
+            tensors.insert(format!("language_model.{k}"), v);
+        }
+        let tensors = tensors
+            .into_iter()
+            .map(|(k, v)| Ok((k, v.to_dtype(DType::F32)?)))
+            .collect::<candle_core::Result<HashMap<_, _>>>()?;
+        let template = self.chat_template.clone().unwrap_or_else(|| VICUNA_V1.to_owned());
+        let preprocess = Preprocess::from_file(&tower.join("preprocessor_config.json"))?;
+        Ok(Base { config, tensors, preprocess, tokenizer, template, marks: (bos, eos) })
+    }
+
+    /// Every conversation as tokens; pictures as runs of the image token.
+    fn samples(
+        &self,
+        entries: &[Entry],
+        template: &Template,
+        words: &Words,
+        base: &Base,
+        model: &Llava,
+    ) -> Result<Vec<Sequence>> {
+        let picture = vec![base.config.image_token_index; model.tokens_per_picture()];
+        entries
+            .par_iter()
+            .map(|entry| {
+                let mut s = Sequence::default();
+                for (text, learn) in pieces(entry, template, &base.marks.0, &base.marks.1)? {
+                    for (i, part) in text.split(IMAGE_MARK).enumerate() {
+                        if i > 0 {
+                            s.push_text(&picture, false);
+                        }
+                        if !part.is_empty() {
+                            s.push_text(&words.encode(part)?, learn);
+                        }
+                    }
+                }
+                if s.ids.len() > self.sequence_length {
+                    let (n, most) = (s.ids.len(), self.sequence_length);
+                    let why = format!("entry {}: {n} tokens; sequence_length is {most}", entry.id);
+                    return Err(Error::bad_file(&self.data, why));
+                }
+                Ok(s)
+            })
+            .collect()
+    }
+
+    fn write_folder(&self, out: &Path, base: &Base) -> Result<()> {
+        let write = |name: &str, value: serde_json::Value| -> Result<()> {
+            let json = serde_json::to_vec_pretty(&value).map_err(|e| Error::invalid(e.to_string()))?;
+            checkpoint::write_atomic(&out.join(name), &json)
+        };
+        let json = |e: serde_json::Error| Error::invalid(e.to_string());
+        write("config.json", serde_json::to_value(&base.config).map_err(json)?)?;
+        write("preprocessor_config.json", serde_json::to_value(&base.preprocess).map_err(json)?)?;
+        let (bos, eos) = &base.marks;
+        write(
+            "tokenizer_config.json",
+            serde_json::json!({"chat_template": base.template, "bos_token": bos, "eos_token": eos}),
+        )?;
+        checkpoint::write_atomic(&out.join("tokenizer.json"), &base.tokenizer.1)
+    }
+}
+
+fn tokenizer(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
+    let path = dir.join("tokenizer.json");
+    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+    Ok((path, bytes))
+}
+
+/// Adapters into the weights that they change.
+fn merge(all: &mut BTreeMap<String, Tensor>, lora: Lora) -> Result<()> {
+    let names: Vec<String> = all.keys().filter_map(|k| k.strip_suffix(".lora_A.weight").map(str::to_owned)).collect();
+    for name in names {
+        let take = |all: &mut BTreeMap<String, Tensor>, part: &str| all.remove(&format!("{name}.{part}"));
+        let (a, b) = (take(all, "lora_A.weight"), take(all, "lora_B.weight"));
+        if let (Some(w), Some(a), Some(b)) = (take(all, "weight"), a, b) {
+            all.insert(format!("{name}.weight"), adapted(&w.to_dtype(DType::F32)?, &a, &b, lora.scale())?);
+        }
+    }
+    Ok(())
+}
+
+/// Features in the order of the packed conversations.
+fn reorder(features: &Tensor, batch: &[Sequence], order: &[usize], image: u32) -> Result<Tensor> {
+    let mut starts = Vec::with_capacity(batch.len());
+    let mut at = 0;
+    for s in batch {
+        let n = s.ids.iter().filter(|&&i| i == image).count();
+        starts.push((at, n));
+        at += n;
+    }
+    let parts = order.iter().map(|&i| starts[i]).filter(|p| p.1 > 0).map(|(at, n)| features.narrow(0, at, n));
+    Ok(Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+}
+
+/// Which conversations an update sees: every one once an epoch, those of like length together, from nothing but seed
+/// and step.
+struct Order {
+    lengths: Vec<usize>,
+    batch: usize,
+    seed: u64,
+}
+
+/// Batches that are sorted by length together, as LLaVA's sampler does it.
+const GROUP: usize = 16;
+
+impl Order {
+    fn batch(&self, step: usize) -> Vec<usize> {
+        let (group, within) = (step / GROUP, step % GROUP);
+        let mut chosen = self.stream(group * GROUP * self.batch, GROUP * self.batch);
+        chosen.sort_by_key(|&i| (self.lengths[i], i));
+        let mut places: Vec<usize> = (0..GROUP).collect();
+        rng::shuffle(&mut rng::keyed(self.seed, &[1, group as u64]), &mut places);
+        chosen[places[within] * self.batch..][..self.batch].to_vec()
+    }
+
+    /// Entries `from..from + count` of the endless stream of shuffled epochs.
+    fn stream(&self, from: usize, count: usize) -> Vec<usize> {
+        let n = self.lengths.len();
+        let mut out = Vec::with_capacity(count);
+        for epoch in from / n..=(from + count - 1) / n {
+            let mut all: Vec<usize> = (0..n).collect();
+            rng::shuffle(&mut rng::keyed(self.seed, &[0, epoch as u64]), &mut all);
+            let start = from.saturating_sub(epoch * n);
+            let end = (from + count - epoch * n).min(n);
+            out.extend_from_slice(&all[start..end]);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_conversation_comes_once_an_epoch_and_like_lengths_together() {
+        let lengths: Vec<usize> = (0..64).map(|i| (i * 37) % 100).collect();
+        let order = Order { lengths: lengths.clone(), batch: 4, seed: 3 };
+        let mut seen: Vec<usize> = (0..16).flat_map(|s| order.batch(s)).collect();
+        let spread = |b: &[usize]| {
+            let l = b.iter().map(|&i| lengths[i]);
+            l.clone().max().unwrap_or(0) - l.min().unwrap_or(0)
+        };
+        assert!((0..16).all(|s| spread(&order.batch(s)) < 20));
+        seen.sort_unstable();
+        assert_eq!(seen, (0..64).collect::<Vec<_>>());
+        assert_ne!(order.batch(0), order.batch(16), "the second epoch is in another order");
+    }
+}
