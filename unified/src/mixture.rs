@@ -229,7 +229,7 @@ impl Source<'_> {
 
     fn scene_words(&self, out: &mut Sample, mut image: Option<Image>, scene: &Scene, turns: usize, s: &mut SceneRng) {
         for _ in 0..turns {
-            if s.chance(0.12) {
+            if s.chance(0.25) {
                 let ask = s.pick(DESCRIBE);
                 self.turn(out, image.take(), ask, &scenes::caption(scene));
             } else {

@@ -202,7 +202,7 @@ impl LlavaConfig {
     }
 
     /// Width of what the tower gives the projector.
-    pub(super) fn feature_width(&self) -> usize {
+    pub fn feature_width(&self) -> usize {
         match (&self.vision_config, self.vision_feature) {
             (VisionConfig::Clip(c), _) => c.hidden_size,
             (VisionConfig::Qlip(c), VisionFeature::Hidden) => c.hidden_size,

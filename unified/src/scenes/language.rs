@@ -131,10 +131,10 @@ pub fn prompt(rng: &mut SceneRng, split: Split, category: Category) -> (Prompt, 
     }
 }
 
-/// All objects of a scene in words: "a red circle, two blue stars and a black square".
+/// All objects of a scene in words, as one reads the picture: "a red circle, two blue stars and a black square".
 pub fn caption(scene: &Scene) -> String {
     let mut nouns: Vec<Noun> = Vec::new();
-    for o in &scene.objects {
+    for o in scene.in_reading_order() {
         match nouns.iter_mut().find(|n| n.fits(o)) {
             Some(n) => n.count += 1,
             None => nouns.push(Noun::of(o)),

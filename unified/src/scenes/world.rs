@@ -2,10 +2,10 @@
 
 /// Side of the canvas in the integer units of positions and radii.
 pub const CANVAS: i64 = 4096;
-/// Positions move in steps of one pixel at 64 pixels a side.
-const STEP: i64 = CANVAS / 64;
+/// Positions move in steps of two pixels at 64 pixels a side.
+const STEP: i64 = CANVAS / 32;
 /// Raise it when any scene changes: it keys the random numbers.
-const SUITE: u64 = 1;
+const SUITE: u64 = 2;
 
 /// Middle of a row or column of cells.
 fn middle(cell: usize) -> i64 {
@@ -103,7 +103,7 @@ impl Size {
     /// Steps that an object may be away from the middle of its cell: half of the room that the cell leaves, less half
     /// of the smallest gap (2 pixels at 64).
     fn steps(self) -> i64 {
-        ((CANVAS / 3 - 2 * self.radius()) / 2 - STEP) / STEP
+        ((CANVAS / 3 - 2 * self.radius()) / 2 - CANVAS / 64) / STEP
     }
 }
 
@@ -281,6 +281,13 @@ impl Scene {
             })
             .collect();
         Self { objects, background: rng.pick(&[236, 224, 246]) }
+    }
+
+    /// Objects by row of cells, then by column.
+    pub(super) fn in_reading_order(&self) -> Vec<&Object> {
+        let mut all: Vec<&Object> = self.objects.iter().collect();
+        all.sort_by_key(|o| (o.centre.1 * 3 / CANVAS, o.centre.0 * 3 / CANVAS));
+        all
     }
 
     /// A key that depends on nothing but the content, whatever the order of the objects.

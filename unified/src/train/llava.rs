@@ -146,7 +146,12 @@ impl LlavaTraining {
                 let count = rows.len();
                 let hidden = hidden.index_select(&Tensor::from_vec(rows, count, &device)?, 0)?;
                 let logits = model.lm.logits(&hidden, 0..base.config.text_config.vocab_size)?;
-                let loss = cross_entropy(&logits, &targets)?.mean_all()?;
+                let mut loss = cross_entropy(&logits, &targets)?.mean_all()?;
+                if paths.is_empty() {
+                    // a batch without pictures moves the projector by nothing, but does move the rest
+                    let nothing = Tensor::zeros((1, 1, base.config.feature_width()), DType::F32, &device)?;
+                    loss = (loss + (model.project(&nothing)?.sum_all()? * 0.0)?)?;
+                }
                 let metrics = vec![("targets", count as f64), ("rows", packed.rows as f64)];
                 Ok(StepOutput { loss, metrics })
             },
