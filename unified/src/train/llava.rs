@@ -148,9 +148,11 @@ impl LlavaTraining {
                 let logits = model.lm.logits(&hidden, 0..base.config.text_config.vocab_size)?;
                 let mut loss = cross_entropy(&logits, &targets)?.mean_all()?;
                 if paths.is_empty() {
-                    // a batch without pictures moves the projector by nothing, but does move the rest
+                    // a batch without pictures moves the projector by nothing, but does move the rest; candle cuts the
+                    // graph at a product with the number zero, not at one with a tensor that holds it
                     let nothing = Tensor::zeros((1, 1, base.config.feature_width()), DType::F32, &device)?;
-                    loss = (loss + (model.project(&nothing)?.sum_all()? * 0.0)?)?;
+                    let zero = Tensor::zeros((), DType::F32, &device)?;
+                    loss = (loss + model.project(&nothing)?.sum_all()?.mul(&zero)?)?;
                 }
                 let metrics = vec![("targets", count as f64), ("rows", packed.rows as f64)];
                 Ok(StepOutput { loss, metrics })
