@@ -422,3 +422,32 @@ fn llava_learns_its_projector_then_adapters_and_answers() {
     );
     assert!(!d.join("x/model.safetensors").exists());
 }
+
+#[test]
+fn classes_are_drawn_to_codes_and_wrong_ones_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let model = fixture("llamagen/c2i");
+    let model = model.to_str().unwrap();
+    let io = nn::checkpoint::load(&fixture("llamagen/c2i/io.safetensors")).unwrap();
+    let classes: Vec<String> =
+        io["condition"].to_vec1::<i64>().unwrap().iter().map(std::string::ToString::to_string).collect();
+    let list = classes.join(",");
+    let base = ["generate", "--model", model, "--class", &list, "--greedy", "--guidance", "4", "--codes-only"];
+    for (interval, key) in [("2", "greedy_scale4_interval2"), ("-1", "greedy_scale4_interval-1")] {
+        ok(d, &[&base[..], &["--guidance-interval", interval, "-o", "codes.safetensors"]].concat());
+        let got = nn::checkpoint::load(&d.join("codes.safetensors")).unwrap();
+        assert_eq!(got["tokens"].to_vec2::<i64>().unwrap(), io[key].to_vec2::<i64>().unwrap(), "{key}");
+    }
+    let draw = |class: &str, more: &[&str], words: &[&str]| {
+        fails(d, &[&["generate", "--model", model, "--class", class], more].concat(), words);
+    };
+    draw("7", &["--codes-only", "-o", "x.safetensors"], &["class 7", "7 classes"]);
+    draw("1", &["-o", "x"], &["--tokenizer", "--codes-only"]);
+    let vq = fixture("vq");
+    draw("1", &["-o", "x", "--tokenizer", vq.to_str().unwrap()], &["codebook of 64", "100 codes"]);
+    assert!(!d.join("x").exists() && !d.join("x.safetensors").exists());
+    fails(d, &["generate", "--class", "1"], &["--model"]);
+    std::fs::write(d.join("c2i_B_256.pt"), b"not a torch file").unwrap();
+    fails(d, &["generate", "--class", "1", "--model", "c2i_B_256.pt", "--codes-only", "-o", "y"], &["c2i_B_256.pt"]);
+}

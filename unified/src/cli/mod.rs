@@ -6,6 +6,7 @@ mod forward;
 mod generate;
 mod images;
 mod info;
+mod llamagen_files;
 mod terminal;
 mod train;
 

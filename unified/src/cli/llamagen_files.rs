@@ -1,0 +1,72 @@
+//! LlamaGen from a folder with config.json, or from one of the published .pt files, whose name tells size and grid.
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device, Tensor};
+use lm::llamagen::{LlamaGenConfig, ModelType};
+use nn::Params;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The configuration and tensors of `model`.
+pub fn llamagen_files(model: &str, dtype: DType, device: &Device) -> Result<(LlamaGenConfig, Params)> {
+    if model.ends_with(".pt") {
+        let path = Path::new(model);
+        let config = from_name(path)?;
+        let tensors = read_pt(path)?;
+        return Ok((config, Params::from_tensors(model, tensors, dtype, device)));
+    }
+    let dir = qlip::hub::resolve(model)?;
+    let config = qlip::config::read_json(&dir.join("config.json"))?;
+    Ok((config, Params::from_dir(&dir, dtype, device)?))
+}
+
+/// c2i_B_256.pt, t2i_XL_stage2_512.pt: condition, size, pixels a side (16 to a token).
+fn from_name(path: &Path) -> Result<LlamaGenConfig> {
+    let name = path.file_stem().and_then(|n| n.to_str()).unwrap_or_default();
+    let parts: Vec<&str> = name.split('_').collect();
+    let kind = match parts.first() {
+        Some(&"c2i") => ModelType::C2i,
+        Some(&"t2i") => ModelType::T2i,
+        _ => bail!("{}: the name does not tell what it is; c2i_B_256.pt would", path.display()),
+    };
+    let side = parts.last().and_then(|s| s.parse::<usize>().ok()).filter(|s| *s >= 16 && s.is_multiple_of(16));
+    let (Some(size), Some(side)) = (parts.get(1), side) else {
+        bail!("{}: the name does not tell size and pixels; c2i_B_256.pt would", path.display());
+    };
+    LlamaGenConfig::preset(size, kind, side / 16).with_context(|| path.display().to_string())
+}
+
+/// The tensors of a torch file; candle's reader knows tensors and containers and executes nothing.
+fn read_pt(path: &Path) -> Result<HashMap<String, Tensor>> {
+    for key in ["model", "module", "state_dict"] {
+        if let Ok(tensors) = candle_core::pickle::read_all_with_key(path, Some(key))
+            && !tensors.is_empty()
+        {
+            return Ok(tensors.into_iter().collect());
+        }
+    }
+    // no such key, or not such a file: say which
+    let tensors = candle_core::pickle::read_all(path)
+        .with_context(|| format!("{}: not a torch file that holds tensors alone", path.display()))?;
+    if tensors.is_empty() {
+        bail!("{}: no tensors under `model`, `module` or `state_dict`", path.display());
+    }
+    Ok(tensors.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_size_and_grid() {
+        let c = from_name(Path::new("x/c2i_L_384.pt")).unwrap();
+        assert_eq!((c.n_layer, c.grid(), c.cls_token_num), (24, 24, 1));
+        let t = from_name(Path::new("t2i_XL_stage2_512.pt")).unwrap();
+        assert_eq!((t.n_layer, t.grid(), t.cls_token_num), (36, 32, 120));
+        for bad in ["model.pt", "c2i_B.pt", "c2i_M_256.pt", "c2i_B_100.pt"] {
+            let e = format!("{:#}", from_name(Path::new(bad)).unwrap_err());
+            assert!(e.contains(bad), "{e}");
+        }
+    }
+}
