@@ -2,6 +2,7 @@
 
 pub mod draw;
 pub mod generate;
+pub mod grow;
 pub mod llama;
 pub mod llamagen;
 pub mod loss;

@@ -59,6 +59,9 @@ pub struct LlamaConfig {
     /// Norm of each head's queries and keys before rope, under `self_attn.{q,k}_norm.weight`.
     #[serde(default)]
     pub qk_norm: bool,
+    /// Epsilon of that norm; `rms_norm_eps` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_norm_eps: Option<f64>,
 }
 
 /// One id or several.
@@ -187,7 +190,7 @@ impl LlamaConfig {
             mlp: MlpKind::SwiGlu,
             bias: [a, a, a, a, m],
             sub_norm: false,
-            qk_norm: self.qk_norm,
+            qk_norm: self.qk_norm.then(|| self.qk_norm_eps.unwrap_or(self.rms_norm_eps)),
             init_std: self.initializer_range,
             residual_std: self.initializer_range / (2.0 * self.num_hidden_layers as f32).sqrt(),
         }

@@ -129,7 +129,7 @@ impl LlamaGenConfig {
             mlp: MlpKind::SwiGlu,
             bias: [false; 5],
             sub_norm: false,
-            qk_norm: false,
+            qk_norm: None,
             init_std: self.initializer_range,
             residual_std: self.initializer_range,
         }

@@ -50,8 +50,8 @@ pub struct BlockConfig {
     pub bias: [bool; 5],
     /// Layer norms inside attention and feed-forward ("sub-LN", EVA-02).
     pub sub_norm: bool,
-    /// Root-mean-square norm of each head's queries and keys, before rope.
-    pub qk_norm: bool,
+    /// Root-mean-square norm of each head's queries and keys, before rope: its epsilon, where there is one.
+    pub qk_norm: Option<f64>,
     /// Deviation of the initial weights.
     pub init_std: f32,
     /// Deviation of the initial weights of the two projections that write to the residual stream.
@@ -209,11 +209,12 @@ impl Block {
         let inner = |name: &str, width| -> Result<Option<Norm>> {
             if c.sub_norm { Ok(Some(Norm::new(&p.at(name), NormKind::Layer, width, c.eps)?)) } else { Ok(None) }
         };
-        let qk_norm = if c.qk_norm {
-            let norm = |n| Norm::new(&p.at("self_attn").at(n), NormKind::Rms, c.head_dim, c.eps);
-            Some((norm("q_norm")?, norm("k_norm")?))
-        } else {
-            None
+        let qk_norm = match c.qk_norm {
+            Some(eps) => {
+                let norm = |n| Norm::new(&p.at("self_attn").at(n), NormKind::Rms, c.head_dim, eps);
+                Some((norm("q_norm")?, norm("k_norm")?))
+            }
+            None => None,
         };
         let [q, k, v] = match names.qkv {
             Projections::Apart([q, k, v]) => [

@@ -286,7 +286,7 @@ fn block(
         mlp,
         bias,
         sub_norm,
-        qk_norm: false,
+        qk_norm: None,
         init_std: std,
         residual_std: std / (2.0 * layers as f32).sqrt(),
     }

@@ -40,6 +40,13 @@ impl Default for Marks {
     }
 }
 
+impl Marks {
+    /// All of them.
+    pub fn all(&self) -> [&str; 5] {
+        [&self.user, &self.assistant, &self.end, &self.begin_image, &self.end_image]
+    }
+}
+
 /// A chat template, compiled.
 pub struct Template {
     env: Environment<'static>,

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use std::path::Path;
+use tokenizers::AddedToken;
 
 /// A tokenizer.json.
 #[derive(Clone)]
@@ -12,9 +13,23 @@ pub struct Words {
 impl Words {
     /// From bytes; `origin` names them in errors.
     pub fn from_bytes(origin: &Path, bytes: &[u8]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::bad_file(origin, format!("not a tokenizer.json ({e})")))?;
-        Ok(Self { inner })
+        Ok(Self { inner: qlip::tokenizer::parse(origin, bytes)? })
+    }
+
+    /// The same with these marks, added at the end where they are not there yet.
+    pub fn with_marks(mut self, marks: &[&str]) -> Result<Self> {
+        let new: Vec<AddedToken> = marks
+            .iter()
+            .filter(|m| self.inner.token_to_id(m).is_none())
+            .map(|m| AddedToken::from((*m).to_owned(), true))
+            .collect();
+        self.inner.add_special_tokens(new).map_err(|e| Error::invalid(format!("marks: {e}")))?;
+        Ok(self)
+    }
+
+    /// tokenizer.json.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(|e| Error::invalid(format!("tokenizer: {e}")))
     }
 
     /// Entries, marks included.

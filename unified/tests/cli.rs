@@ -451,3 +451,45 @@ fn classes_are_drawn_to_codes_and_wrong_ones_refused() {
     std::fs::write(d.join("c2i_B_256.pt"), b"not a torch file").unwrap();
     fails(d, &["generate", "--class", "1", "--model", "c2i_B_256.pt", "--codes-only", "-o", "y"], &["c2i_B_256.pt"]);
 }
+
+#[test]
+fn a_text_model_grows_into_a_unified_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    // the nano model's text rows as a Llama of its own
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(nano().join("config.json")).unwrap()).unwrap();
+    let text = config["vocabulary"]["text"].as_u64().unwrap() as usize;
+    let mut llama = config["text_config"].clone();
+    llama["model_type"] = "llama".into();
+    llama["vocab_size"] = text.into();
+    llama["qk_norm"] = false.into();
+    std::fs::create_dir(d.join("llama")).unwrap();
+    std::fs::write(d.join("llama/config.json"), llama.to_string()).unwrap();
+    let mut tensors: BTreeMap<String, Tensor> = nn::checkpoint::load_dir(&nano()).unwrap().into_iter().collect();
+    tensors.retain(|k, _| !k.contains("_norm.weight") || k.contains("layernorm") || k == "model.norm.weight");
+    let table = tensors["model.embed_tokens.weight"].narrow(0, 0, text).unwrap().contiguous().unwrap();
+    tensors.insert("model.embed_tokens.weight".into(), table);
+    nn::checkpoint::save(&d.join("llama/model.safetensors"), &tensors, &[]).unwrap();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/unified.toml");
+    let sets = [
+        format!("photos={}", fixture("photos").display()),
+        format!("tokenizer={}", nano().join("tokenizer.json").display()),
+        format!("qlip={}", nano().join("qlip").display()),
+        "start=llama".to_owned(),
+        "steps=2".to_owned(),
+        "batch_size=2".to_owned(),
+    ];
+    let mut args = vec!["train", config.to_str().unwrap(), "--out", "um"];
+    for s in &sets {
+        args.extend(["--set", s]);
+    }
+    fails(d, &args, &["either `start`", "[model]"]);
+    let without_model = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(d.join("start.toml"), without_model.split("[model]").next().unwrap()).unwrap();
+    args[1] = "start.toml";
+    ok(d, &args);
+    let rows = nn::checkpoint::load_dir(&d.join("um")).unwrap()["model.embed_tokens.weight"].dim(0).unwrap();
+    assert_eq!(rows, text + 2048);
+    ok(d, &["chat", "--model", "um", "--prompt", "hello", "--max-tokens", "4"]);
+}

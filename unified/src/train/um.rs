@@ -11,10 +11,12 @@ use crate::template::{DEFAULT_TEMPLATE, Marks};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
+use lm::grow::grow;
 use lm::loss::split_loss;
 use lm::{Llama, LlamaConfig, MergedVocab};
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
 use nn::{Init, Params, checkpoint};
+use qlip::config::parse_json;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -41,7 +43,8 @@ pub struct UnifiedTraining {
     pub tokenizer: PathBuf,
     /// Folder of photographs (train-*.parquet).
     pub photos: PathBuf,
-    /// Folder of a checkpoint to start from.
+    /// Folder of a checkpoint to start from, instead of `model`: a unified one of the same vocabulary, or a Llama, which
+    /// grows rows for marks and visual tokens and norms of queries and keys; what it says about text stays as it was.
     #[serde(default)]
     pub start: Option<PathBuf>,
     /// Tokens a row; short samples share one.
@@ -61,8 +64,9 @@ pub struct UnifiedTraining {
     /// How the model is to be sampled, written to its config.
     #[serde(default)]
     pub generation: Generation,
-    /// The language model; its vocabulary size is computed.
-    pub model: LlamaConfig,
+    /// A new language model; its vocabulary size is computed.
+    #[serde(default)]
+    pub model: Option<LlamaConfig>,
 }
 
 /// Weight of each modality's mean loss.
@@ -86,9 +90,11 @@ impl UnifiedTraining {
             false,
         )?;
         let text = std::fs::read(&self.tokenizer).map_err(Error::io(&self.tokenizer))?;
-        let words = Words::from_bytes(&self.tokenizer, &text)?;
+        let words = Words::from_bytes(&self.tokenizer, &text)?.with_marks(&marks.all())?;
+        let start = self.start()?;
         let vocab = MergedVocab {
-            text: words.len(),
+            // a checkpoint's table may be longer than its tokenizer
+            text: words.len().max(start.text_rows()),
             bits: eyes.model.bsq.bits,
             group_bits: self.group_bits,
             shared_table: false,
@@ -97,20 +103,17 @@ impl UnifiedTraining {
             end_image: words.mark(&marks.end_image)?,
         };
         vocab.check()?;
+        let (tensors, text_config) = start.with_rows(vocab.rows())?;
         let config = UnifiedConfig {
             model_type: "um3".into(),
-            text_config: LlamaConfig { vocab_size: vocab.rows(), ..self.model.clone() },
+            text_config,
             vocabulary: vocab.clone(),
             marks: marks.clone(),
             image_tokenizer: "qlip".into(),
             generation: self.generation,
         };
-        self.write_folder(run.out, &config, &text)?;
-        let start = match &self.start {
-            Some(dir) => checkpoint::load_dir(dir)?,
-            None => HashMap::new(),
-        };
-        let params = Params::for_training(start, &[], self.seed, DType::F32, &run.device);
+        self.write_folder(run.out, &config, words.to_json()?.as_bytes())?;
+        let params = Params::for_training(tensors, &[], self.seed, DType::F32, &run.device);
         let model = Llama::new(&params, &config.text_config)?;
         let shared = if self.shared_bits { Some(SharedBits::new(&params, &vocab, &config.text_config)?) } else { None };
         let photos = Photos::open(&self.photos, "train")?;
@@ -177,6 +180,24 @@ impl UnifiedTraining {
         )
     }
 
+    fn start(&self) -> Result<Start> {
+        match (&self.start, &self.model) {
+            (None, Some(model)) => Ok(Start::New(model.clone())),
+            (Some(dir), None) => {
+                let path = dir.join("config.json");
+                let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+                let json: serde_json::Value =
+                    serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+                let tensors = checkpoint::load_dir(dir)?;
+                if json["model_type"] == "um3" {
+                    return Ok(Start::Unified(tensors, parse_json::<UnifiedConfig>(&path, &text)?.text_config));
+                }
+                Ok(Start::Llama(tensors, parse_json(&path, &text)?))
+            }
+            _ => Err(Error::invalid("give either `start` (a checkpoint folder) or a section [model]")),
+        }
+    }
+
     /// Everything but the weights.
     fn write_folder(&self, out: &Path, config: &UnifiedConfig, tokenizer: &[u8]) -> Result<()> {
         let json = |v: &serde_json::Value| serde_json::to_vec_pretty(v).map_err(|e| Error::invalid(e.to_string()));
@@ -193,6 +214,36 @@ impl UnifiedTraining {
             checkpoint::write_atomic(&qlip.join(name), &bytes)?;
         }
         Ok(())
+    }
+}
+
+/// What a training begins with.
+enum Start {
+    New(LlamaConfig),
+    Unified(HashMap<String, Tensor>, LlamaConfig),
+    Llama(HashMap<String, Tensor>, LlamaConfig),
+}
+
+impl Start {
+    /// Text rows that a checkpoint's table has.
+    fn text_rows(&self) -> usize {
+        match self {
+            Self::Llama(_, config) => config.vocab_size,
+            Self::New(_) | Self::Unified(..) => 0,
+        }
+    }
+
+    /// Tensors and configuration with a table of `rows`.
+    fn with_rows(self, rows: usize) -> Result<(HashMap<String, Tensor>, LlamaConfig)> {
+        match self {
+            Self::New(config) => Ok((HashMap::new(), LlamaConfig { vocab_size: rows, ..config })),
+            Self::Unified(tensors, config) if config.vocab_size == rows => Ok((tensors, config)),
+            Self::Unified(_, config) => Err(Error::invalid(format!(
+                "`start` has {} vocabulary rows; this tokenizer and image tokenizer make {rows}",
+                config.vocab_size
+            ))),
+            Self::Llama(tensors, config) => grow(tensors, &config, rows, true),
+        }
     }
 }
 
