@@ -2,5 +2,6 @@
 
 pub mod image;
 pub mod nano;
+pub mod text;
 
 pub use nn::{Error, Result};

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use eval::nano::{Report, Sizes, run};
+use eval::text::{read_texts, text_loss};
 use std::path::PathBuf;
 use std::time::Instant;
 use unified::files::ModelFiles;
@@ -23,6 +24,26 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Nano(Nano),
+    Text(Text),
+}
+
+/// Loss of a unified model on held-out text.
+#[derive(clap::Args)]
+struct Text {
+    /// Documents, `{"text": ..}` a line.
+    documents: PathBuf,
+    /// Model folder.
+    #[arg(long, default_value = "unified/assets/nano")]
+    model: PathBuf,
+    /// Documents read; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    limit: usize,
+    /// Tokens that a prediction can see.
+    #[arg(long, default_value_t = 256)]
+    length: usize,
+    /// Print JSON for machines.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Reconstruction, zero-shot accuracy, questions and drawings of a small unified model, on held-out data.
@@ -64,14 +85,33 @@ struct Nano {
 }
 
 fn main() -> std::process::ExitCode {
-    match Cli::parse().command {
-        Command::Nano(n) => match n.run() {
-            Ok(()) => std::process::ExitCode::SUCCESS,
-            Err(e) => {
-                eprintln!("error: {}", format!("{e:#}").lines().next().unwrap_or(""));
-                std::process::ExitCode::FAILURE
-            }
-        },
+    let done = match Cli::parse().command {
+        Command::Nano(n) => n.run(),
+        Command::Text(t) => t.run(),
+    };
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {}", format!("{e:#}").lines().next().unwrap_or(""));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+impl Text {
+    fn run(&self) -> Result<()> {
+        let texts = read_texts(&self.documents, self.limit)?;
+        let model = Unified::load(&ModelFiles::Dir(self.model.clone()), &unified::files::Placement::cpu())?;
+        let r = text_loss(&model, &texts, self.length)?;
+        if self.json {
+            println!("{}", serde_json::to_string(&r)?);
+        } else {
+            println!(
+                "{} documents, {} tokens: {:.4} nats a token, {:.4} bits a byte",
+                r.documents, r.tokens, r.nats_per_token, r.bits_per_byte
+            );
+        }
+        Ok(())
     }
 }
 

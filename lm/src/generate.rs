@@ -54,6 +54,16 @@ impl<'a> Decoding<'a> {
         self.cache.keep(rows)
     }
 
+    /// Takes the rows of another decoding into this batch, after its own: from here on both advance as one.
+    pub fn join(&mut self, other: &Decoding) -> Result<()> {
+        let (mine, others) = (self.len(), other.len());
+        self.cache.join(&other.cache)?;
+        let len = self.len();
+        self.pads.iter_mut().for_each(|p| *p += len - mine);
+        self.pads.extend(other.pads.iter().map(|p| p + len - others));
+        Ok(())
+    }
+
     /// Tokens read so far, padding included.
     pub fn len(&self) -> usize {
         self.cache.len()

@@ -223,6 +223,11 @@ impl KvCache {
     pub fn keep(&mut self, rows: usize) -> Result<()> {
         self.layers.iter_mut().try_for_each(|l| l.keep(rows))
     }
+    /// Takes the sequences of another cache into the batch; the shorter is padded on the left.
+    pub(crate) fn join(&mut self, other: &Self) -> Result<()> {
+        self.len = self.len.max(other.len);
+        self.layers.iter_mut().zip(&other.layers).try_for_each(|(l, o)| l.join(o))
+    }
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.len == 0

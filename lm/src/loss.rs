@@ -21,38 +21,55 @@ pub struct SplitLoss {
     pub text: Option<Tensor>,
     /// Visual.
     pub visual: Option<Tensor>,
+    /// Mean of (log sum exp of the logits)^2 over all targets, which keeps logits from drifting (z-loss, PaLM section 5);
+    /// `None` where it was not asked for.
+    pub z: Option<Tensor>,
 }
 
 /// Losses of hidden states [batch, tokens, width].
-pub fn split_loss(model: &Llama, vocab: &MergedVocab, hidden: &Tensor, targets: &Targets) -> Result<SplitLoss> {
+pub fn split_loss(
+    model: &Llama,
+    vocab: &MergedVocab,
+    hidden: &Tensor,
+    targets: &Targets,
+    with_z: bool,
+) -> Result<SplitLoss> {
     let flat = hidden.flatten_to(1)?;
-    let part = |partition: Partition, rows: Vec<u32>, ids: Vec<u32>| -> Result<Option<(Tensor, usize)>> {
+    let (mut text, mut visual, mut z) = (None, None, None);
+    let mut part = |partition: Partition, rows: Vec<u32>, ids: Vec<u32>, sum: &mut Option<Tensor>| -> Result<()> {
         if rows.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let (n, range) = (rows.len(), vocab.range(partition));
         let ids: Vec<u32> = ids.iter().map(|&t| t - range.start as u32).collect();
         let x = flat.index_select(&Tensor::from_vec(rows, n, flat.device())?, 0)?;
-        Ok(Some((ops::cross_entropy(&model.logits(&x, range)?, &ids)?.sum_all()?, n)))
+        let logits = model.logits(&x, range)?;
+        let losses = ops::cross_entropy(&logits, &ids)?;
+        if with_z {
+            // the loss is log sum exp less the target's logit
+            let picked = logits.gather(&Tensor::from_vec(ids, (n, 1), flat.device())?, 1)?.squeeze(1)?;
+            add(&mut z, (&losses + picked.to_dtype(losses.dtype())?)?.sqr()?.sum_all()?)?;
+        }
+        add(sum, losses.sum_all()?)
     };
     let (rows, ids) = targets.text.iter().copied().unzip();
-    let text = match part(Partition::Text, rows, ids)? {
-        Some((sum, n)) => Some((sum / n as f64)?),
-        None => None,
-    };
-    let mut visual: Option<Tensor> = None;
+    part(Partition::Text, rows, ids, &mut text)?;
     for sub in 0..vocab.groups() {
         let (rows, ids) = targets.visual.iter().filter(|t| t.2 == sub).map(|t| (t.0, t.1)).unzip();
-        if let Some((sum, _)) = part(Partition::Visual(sub), rows, ids)? {
-            visual = Some(match visual {
-                Some(v) => (v + sum)?,
-                None => sum,
-            });
-        }
+        part(Partition::Visual(sub), rows, ids, &mut visual)?;
     }
-    let visual = match visual {
-        Some(v) => Some((v / targets.visual.len() as f64)?),
-        None => None,
-    };
-    Ok(SplitLoss { text, visual })
+    let mean = |sum: Option<Tensor>, n: usize| sum.map(|s| s / n as f64).transpose();
+    Ok(SplitLoss {
+        text: mean(text, targets.text.len())?,
+        visual: mean(visual, targets.visual.len())?,
+        z: mean(z, targets.text.len() + targets.visual.len())?,
+    })
+}
+
+fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(s) => (s + more)?,
+        None => more,
+    });
+    Ok(())
 }

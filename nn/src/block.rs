@@ -169,6 +169,20 @@ impl LayerCache {
         }
         Ok(())
     }
+    /// Takes the sequences of another cache into the batch; the shorter of both is padded on the left, with zeros that a
+    /// mask has to hide.
+    pub fn join(&mut self, other: &Self) -> Result<()> {
+        let (Some((k, v)), Some((other_k, other_v))) = (&self.0, &other.0) else {
+            return Err(crate::Error::invalid("an empty cache has no sequences to join"));
+        };
+        let tokens = k.dim(1)?.max(other_k.dim(1)?);
+        let both = |a: &Tensor, b: &Tensor| -> Result<Tensor> {
+            let pad = |t: &Tensor| t.pad_with_zeros(1, tokens - t.dim(1)?, 0);
+            Ok(Tensor::cat(&[pad(a)?, pad(b)?], 0)?)
+        };
+        self.0 = Some((both(k, other_k)?, both(v, other_v)?));
+        Ok(())
+    }
 }
 
 /// What a block needs besides its input.

@@ -1,7 +1,7 @@
 //! Whatever model a folder holds that can be talked with.
 
 use crate::config::Generation;
-use crate::conversation::{Event, Message, Reply, Request};
+use crate::conversation::{Event, Message, Reply, Request, Window};
 use crate::files::{ModelFiles, Placement};
 use crate::llava::LlavaChat;
 use crate::runner::Unified;
@@ -35,7 +35,9 @@ impl ChatModel {
     pub fn request(&self, seed: u64) -> Request {
         match self {
             Self::Unified(m) => m.request(seed),
-            Self::Llava(_) => Request { generation: Generation::default(), seed, max_tokens: 512 },
+            Self::Llava(_) => {
+                Request { generation: Generation::default(), seed, max_tokens: 512, window: Window::Refuse }
+            }
         }
     }
 

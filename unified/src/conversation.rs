@@ -1,8 +1,8 @@
 //! What a person and a model exchange: messages in, events and a reply out.
 
-use crate::Result;
 use crate::config::Generation;
 use crate::words::Words;
+use crate::{Error, Result};
 use qlip::Image;
 
 /// Who speaks.
@@ -45,6 +45,45 @@ impl Message {
     }
 }
 
+impl Window {
+    /// The context that `build` makes of the messages, or of their newest part that leaves `room` for an answer in a
+    /// window of `most` tokens.
+    pub(crate) fn fit<T>(
+        self,
+        messages: &[Message],
+        most: usize,
+        room: usize,
+        build: &dyn Fn(&[Message]) -> Result<T>,
+        len: &dyn Fn(&T) -> usize,
+    ) -> Result<T> {
+        let mut rest = messages;
+        loop {
+            let context = build(rest)?;
+            let tokens = len(&context);
+            // without trimming a short answer may still fit; decoding says so if not
+            if tokens + room <= most || (self == Self::Refuse && tokens < most) {
+                return Ok(context);
+            }
+            let next = rest.iter().skip(1).position(|m| m.role == Role::User).map(|n| &rest[n + 1..]);
+            rest = match (self, next) {
+                (Self::Trim, Some(next)) => next,
+                (Self::Trim, None) if tokens < most => return Ok(context),
+                (Self::Trim, None) => {
+                    return Err(Error::invalid(format!(
+                        "the last message alone takes {tokens} of the {most} tokens that the model can hold; shorten it"
+                    )));
+                }
+                (Self::Refuse, _) => {
+                    return Err(Error::invalid(format!(
+                        "{tokens} tokens are more than the {most} the model can hold; start a new conversation, or leave \
+                         its oldest turns out (chat --trim)"
+                    )));
+                }
+            };
+        }
+    }
+}
+
 /// What happens while an answer comes into being.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -67,6 +106,17 @@ pub struct Request {
     pub seed: u64,
     /// Most text tokens, pictures not counted.
     pub max_tokens: usize,
+    /// What happens to a conversation that is longer than the model can hold.
+    pub window: Window,
+}
+
+/// A conversation that is longer than the model's window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// An error.
+    Refuse,
+    /// The oldest turns are left out, as many as it takes; a turn stays whole, its pictures with it.
+    Trim,
 }
 
 /// An answer.
@@ -123,5 +173,31 @@ impl TextStream {
         }
         *self = Self::default();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_conversation_is_refused_or_loses_its_oldest_turns() {
+        let answer = |t: &str| Message { role: Role::Assistant, content: vec![Content::Text(t.into())] };
+        let turns = [Message::user("aaaa"), answer("bbbb"), Message::user("cccc"), answer("dddd"), Message::user("ee")];
+        // a token a letter
+        let build = |m: &[Message]| -> Result<String> {
+            Ok(m.iter()
+                .flat_map(|m| &m.content)
+                .map(|c| if let Content::Text(t) = c { t.as_str() } else { "" })
+                .collect())
+        };
+        let fit = |w: Window, most| w.fit(&turns, most, 4, &build, &String::len);
+        assert_eq!(fit(Window::Trim, 22).unwrap(), "aaaabbbbccccddddee");
+        assert_eq!(fit(Window::Trim, 21).unwrap(), "ccccddddee");
+        assert_eq!(fit(Window::Trim, 13).unwrap(), "ee");
+        assert_eq!(fit(Window::Trim, 3).unwrap(), "ee");
+        assert!(fit(Window::Trim, 2).unwrap_err().to_string().contains("last message alone takes 2"));
+        assert_eq!(fit(Window::Refuse, 19).unwrap(), "aaaabbbbccccddddee");
+        assert!(fit(Window::Refuse, 18).unwrap_err().to_string().contains("18 tokens are more than the 18"));
     }
 }

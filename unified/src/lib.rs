@@ -5,6 +5,7 @@ pub mod chat;
 pub mod config;
 pub mod conversation;
 pub mod corpus;
+pub mod documents;
 pub mod eyes;
 pub mod files;
 pub mod grammar;

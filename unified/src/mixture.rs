@@ -1,7 +1,9 @@
 //! Samples of the unified training: small talk, pictures to text, text to pictures, and both in one conversation, mixed
 //! by shares that change over the first steps (the calm-down schedule of UM3 section 4.2).
 
+use crate::Result;
 use crate::corpus::{DESCRIBE, DRAW, TALK};
+use crate::documents::{Documents, DocumentsConfig};
 use crate::photos::{Photos, augment};
 use crate::scenes::{self, Category, Scene, SceneRng, Split};
 use crate::template::Marks;
@@ -27,7 +29,7 @@ pub struct Shares {
 }
 
 /// Shares at the start and after the calm-down.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mixture {
     /// At step 0.
@@ -40,6 +42,9 @@ pub struct Mixture {
     pub photos: f64,
     /// Share of drawing requests whose words are dropped, for guidance.
     pub condition_dropout: f64,
+    /// Files of documents, each with shares of its own.
+    #[serde(default)]
+    pub documents: Vec<DocumentsConfig>,
 }
 
 /// Kinds of samples.
@@ -55,40 +60,52 @@ pub enum Kind {
     Interleaved,
     /// A picture, an instruction that changes it, and the changed picture.
     Edit,
+    /// One from a file of documents.
+    Document(usize),
 }
 
 impl Mixture {
-    /// Shares at a step.
-    pub fn at(&self, step: usize) -> Shares {
+    /// The share of each kind at a step.
+    pub fn at(&self, step: usize) -> Vec<(Kind, f64)> {
         let t = (step as f64 / self.calm_down_steps.max(1) as f64).min(1.0);
         let mix = |a: f64, b: f64| a + (b - a) * t;
-        Shares {
-            text: mix(self.start.text, self.end.text),
-            image_to_text: mix(self.start.image_to_text, self.end.image_to_text),
-            text_to_image: mix(self.start.text_to_image, self.end.text_to_image),
-            interleaved: mix(self.start.interleaved, self.end.interleaved),
-            edit: mix(self.start.edit, self.end.edit),
-        }
+        let (a, b) = (&self.start, &self.end);
+        let mut all = vec![
+            (Kind::Text, mix(a.text, b.text)),
+            (Kind::ImageToText, mix(a.image_to_text, b.image_to_text)),
+            (Kind::TextToImage, mix(a.text_to_image, b.text_to_image)),
+            (Kind::Interleaved, mix(a.interleaved, b.interleaved)),
+            (Kind::Edit, mix(a.edit, b.edit)),
+        ];
+        all.extend(self.documents.iter().enumerate().map(|(i, d)| (Kind::Document(i), mix(d.start, d.end))));
+        all
     }
 
     /// A kind drawn by the shares at a step.
     pub fn draw(&self, step: usize, r: &mut Rng) -> Kind {
-        let s = self.at(step);
-        let kinds = [
-            (Kind::Text, s.text),
-            (Kind::ImageToText, s.image_to_text),
-            (Kind::TextToImage, s.text_to_image),
-            (Kind::Interleaved, s.interleaved),
-            (Kind::Edit, s.edit),
-        ];
+        let kinds = self.at(step);
         let mut left = f64::from(rng::uniform(r)) * kinds.iter().map(|k| k.1).sum::<f64>();
-        for (kind, share) in kinds {
+        for &(kind, share) in &kinds {
             left -= share;
             if left < 0.0 {
                 return kind;
             }
         }
-        Kind::Interleaved
+        // rounding: the last kind that has a share
+        kinds.iter().rev().find(|k| k.1 > 0.0).map_or(Kind::Text, |k| k.0)
+    }
+
+    /// Whether the shares can be drawn from.
+    pub fn check(&self) -> Result<()> {
+        for step in [0, self.calm_down_steps] {
+            let shares = self.at(step);
+            if shares.iter().any(|s| s.1.is_nan() || s.1 < 0.0) || shares.iter().all(|s| s.1 == 0.0) {
+                return Err(crate::Error::invalid(format!(
+                    "[mixture]: the shares at step {step} must not be negative, nor all be 0"
+                )));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -99,10 +116,25 @@ pub enum Piece {
     Text(String, bool),
     /// A picture.
     Image(Image, bool),
+    /// A picture that was encoded before.
+    Codes(Vec<u64>, bool),
 }
 
-/// Turns of a conversation, marks included.
-pub type Sample = Vec<Piece>;
+/// Turns of a conversation, marks included, or a document.
+#[derive(Debug, Clone, Default)]
+pub struct Sample {
+    /// In order.
+    pub pieces: Vec<Piece>,
+    /// Whether what does not fit a row may be left out at the end.
+    pub cut: bool,
+}
+
+impl Sample {
+    /// Appends a piece.
+    pub fn push(&mut self, piece: Piece) {
+        self.pieces.push(piece);
+    }
+}
 
 /// What samples are made from.
 pub struct Source<'a> {
@@ -110,6 +142,8 @@ pub struct Source<'a> {
     pub photos: &'a Photos,
     /// Shares.
     pub mixture: &'a Mixture,
+    /// The mixture's files of documents, opened.
+    pub documents: &'a [Documents],
     /// The chat's marks.
     pub marks: &'a Marks,
     /// Pixels along a picture's side.
@@ -120,19 +154,22 @@ pub struct Source<'a> {
 
 impl Source<'_> {
     /// The sample of one place in the training: the same for the same seed, step and row.
-    pub fn sample(&self, step: usize, row: usize) -> Sample {
+    pub fn sample(&self, step: usize, row: usize) -> Result<Sample> {
         let mut r = rng::keyed(self.seed, &[step as u64, row as u64]);
         let item = ((step as u64) << 20) + row as u64;
         let mut s = SceneRng::new(Split::Train, self.seed ^ 0x55, item);
         let kind = self.mixture.draw(step, &mut r);
-        if kind == Kind::Text {
-            return self.talk(&mut r);
-        }
-        if kind == Kind::Edit {
-            return self.editing(&mut r, &mut s);
+        match kind {
+            Kind::Text => return Ok(self.talk(&mut r)),
+            Kind::Edit => return Ok(self.editing(&mut r, &mut s)),
+            Kind::Document(i) => {
+                let documents = &self.documents[i];
+                return documents.sample(rng::below(&mut r, documents.len()), &self.marks.end, &mut r);
+            }
+            Kind::ImageToText | Kind::TextToImage | Kind::Interleaved => {}
         }
         let photo = f64::from(rng::uniform(&mut r)) < self.mixture.photos;
-        let mut out = Sample::new();
+        let mut out = Sample::default();
         match (kind, photo) {
             (Kind::ImageToText, true) => {
                 let (image, class) = self.photo(&mut r);
@@ -166,7 +203,7 @@ impl Source<'_> {
                 }
             }
         }
-        out
+        Ok(out)
     }
 
     fn photo(&self, r: &mut Rng) -> (Image, &str) {
@@ -177,7 +214,7 @@ impl Source<'_> {
 
     fn talk(&self, r: &mut Rng) -> Sample {
         let (q, a) = TALK[rng::below(r, TALK.len())];
-        let mut out = Sample::new();
+        let mut out = Sample::default();
         self.turn(&mut out, None, q, a);
         out
     }
@@ -210,7 +247,7 @@ impl Source<'_> {
                 break (scene, edit);
             }
         };
-        let mut out = Sample::new();
+        let mut out = Sample::default();
         let m = self.marks;
         let picture = scenes::render(&before, self.side);
         if s.chance(0.6) {
@@ -262,11 +299,12 @@ mod tests {
             calm_down_steps: 10_000,
             photos: 0.5,
             condition_dropout: 0.1,
+            documents: Vec::new(),
         };
         // the paper's 60:1:3 to 12:1:3
-        assert_eq!(m.at(0).text, 60.0);
-        assert_eq!(m.at(5_000).text, 36.0);
-        assert_eq!(m.at(50_000).text, 12.0);
+        assert_eq!(m.at(0)[0], (Kind::Text, 60.0));
+        assert_eq!(m.at(5_000)[0], (Kind::Text, 36.0));
+        assert_eq!(m.at(50_000)[0], (Kind::Text, 12.0));
         let mut r = rng::keyed(1, &[]);
         let text = (0..4000).filter(|_| m.draw(20_000, &mut r) == Kind::Text).count() as f64 / 4000.0;
         assert!((text - 0.75).abs() < 0.03, "{text}");

@@ -1,7 +1,7 @@
 //! One object that understands, draws and interleaves.
 
 use crate::config::{Generation, UnifiedConfig};
-use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
+use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream, Window};
 use crate::eyes::{Eyes, load_weights};
 use crate::files::{ModelFiles, Placement};
 use crate::grammar::{Next, State};
@@ -13,6 +13,9 @@ use lm::{Decoding, Llama, SampleSettings, Sampler};
 use nn::Params;
 use qlip::config::parse_json;
 use qlip::{Codes, Image};
+
+/// Text tokens that a trimmed conversation leaves room for, besides one picture.
+const TEXT_ROOM: usize = 128;
 
 /// A unified model with everything around it.
 pub struct Unified {
@@ -57,9 +60,19 @@ impl Unified {
         Ok(Self { config, eyes, model, words, template, end })
     }
 
+    /// The language model.
+    pub fn language_model(&self) -> &Llama {
+        &self.model
+    }
+
+    /// The text tokenizer.
+    pub fn words(&self) -> &Words {
+        &self.words
+    }
+
     /// A request with the model's own settings.
     pub fn request(&self, seed: u64) -> Request {
-        Request { generation: self.config.generation, seed, max_tokens: 256 }
+        Request { generation: self.config.generation, seed, max_tokens: 256, window: Window::Refuse }
     }
 
     /// Token ids of a conversation, up to where the answer begins.
@@ -120,51 +133,48 @@ impl Unified {
     pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
         request.generation.text.check()?;
         request.generation.image.check()?;
-        let mut context = self.context(messages)?;
+        let most = self.model.max_positions();
+        let room = self.config.vocabulary.tokens_per_image() + 2 + TEXT_ROOM.min(request.max_tokens);
+        let context = request.window.fit(messages, most, room, &|m| self.context(m), &Vec::len)?;
         let mut sampler = Sampler::new(request.seed, 0);
         let mut reply = Reply::default();
-        let (mut decoding, mut hidden) = Decoding::start(&self.model, &[context.clone()])?;
+        let (mut decoding, mut hidden) = Decoding::start(&self.model, &[context])?;
         let mut stream = TextStream::default();
         for _ in 0..request.max_tokens {
             let id = self.draw_text(&hidden, &mut sampler, stream.ids(), &request.generation.text)?;
             if id == self.end {
                 break;
             }
-            context.push(id);
             reply.tokens.push(id);
-            if id == self.config.vocabulary.begin_image {
-                stream.finish(&self.words, &mut reply, on)?;
-                if !on(Event::ImageStarted) {
-                    return Ok(reply);
+            hidden = decoding.advance(&[id])?;
+            if id != self.config.vocabulary.begin_image {
+                if !stream.push(&self.words, id, on)? {
+                    break;
                 }
-                let grid = self.config.vocabulary.grid;
-                let mut rows = |done: usize| on(Event::RowDone(done, grid));
-                let seed = picture_seed(request.seed, reply.images.len());
-                let Some(codes) = self.draw_images(&[context.clone()], &[seed], &request.generation, &mut rows)?.pop()
-                else {
-                    return Ok(reply);
-                };
-                let drawn = self.config.vocabulary.to_tokens(&codes);
-                for id in drawn.into_iter().chain([self.config.vocabulary.end_image]) {
-                    context.push(id);
-                    reply.tokens.push(id);
-                }
-                let image = self.decode(std::slice::from_ref(&codes))?.pop();
-                reply.content.push(Content::Codes(codes));
-                if let Some(image) = image {
-                    let go_on = on(Event::ImageFinished(&image));
-                    reply.images.push(image);
-                    if !go_on {
-                        return Ok(reply);
-                    }
-                }
-                (decoding, hidden) = Decoding::start(&self.model, &[context.clone()])?;
                 continue;
             }
-            if !stream.push(&self.words, id, on)? {
-                break;
+            stream.finish(&self.words, &mut reply, on)?;
+            if !on(Event::ImageStarted) {
+                return Ok(reply);
             }
-            hidden = decoding.advance(&[id])?;
+            let grid = self.config.vocabulary.grid;
+            let mut rows = |done: usize| on(Event::RowDone(done, grid));
+            let seed = picture_seed(request.seed, reply.images.len());
+            let drawn = self.draw_on(&mut decoding, hidden, &[seed], &request.generation, &mut rows)?;
+            let Some((tokens, codes)) = drawn.into_iter().next() else { return Ok(reply) };
+            // the last visual token and the end mark are not read yet
+            decoding.advance(&tokens[tokens.len() - 1..])?;
+            hidden = decoding.advance(&[self.config.vocabulary.end_image])?;
+            reply.tokens.extend(tokens.into_iter().chain([self.config.vocabulary.end_image]));
+            let image = self.decode(std::slice::from_ref(&codes))?.pop();
+            reply.content.push(Content::Codes(codes));
+            if let Some(image) = image {
+                let go_on = on(Event::ImageFinished(&image));
+                reply.images.push(image);
+                if !go_on {
+                    return Ok(reply);
+                }
+            }
         }
         stream.finish(&self.words, &mut reply, on)?;
         Ok(reply)
@@ -182,9 +192,8 @@ impl Unified {
         Ok(self.model.logits(hidden, range)?.to_dtype(DType::F32)?.to_vec2()?)
     }
 
-    /// Draws one picture for each context (which ends with the begin-image mark), all in one batch; with guidance the
-    /// unconditional halves are rows of the same batch. `on_row` hears how many rows of the grid are done and may stop
-    /// the drawing, which then returns nothing.
+    /// Draws one picture for each context (which ends with the begin-image mark), all in one batch. `on_row` hears how
+    /// many rows of the grid are done and may stop the drawing, which then returns nothing.
     pub fn draw_images(
         &self,
         contexts: &[Vec<u32>],
@@ -192,23 +201,39 @@ impl Unified {
         g: &Generation,
         on_row: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Vec<Vec<u64>>> {
+        let (mut decoding, hidden) = Decoding::start(&self.model, contexts)?;
+        let drawn = self.draw_on(&mut decoding, hidden, seeds, g, on_row)?;
+        Ok(drawn.into_iter().map(|d| d.1).collect())
+    }
+
+    /// Draws one picture for each row of a decoding whose last token is the begin-image mark: its tokens, the last of
+    /// which is not read yet, and its codes. Guidance's unconditional halves have a short cache of their own, which joins
+    /// the batch while the picture is drawn, so that a long conversation is read once.
+    fn draw_on(
+        &self,
+        decoding: &mut Decoding,
+        mut hidden: Tensor,
+        seeds: &[u64],
+        g: &Generation,
+        on_row: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<(Vec<u32>, Vec<u64>)>> {
         let v = &self.config.vocabulary;
-        let n = contexts.len();
+        let n = seeds.len();
         let guided = g.guidance_scale != 1.0;
-        let mut all = contexts.to_vec();
         if guided {
             let mut other = self.unconditional()?;
             other.push(v.begin_image);
-            all.extend(std::iter::repeat_n(other, n));
+            let (other, other_hidden) = Decoding::start(&self.model, &vec![other; n])?;
+            decoding.join(&other)?;
+            hidden = Tensor::cat(&[hidden, other_hidden], 0)?;
         }
         let mut samplers: Vec<Sampler> = seeds.iter().map(|&s| Sampler::new(s, 1)).collect();
-        let (mut decoding, mut hidden) = Decoding::start(&self.model, &all)?;
         let mut tokens = vec![Vec::new(); n];
         let mut state = State::Image(0);
         while let Next::Visual(partition) = state.next(v) {
             let range = v.range(partition);
             let logits = self.rows(&hidden, range.clone())?;
-            let mut next = Vec::with_capacity(all.len());
+            let mut next = Vec::with_capacity(logits.len());
             for (i, sampler) in samplers.iter_mut().enumerate() {
                 let row = if guided {
                     let mix = |(c, u): (&f32, &f32)| u + g.guidance_scale * (c - u);
@@ -232,7 +257,8 @@ impl Unified {
                 hidden = decoding.advance(&next)?;
             }
         }
-        tokens.iter().map(|t| v.to_codes(t)).collect()
+        decoding.keep(n)?;
+        tokens.into_iter().map(|t| v.to_codes(&t).map(|codes| (t, codes))).collect()
     }
 
     /// The context in which the model draws `words`.

@@ -41,6 +41,22 @@ impl Sequence {
         }
     }
 
+    /// Keeps at most `length` tokens; a picture that would be cut goes as a whole.
+    pub fn cut(&mut self, vocab: &MergedVocab, length: usize) {
+        if self.ids.len() <= length {
+            return;
+        }
+        let mut end = length;
+        if self.visual[end].is_some() || self.ids[end] == vocab.end_image {
+            while end > 0 && self.ids[end] != vocab.begin_image {
+                end -= 1;
+            }
+        }
+        self.ids.truncate(end);
+        self.learn.truncate(end);
+        self.visual.truncate(end);
+    }
+
     /// Appends text tokens.
     pub fn push_text(&mut self, ids: &[u32], learn: bool) {
         self.ids.extend(ids);
@@ -49,7 +65,7 @@ impl Sequence {
     }
 }
 
-/// Sequences laid end to end in rows of equal length, none seeing its neighbour.
+/// Sequences laid end to end in rows of equal length.
 #[derive(Debug, Clone)]
 pub struct Packed {
     /// Ids, rows * length.
@@ -60,14 +76,15 @@ pub struct Packed {
     pub order: Vec<usize>,
     /// What is to be predicted where.
     pub targets: Targets,
-    /// Position of each token in its own sequence.
+    /// Position of each token.
     pub positions: Positions,
-    /// Causal within each sequence.
+    /// Causal within each sequence, or within each row.
     pub mask: Mask,
 }
 
-/// Packs sequences into rows of `length` tokens, first fit in order. A sequence longer than a row is an error.
-pub fn pack(sequences: &[Sequence], length: usize, pad: u32) -> Result<Packed> {
+/// Packs sequences into rows of `length` tokens, first fit in order. A sequence longer than a row is an error. With
+/// `isolated` (a block-diagonal mask) none sees its neighbour and positions start again; without, a row is one text.
+pub fn pack(sequences: &[Sequence], length: usize, pad: u32, isolated: bool) -> Result<Packed> {
     let mut rows: Vec<Vec<usize>> = Vec::new();
     let mut room: Vec<usize> = Vec::new();
     for (n, s) in sequences.iter().enumerate() {
@@ -93,7 +110,7 @@ pub fn pack(sequences: &[Sequence], length: usize, pad: u32) -> Result<Packed> {
         let mut start = 0;
         for s in row.iter().map(|&n| &sequences[n]) {
             for (i, &id) in s.ids.iter().enumerate() {
-                if i > 0 && s.learn[i] {
+                if (i > 0 || (start > 0 && !isolated)) && s.learn[i] {
                     let from = (r * length + start + i - 1) as u32;
                     match s.visual[i] {
                         Some(sub) => targets.visual.push((from, id, sub)),
@@ -101,8 +118,8 @@ pub fn pack(sequences: &[Sequence], length: usize, pad: u32) -> Result<Packed> {
                     }
                 }
                 ids.push(id);
-                positions.push(i as u32);
-                first.push(start as u32);
+                positions.push(if isolated { i } else { start + i } as u32);
+                first.push(if isolated { start as u32 } else { 0 });
             }
             start += s.ids.len();
         }
@@ -140,7 +157,7 @@ mod tests {
         assert_eq!(a.ids, [5, 6, 2, 11, 16, 3]);
         let mut b = Sequence::default();
         b.push(&v, &Segment::Text(vec![7, 8]), true);
-        let p = pack(&[a.clone(), b, a], 9, 0).unwrap();
+        let p = pack(&[a.clone(), b.clone(), a.clone()], 9, 0, true).unwrap();
         assert_eq!(p.rows, 2);
         assert_eq!(p.ids, [5, 6, 2, 11, 16, 3, 7, 8, 0, 5, 6, 2, 11, 16, 3, 0, 0, 0]);
         let (Positions::Each(at), Mask::CausalFrom(first)) = (&p.positions, &p.mask) else { panic!("listed") };
@@ -148,8 +165,20 @@ mod tests {
         assert_eq!(first[..9], [0, 0, 0, 0, 0, 0, 6, 6, 8]);
         assert_eq!(p.targets.text, [(1, 2), (4, 3), (6, 8), (10, 2), (13, 3)]);
         assert_eq!(p.targets.visual, [(2, 11, 0), (3, 16, 1), (11, 11, 0), (12, 16, 1)]);
+        let joined = pack(&[a.clone(), b], 9, 0, false).unwrap();
+        let (Positions::Each(at), Mask::CausalFrom(first)) = (&joined.positions, &joined.mask) else {
+            panic!("listed")
+        };
+        assert_eq!((&at[..9], &first[..9]), (&[0, 1, 2, 3, 4, 5, 6, 7, 0][..], &[0, 0, 0, 0, 0, 0, 0, 0, 8][..]));
+        // a cut leaves whole pictures
+        for (length, want) in [(6, 6), (5, 2), (4, 2), (3, 2), (2, 2), (1, 1)] {
+            let mut s = a.clone();
+            s.cut(&v, length);
+            assert_eq!(s.ids.len(), want, "{length}");
+            assert_eq!((s.learn.len(), s.visual.len()), (want, want));
+        }
         let mut long = Sequence::default();
         long.push_text(&[0; 10], false);
-        assert!(pack(&[long], 9, 0).is_err());
+        assert!(pack(&[long], 9, 0, true).is_err());
     }
 }

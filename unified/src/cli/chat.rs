@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use unified::chat::ChatModel;
-use unified::conversation::{Content, Event, Message, Reply, Request, Role};
+use unified::conversation::{Content, Event, Message, Reply, Request, Role, Window};
 
 /// Talk with the model: words and pictures in, words and pictures out.
 #[derive(Args)]
@@ -27,6 +27,9 @@ pub struct Chat {
     /// Most words (text tokens) of an answer.
     #[arg(long, default_value_t = 512)]
     max_tokens: usize,
+    /// Leave the oldest turns out when the conversation grows longer than the model can hold, instead of refusing.
+    #[arg(long)]
+    trim: bool,
     /// Folder for pictures that the model draws.
     #[arg(short, long, default_value = ".")]
     out: PathBuf,
@@ -56,6 +59,7 @@ impl Chat {
             last: None,
             seed: self.common.seed,
             max_tokens: self.max_tokens,
+            window: if self.trim { Window::Trim } else { Window::Refuse },
             json: self.common.json,
             out: &self.out,
             stop: stop.clone(),
@@ -82,6 +86,7 @@ struct Session<'a> {
     last: Option<Image>,
     seed: u64,
     max_tokens: usize,
+    window: Window,
     json: bool,
     out: &'a Path,
     stop: Arc<AtomicBool>,
@@ -163,7 +168,7 @@ impl Session<'_> {
         content.push(Content::Text(text.to_owned()));
         self.messages.push(Message { role: Role::User, content });
         self.stop.store(false, Ordering::Relaxed);
-        let request = Request { max_tokens: self.max_tokens, ..self.model.request(self.seed) };
+        let request = Request { max_tokens: self.max_tokens, window: self.window, ..self.model.request(self.seed) };
         let mut paths = Vec::new();
         let mut failed = None;
         let clock = Instant::now();

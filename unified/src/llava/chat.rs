@@ -29,6 +29,9 @@ The assistant gives helpful, detailed, and polite answers to the human's questio
 /// What templates of this family write where a picture goes.
 const IMAGE_MARK: &str = "<image>";
 
+/// Tokens that a trimmed conversation leaves room for.
+const TEXT_ROOM: usize = 256;
+
 /// A model with its tokenizer, template and preprocessing.
 pub struct LlavaChat {
     /// The model.
@@ -131,7 +134,8 @@ impl LlavaChat {
     pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
         let settings = &request.generation.text;
         settings.check()?;
-        let (ids, pictures) = self.context(messages)?;
+        let (most, room) = (self.model.lm.max_positions(), request.max_tokens.min(TEXT_ROOM));
+        let (ids, pictures) = request.window.fit(messages, most, room, &|m| self.context(m), &|c| c.0.len())?;
         let x = self.model.embed(&ids, self.features(&pictures)?.as_ref())?;
         let (mut decoding, mut hidden) = Decoding::start_embedded(&self.model.lm, &[x])?;
         let mut sampler = Sampler::new(request.seed, 0);

@@ -119,7 +119,7 @@ impl LlavaTraining {
                 let chosen = order.batch(n);
                 let batch: Vec<Sequence> = chosen.iter().map(|&i| samples[i].clone()).collect();
                 let paths: Vec<&PathBuf> = chosen.iter().flat_map(|&i| entries[i].images()).collect();
-                let packed = pack(&batch, self.sequence_length, 0)?;
+                let packed = pack(&batch, self.sequence_length, 0, true)?;
                 let features = if paths.is_empty() {
                     None
                 } else {

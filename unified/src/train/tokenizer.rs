@@ -3,6 +3,7 @@
 use super::Run;
 use crate::{Error, Result, corpus};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
@@ -24,13 +25,29 @@ pub struct TokenizerTraining {
     pub scenes: usize,
     /// Class names of photographs that the corpus names.
     pub classes: Vec<String>,
+    /// Files with `{"text": ..}` a line that belong to the corpus.
+    #[serde(default)]
+    pub documents: Vec<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Text {
+    text: String,
 }
 
 impl TokenizerTraining {
     /// Writes tokenizer.json.
     pub fn run(&self, run: &mut Run) -> Result<()> {
         let bad = |e: tokenizers::Error| Error::invalid(format!("tokenizer: {e}"));
-        let lines = corpus::lines(&self.classes, self.scenes);
+        let mut lines = corpus::lines(&self.classes, self.scenes);
+        for path in &self.documents {
+            let file = std::fs::read_to_string(path).map_err(Error::io(path))?;
+            for (i, line) in file.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+                let text: Text = serde_json::from_str(line)
+                    .map_err(|e| Error::bad_file(path, format!("line {}: no object with `text` ({e})", i + 1)))?;
+                lines.push(text.text);
+            }
+        }
         let bytes = ByteLevel::new(false, true, true);
         let mut trainer = BpeTrainer::builder()
             .show_progress(false)

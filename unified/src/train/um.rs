@@ -2,6 +2,7 @@
 
 use super::Run;
 use crate::config::{Generation, UnifiedConfig};
+use crate::documents::Documents;
 use crate::eyes::Eyes;
 use crate::files::{ModelFiles, Placement};
 use crate::mixture::{Mixture, Piece, Sample, Source};
@@ -55,8 +56,11 @@ pub struct UnifiedTraining {
     /// sums, so that the checkpoint is an ordinary one. Needs `tie_word_embeddings`.
     #[serde(default)]
     pub shared_bits: bool,
-    /// Weights of the two losses.
-    pub loss: ModalityWeights,
+    /// Whether samples in one row are hidden from each other (a block-diagonal mask).
+    #[serde(default = "yes")]
+    pub block_diagonal: bool,
+    /// Weights of the losses, and what is learned.
+    pub loss: UnifiedLoss,
     /// Shares of the samples.
     pub mixture: Mixture,
     /// Optimiser.
@@ -69,19 +73,41 @@ pub struct UnifiedTraining {
     pub model: Option<LlamaConfig>,
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// Weight of each modality's mean loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModalityWeights {
+pub struct UnifiedLoss {
     /// Text.
     pub text: f64,
     /// Visual.
     pub visual: f64,
+    /// z-loss; 0 is none.
+    #[serde(default)]
+    pub z: f64,
+    /// What is learned.
+    #[serde(default)]
+    pub on: LossOn,
+}
+
+/// Tokens that are learned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossOn {
+    /// The model's own turns of a conversation, and documents.
+    #[default]
+    Answers,
+    /// Everything.
+    All,
 }
 
 impl UnifiedTraining {
     /// Runs it; the folder becomes a whole unified model, image tokenizer included.
     pub fn run(&self, run: &mut Run) -> Result<()> {
+        self.mixture.check()?;
         let marks = Marks::default();
         let eyes = Eyes::load(
             &ModelFiles::Dir(self.qlip.clone()),
@@ -117,8 +143,16 @@ impl UnifiedTraining {
         let model = Llama::new(&params, &config.text_config)?;
         let shared = if self.shared_bits { Some(SharedBits::new(&params, &vocab, &config.text_config)?) } else { None };
         let photos = Photos::open(&self.photos, "train")?;
-        let source =
-            Source { photos: &photos, mixture: &self.mixture, marks: &marks, side: eyes.side(), seed: self.seed };
+        let open = |d| Documents::open(d, vocab.bits, vocab.grid);
+        let documents = self.mixture.documents.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let source = Source {
+            photos: &photos,
+            mixture: &self.mixture,
+            documents: &documents,
+            marks: &marks,
+            side: eyes.side(),
+            seed: self.seed,
+        };
         let pad = words.mark(&marks.end)?;
         let trainer = Trainer {
             config: LoopConfig {
@@ -137,24 +171,28 @@ impl UnifiedTraining {
         trainer.run(
             |n| {
                 let samples: Vec<Sample> =
-                    (0..self.batch_size).into_par_iter().map(|row| source.sample(n, row)).collect();
-                let sequences = sequences(&samples, &vocab, &words, &eyes)?;
-                let batch = pack(&sequences, self.sequence_length, pad)?;
+                    (0..self.batch_size).into_par_iter().map(|row| source.sample(n, row)).collect::<Result<_>>()?;
+                let sequences = self.sequences(&samples, &vocab, &words, &eyes)?;
+                let batch = pack(&sequences, self.sequence_length, pad, self.block_diagonal)?;
                 let model = match &shared {
                     Some(s) => model.with_table(s.table(&params.vars()[TABLE])?)?,
                     None => model.clone(),
                 };
                 let x = model.embed(&batch.ids, batch.rows)?;
                 let hidden = model.hidden(&x, &batch.positions, &batch.mask, None)?;
-                let losses = split_loss(&model, &vocab, &hidden, &batch.targets)?;
+                let weights = &self.loss;
+                let losses = split_loss(&model, &vocab, &hidden, &batch.targets, weights.z != 0.0)?;
                 let mut metrics = vec![
                     ("text_targets", batch.targets.text.len() as f64),
                     ("visual_targets", batch.targets.visual.len() as f64),
                     ("rows", batch.rows as f64),
                 ];
                 let mut total: Option<Tensor> = None;
-                let parts =
-                    [("text_loss", losses.text, self.loss.text), ("visual_loss", losses.visual, self.loss.visual)];
+                let parts = [
+                    ("text_loss", losses.text, weights.text),
+                    ("visual_loss", losses.visual, weights.visual),
+                    ("z_loss", losses.z, weights.z),
+                ];
                 for (name, loss, weight) in parts {
                     if let Some(l) = loss {
                         metrics.push((name, f64::from(l.to_scalar::<f32>()?)));
@@ -178,6 +216,39 @@ impl UnifiedTraining {
             },
             |p| (run.progress)(p),
         )
+    }
+
+    /// Samples to token sequences; all pictures of the batch are encoded at once.
+    fn sequences(&self, samples: &[Sample], vocab: &MergedVocab, words: &Words, eyes: &Eyes) -> Result<Vec<Sequence>> {
+        let images: Vec<_> = samples
+            .iter()
+            .flat_map(|s| &s.pieces)
+            .filter_map(|p| match p {
+                Piece::Image(i, _) => Some(i.clone()),
+                Piece::Text(..) | Piece::Codes(..) => None,
+            })
+            .collect();
+        let codes = eyes.encode(&images)?;
+        let mut encoded = 0..codes.images();
+        let mut one = |sample: &Sample| -> Result<Sequence> {
+            let mut s = Sequence::default();
+            for piece in &sample.pieces {
+                let (segment, learn) = match piece {
+                    Piece::Text(t, learn) => (Segment::Text(words.encode(t)?), *learn),
+                    Piece::Codes(c, learn) => (Segment::Image(c.clone()), *learn),
+                    Piece::Image(_, learn) => {
+                        let at = encoded.next().ok_or_else(|| Error::invalid("a picture was not encoded"))?;
+                        (Segment::Image(codes.image(at).to_vec()), *learn)
+                    }
+                };
+                s.push(vocab, &segment, learn || self.loss.on == LossOn::All);
+            }
+            if sample.cut {
+                s.cut(vocab, self.sequence_length);
+            }
+            Ok(s)
+        };
+        samples.iter().map(&mut one).collect()
     }
 
     fn start(&self) -> Result<Start> {
@@ -273,34 +344,4 @@ impl SharedBits {
     fn table(&self, own: &Tensor) -> Result<Tensor> {
         Ok((own + self.patterns.matmul(&self.by_bit)?)?)
     }
-}
-
-/// Samples to token sequences; all pictures of the batch are encoded at once.
-fn sequences(samples: &[Sample], vocab: &MergedVocab, words: &Words, eyes: &Eyes) -> Result<Vec<Sequence>> {
-    let images: Vec<_> = samples
-        .iter()
-        .flatten()
-        .filter_map(|p| match p {
-            Piece::Image(i, _) => Some(i.clone()),
-            Piece::Text(..) => None,
-        })
-        .collect();
-    let codes = eyes.encode(&images)?;
-    let mut next = 0;
-    samples
-        .iter()
-        .map(|sample| {
-            let mut s = Sequence::default();
-            for piece in sample {
-                match piece {
-                    Piece::Text(t, learn) => s.push(vocab, &Segment::Text(words.encode(t)?), *learn),
-                    Piece::Image(_, learn) => {
-                        s.push(vocab, &Segment::Image(codes.image(next).to_vec()), *learn);
-                        next += 1;
-                    }
-                }
-            }
-            Ok(s)
-        })
-        .collect()
 }

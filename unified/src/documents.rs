@@ -1,0 +1,259 @@
+//! Documents as training material: files with one JSON object a line, in the layouts that are published.
+//!
+//! | line | layout |
+//! |---|---|
+//! | `{"text": ..}` | text alone |
+//! | `{"image": .., "caption": ..}` (or `text`) | a captioned picture; the picture comes first half of the time |
+//! | `{"images": [..], "texts": [..]}` | OBELICS: two lists of equal length, one of both is null at each place |
+//! | `{"text_list": [..], "image_info": [{"image_name", "matched_text_index"}]}` | MMC4: each picture before its text |
+
+use crate::mixture::{Piece, Sample};
+use crate::{Error, Result};
+use nn::rng::{self, Rng};
+use qlip::{Codes, Image};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
+
+/// A file of documents in a training config.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentsConfig {
+    /// JSON objects, one a line.
+    pub path: PathBuf,
+    /// Folder of the pictures they name; of a web address the last part counts.
+    #[serde(default)]
+    pub images: PathBuf,
+    /// Codes that `unified tokenize` wrote for these pictures; without it pictures are read and encoded at every step.
+    #[serde(default)]
+    pub codes: Option<PathBuf>,
+    /// Share of the samples at step 0, next to the other shares of the mixture.
+    pub start: f64,
+    /// Share after the calm-down.
+    pub end: f64,
+}
+
+/// An open file of documents: where each line begins is known, lines are read when they are wanted.
+pub struct Documents {
+    config: DocumentsConfig,
+    file: Mutex<File>,
+    lines: Vec<(u64, usize)>,
+    codes: HashMap<String, Vec<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Obelics {
+        images: Vec<Option<String>>,
+        texts: Vec<Option<String>>,
+    },
+    Mmc4 {
+        text_list: Vec<String>,
+        image_info: Vec<Mmc4Image>,
+    },
+    Captioned {
+        image: String,
+        #[serde(alias = "text")]
+        caption: String,
+    },
+    Text {
+        text: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Mmc4Image {
+    image_name: String,
+    matched_text_index: usize,
+}
+
+/// A part of a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Image(String),
+}
+
+impl Documents {
+    /// Finds the lines; `bits` and `grid` are the image tokenizer's.
+    pub fn open(config: &DocumentsConfig, bits: usize, grid: usize) -> Result<Self> {
+        let path = &config.path;
+        let mut reader = BufReader::new(File::open(path).map_err(Error::io(path))?);
+        let (mut lines, mut at, mut line) = (Vec::new(), 0u64, Vec::new());
+        loop {
+            line.clear();
+            let n = reader.read_until(b'\n', &mut line).map_err(Error::io(path))?;
+            if n == 0 {
+                break;
+            }
+            if !line.trim_ascii().is_empty() {
+                lines.push((at, n));
+            }
+            at += n as u64;
+        }
+        if lines.is_empty() {
+            return Err(Error::bad_file(path, "no documents"));
+        }
+        let mut codes = HashMap::new();
+        if let Some(file) = &config.codes {
+            let (all, names) = Codes::load(file, bits, grid)?;
+            for (i, name) in names.into_iter().enumerate() {
+                codes.insert(name, all.image(i).to_vec());
+            }
+        }
+        Ok(Self { config: config.clone(), file: Mutex::new(reader.into_inner()), lines, codes })
+    }
+
+    /// Number of documents.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Never true: a file without documents is refused.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// The pieces of one document, all of them learned; `end` closes it.
+    pub fn sample(&self, n: usize, end: &str, r: &mut Rng) -> Result<Sample> {
+        let path = &self.config.path;
+        let bad = |why: String| Error::bad_file(path, format!("document {}: {why}", n + 1));
+        let (at, length) = self.lines[n];
+        let mut bytes = vec![0; length];
+        {
+            let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes)).map_err(Error::io(path))?;
+        }
+        let mut all = parts(&bytes, r).map_err(&bad)?;
+        // a long document is cut at its end: half of the time it begins somewhere in its middle
+        if all.len() > 2 && rng::uniform(r) < 0.5 {
+            all.drain(..rng::below(r, all.len() - 1));
+        }
+        let mut out = Sample { cut: true, ..Sample::default() };
+        for part in all {
+            out.push(match part {
+                Part::Text(text) => Piece::Text(text, true),
+                Part::Image(name) => self.picture(&name).map_err(|e| bad(e.to_string()))?,
+            });
+        }
+        out.push(Piece::Text(end.to_owned(), true));
+        Ok(out)
+    }
+
+    fn picture(&self, name: &str) -> Result<Piece> {
+        let file = if name.contains("://") {
+            let name = name.split(['?', '#']).next().unwrap_or(name);
+            name.rsplit('/').next().unwrap_or(name)
+        } else {
+            name
+        };
+        if self.config.codes.is_some() {
+            let stem = Path::new(file).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            let codes =
+                self.codes.get(&stem).ok_or_else(|| Error::invalid(format!("no codes for picture `{stem}`")))?;
+            return Ok(Piece::Codes(codes.clone(), true));
+        }
+        // documents are foreign: they name files of the folder, not of the machine
+        let inside = Path::new(file).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+        if !inside || file.is_empty() {
+            return Err(Error::invalid(format!("picture `{name}` is outside the folder of pictures")));
+        }
+        Ok(Piece::Image(Image::open(&self.config.images.join(file))?, true))
+    }
+}
+
+/// A line's parts in order.
+fn parts(line: &[u8], r: &mut Rng) -> std::result::Result<Vec<Part>, String> {
+    let line: Line = serde_json::from_slice(line)
+        .map_err(|_| "neither {text}, {image, caption}, OBELICS {images, texts} nor MMC4 {text_list, image_info}")?;
+    let mut out = Vec::new();
+    match line {
+        Line::Text { text } => out.push(Part::Text(text)),
+        Line::Captioned { image, caption } => {
+            out = vec![Part::Image(image), Part::Text(caption)];
+            if rng::uniform(r) < 0.5 {
+                out.reverse();
+            }
+        }
+        Line::Obelics { images, texts } => {
+            if images.len() != texts.len() {
+                return Err(format!("{} images beside {} texts", images.len(), texts.len()));
+            }
+            for (image, text) in images.into_iter().zip(texts) {
+                out.extend(image.map(Part::Image));
+                out.extend(text.map(Part::Text));
+            }
+        }
+        Line::Mmc4 { text_list, image_info } => {
+            if let Some(i) = image_info.iter().find(|i| i.matched_text_index >= text_list.len()) {
+                return Err(format!("matched_text_index {} of {} texts", i.matched_text_index, text_list.len()));
+            }
+            for (n, text) in text_list.into_iter().enumerate() {
+                let shown = image_info.iter().filter(|i| i.matched_text_index == n);
+                out.extend(shown.map(|i| Part::Image(i.image_name.clone())));
+                out.push(Part::Text(if n == 0 { text } else { format!(" {text}") }));
+            }
+        }
+    }
+    if out.is_empty() {
+        return Err("nothing in it".into());
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> std::result::Result<Vec<Part>, String> {
+        parts(line.as_bytes(), &mut rng::keyed(0, &[]))
+    }
+
+    #[test]
+    fn published_layouts_become_parts_in_order() {
+        let (t, i) = (|s: &str| Part::Text(s.into()), |s: &str| Part::Image(s.into()));
+        assert_eq!(read(r#"{"text": "words", "meta": 1}"#).unwrap(), [t("words")]);
+        assert_eq!(
+            read(r#"{"images": [null, "https://x.org/a.png?w=1", null], "texts": ["one", null, "two"], "metadata": "[]"}"#)
+                .unwrap(),
+            [t("one"), i("https://x.org/a.png?w=1"), t("two")]
+        );
+        let mmc4 = r#"{"url": "u", "text_list": ["One.", "Two."], "image_info":
+            [{"image_name": "b.png", "raw_url": "v", "matched_text_index": 1, "matched_sim": 0.3}]}"#;
+        assert_eq!(read(mmc4).unwrap(), [t("One."), i("b.png"), t(" Two.")]);
+        let mut pair = read(r#"{"image": "c.jpg", "text": "a ship"}"#).unwrap();
+        pair.sort_by_key(|p| matches!(p, Part::Text(_)));
+        assert_eq!(pair, [i("c.jpg"), t("a ship")]);
+        for (line, want) in [
+            ("{}", "neither"),
+            (r#"{"images": [null], "texts": []}"#, "1 images beside 0 texts"),
+            (r#"{"images": [null], "texts": [null]}"#, "nothing in it"),
+            (r#"{"text_list": ["a"], "image_info": [{"image_name": "b", "matched_text_index": 1}]}"#, "1 of 1 texts"),
+        ] {
+            assert!(read(line).unwrap_err().contains(want), "{line}");
+        }
+    }
+
+    #[test]
+    fn errors_name_file_and_document() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("docs.jsonl");
+        std::fs::write(&path, "{\"text\": \"a\"}\n\n{\"image\": \"../secret.png\", \"text\": \"b\"}\n{").unwrap();
+        let config =
+            DocumentsConfig { path: path.clone(), images: dir.path().into(), codes: None, start: 1.0, end: 1.0 };
+        let docs = Documents::open(&config, 20, 8).unwrap();
+        assert_eq!(docs.len(), 3);
+        let mut r = rng::keyed(0, &[]);
+        assert_eq!(docs.sample(0, "<end>", &mut r).unwrap().pieces.len(), 2);
+        for (n, want) in [(1, "outside the folder"), (2, "document 3: neither")] {
+            let error = docs.sample(n, "<end>", &mut r).unwrap_err().to_string();
+            assert!(error.contains(want) && error.contains("docs.jsonl"), "{error}");
+        }
+        std::fs::write(&path, "\n").unwrap();
+        assert!(Documents::open(&config, 20, 8).is_err());
+    }
+}
