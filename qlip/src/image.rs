@@ -93,17 +93,41 @@ impl Image {
 
     /// The picture as PNG bytes.
     pub fn to_png(&self) -> Result<Vec<u8>> {
-        let mut out = Cursor::new(Vec::new());
-        ::image::write_buffer_with_format(
-            &mut out,
-            &self.rgb,
-            self.width as u32,
-            self.height as u32,
-            ::image::ExtendedColorType::Rgb8,
-            ::image::ImageFormat::Png,
-        )
-        .map_err(|e| Error::invalid(format!("writing a PNG: {e}")))?;
-        Ok(out.into_inner())
+        self.to_png_with(&[])
+    }
+
+    /// The picture as PNG bytes, with texts under keywords (uncompressed iTXt).
+    pub fn to_png_with(&self, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
+        let bad = |e: png::EncodingError| Error::invalid(format!("writing a PNG: {e}"));
+        let mut out = Vec::new();
+        let mut encoder = png::Encoder::new(&mut out, self.width as u32, self.height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (keyword, text) in texts {
+            encoder.add_itxt_chunk((*keyword).to_owned(), (*text).to_owned()).map_err(bad)?;
+        }
+        let mut writer = encoder.write_header().map_err(bad)?;
+        writer.write_image_data(&self.rgb).map_err(bad)?;
+        writer.finish().map_err(bad)?;
+        Ok(out)
+    }
+
+    /// Pictures in rows, as square as it gets, `gap` white pixels between them; cells have the largest picture's size.
+    pub fn grid(images: &[Self], gap: usize) -> Self {
+        let columns = (1..).find(|c| c * c >= images.len()).unwrap_or(1);
+        let rows = images.len().div_ceil(columns).max(1);
+        let cell = |side: fn(&Self) -> usize| images.iter().map(side).max().unwrap_or(1);
+        let (w, h) = (cell(Self::width), cell(Self::height));
+        let (width, height) = (columns * (w + gap) - gap, rows * (h + gap) - gap);
+        let mut rgb = vec![255; width * height * 3];
+        for (i, image) in images.iter().enumerate() {
+            let (left, top) = ((i % columns) * (w + gap), (i / columns) * (h + gap));
+            for (y, row) in image.rgb.chunks_exact(image.width * 3).enumerate() {
+                let at = ((top + y) * width + left) * 3;
+                rgb[at..at + row.len()].copy_from_slice(row);
+            }
+        }
+        Self { width, height, rgb }
     }
 
     /// Writes a PNG file, whole or not at all.
@@ -119,6 +143,12 @@ impl Image {
         }
         Self { rgb, ..*self }
     }
+}
+
+/// The text under a keyword in a PNG file's bytes, as [`Image::to_png_with`] writes it; nothing if there is none.
+pub fn png_text(bytes: &[u8], keyword: &str) -> Option<String> {
+    let reader = png::Decoder::new(Cursor::new(bytes)).read_info().ok()?;
+    reader.info().utf8_text.iter().find(|t| t.keyword == keyword)?.get_text().ok()
 }
 
 /// Normalised pixels [batch, 3, size, size], float32.
@@ -250,5 +280,31 @@ impl Preprocess {
                 Image::from_rgb(w, h, rgb)
             })
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_live_in_a_png() {
+        let img = Image::from_rgb(2, 1, vec![1, 2, 3, 4, 5, 6]);
+        let bytes = img.to_png_with(&[("unified", "{\"prompt\": \"ein Kreis, größer\"}")]).unwrap();
+        assert_eq!(Image::from_bytes(Path::new("x"), &bytes).unwrap(), img);
+        assert_eq!(png_text(&bytes, "unified").unwrap(), "{\"prompt\": \"ein Kreis, größer\"}");
+        assert_eq!(png_text(&bytes, "other"), None);
+        assert_eq!(png_text(&img.to_png().unwrap(), "unified"), None);
+        assert_eq!(png_text(b"no png", "unified"), None);
+    }
+
+    #[test]
+    fn a_grid_is_as_square_as_it_gets() {
+        let dot = |v: u8| Image::from_rgb(1, 1, vec![v; 3]);
+        let grid = Image::grid(&[dot(1), dot(2), dot(3)], 1);
+        assert_eq!((grid.width(), grid.height()), (3, 3));
+        let red: Vec<u8> = grid.rgb().chunks_exact(3).map(|p| p[0]).collect();
+        assert_eq!(red, [1, 255, 2, 255, 255, 255, 3, 255, 255]);
+        assert_eq!((Image::grid(&[dot(1)], 2).width(), Image::grid(&[dot(1), dot(2)], 0).height()), (1, 1));
     }
 }

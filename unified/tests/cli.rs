@@ -192,6 +192,42 @@ fn a_pipe_gets_plain_text_and_json_is_json() {
 }
 
 #[test]
+fn a_drawn_png_can_be_drawn_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    ok(d, &["generate", "a red circle", "-n", "3", "--seed", "9", "--guidance", "3", "--top-k", "50", "-o", "x"]);
+    ok(
+        d,
+        &[
+            "generate",
+            "a red circle",
+            "-n",
+            "3",
+            "--seed",
+            "9",
+            "--guidance",
+            "3",
+            "--top-k",
+            "50",
+            "--grid",
+            "-o",
+            "g",
+        ],
+    );
+    for (file, out) in [("x/unified-0002.png", "y"), ("g/unified-0001.png", "z")] {
+        ok(d, &["generate", "--from-png", file, "-o", out]);
+        let again = std::fs::read(d.join(out).join("unified-0001.png")).unwrap();
+        assert_eq!(std::fs::read(d.join(file)).unwrap(), again, "{file}");
+    }
+    // three pictures of 64 pixels as two by two with two pixels between
+    assert_eq!(qlip::Image::open(&d.join("g/unified-0001.png")).unwrap().width(), 130);
+    std::fs::copy(fixture("images/palette.png"), d.join("p.png")).unwrap();
+    fails(d, &["generate", "--from-png", "p.png"], &["p.png", "without a recipe"]);
+    fails(d, &["generate", "--from-png", "x/unified-0001.png", "--seed", "3"], &["--seed"]);
+    fails(d, &["generate", "a star", "-n", "0"], &["-n 0"]);
+}
+
+#[test]
 fn forward_gives_the_golden_outputs() {
     let dir = tempfile::tempdir().unwrap();
     for (case, names) in [

@@ -5,8 +5,11 @@ use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use nn::params::Storage;
 use qlip::Image;
+use qlip::config::parse_json;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use unified::chat::ChatModel;
+use unified::config::UnifiedConfig;
 use unified::eyes::Eyes;
 use unified::files::{ModelFiles, Placement};
 use unified::runner::Unified;
@@ -59,7 +62,8 @@ impl OnDevice {
 }
 
 /// Types on offer.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Type {
     F32,
     F16,
@@ -102,6 +106,12 @@ impl Common {
             None => Ok(ModelFiles::nano()),
             Some(m) => Ok(ModelFiles::Dir(qlip::hub::resolve(m)?)),
         }
+    }
+
+    /// config.json of the asked unified model.
+    pub fn unified_config(&self) -> Result<UnifiedConfig> {
+        let files = self.files()?;
+        Ok(parse_json(&files.path_of("config.json"), &files.text("config.json")?)?)
     }
 
     pub fn unified(&self) -> Result<Unified> {

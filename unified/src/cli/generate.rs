@@ -2,6 +2,7 @@
 
 use super::common::{Common, free_name, out_dir, progress, tick};
 use super::llamagen_files::llamagen_files;
+use super::recipe::Recipe;
 use super::terminal::show;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
@@ -11,8 +12,14 @@ use lm::draw::{DrawSettings, Schedule, draw};
 use lm::llamagen::{Condition, LlamaGen};
 use nn::Params;
 use qlip::vq::{VqConfig, VqTokenizer};
-use qlip::{Pixels, Preprocess};
+use qlip::{Image, Pixels, Preprocess};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use unified::config::Generation;
+use unified::runner::Unified;
+
+/// Pixels between the pictures of a grid.
+const GAP: usize = 2;
 
 /// Draw pictures from words.
 #[derive(Args)]
@@ -20,11 +27,18 @@ pub struct Generate {
     #[command(flatten)]
     common: Common,
     /// What to draw: "a red circle above a blue square".
-    #[arg(required_unless_present = "class")]
+    #[arg(required_unless_present_any = ["class", "from_png"])]
     prompt: Option<String>,
     /// Classes to draw with a class-conditional LlamaGen, one picture each: --class 0,3.
     #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
     class: Vec<u32>,
+    /// Draw the picture in a PNG file of this command again, with the model, words, seed and settings that it records.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "class", "n", "seed", "grid", "greedy", "guidance",
+        "temperature", "top_k", "top_p", "min_p"])]
+    from_png: Option<PathBuf>,
+    /// One PNG with all pictures side by side.
+    #[arg(long)]
+    grid: bool,
     /// Number of pictures, drawn as one batch; picture i has seed SEED + i.
     #[arg(short, long, default_value_t = 1)]
     n: usize,
@@ -72,117 +86,236 @@ enum Course {
 
 impl Generate {
     pub fn run(&self) -> Result<()> {
-        let Some(prompt) = &self.prompt else { return self.classes() };
-        if prompt.trim().is_empty() {
+        if let Some(path) = &self.from_png {
+            let (recipe, before) = Recipe::read(path)?;
+            let recipe = Recipe { model: self.common.model.clone().or(recipe.model.clone()), ..recipe };
+            let drawn = self.draw(&recipe)?;
+            if drawn != [before] {
+                eprintln!("note: not the same pixels: drawn by another version, model or machine");
+            }
+            return Ok(());
+        }
+        if self.prompt.as_ref().is_some_and(|p| p.trim().is_empty()) {
             bail!("the prompt is empty: say what to draw, as in \"a red circle\"");
         }
-        let model = self.common.unified()?;
-        let mut g = model.config.generation;
-        g.guidance_scale = self.guidance.unwrap_or(g.guidance_scale);
-        self.settings(&mut g.image)?;
-        out_dir(&self.out)?;
-        let words = prompt.trim().strip_prefix("draw ").unwrap_or(prompt.trim());
-        let context = model.drawing_context(words)?;
-        let seeds: Vec<u64> = (0..self.n as u64).map(|i| self.common.seed.wrapping_add(i)).collect();
-        let rows = model.config.vocabulary.grid;
-        let bar = progress(rows * seeds.len().div_ceil(self.common.batch()?), "draw");
-        let mut paths = Vec::new();
-        for chunk in seeds.chunks(self.common.batch()?) {
-            let contexts = vec![context.clone(); chunk.len()];
-            let codes = model.draw_images(&contexts, chunk, &g, &mut |_| {
-                tick(&bar, 1);
-                true
-            })?;
-            for image in model.decode(&codes)? {
-                let path = free_name(&self.out);
-                image.save_png(&path)?;
-                if !self.common.json {
-                    bar.suspend(|| show(&image));
-                    println!("{}", path.display());
-                }
-                paths.push(path);
+        if self.n == 0 {
+            bail!("-n 0: use 1 or more");
+        }
+        if self.codes_only {
+            return self.codes();
+        }
+        let settings = match self.prompt {
+            Some(_) => {
+                let g = self.common.unified_config()?.generation;
+                self.settings(g.image, g.guidance_scale)?
             }
-        }
-        bar.finish_and_clear();
-        if self.common.json {
-            println!("{}", serde_json::json!({"prompt": prompt, "seed": self.common.seed, "images": paths}));
-        }
+            None => self.settings(SampleSettings::default(), 4.0)?,
+        };
+        self.draw(&Recipe {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: self.common.model.clone(),
+            tokenizer: self.tokenizer.clone(),
+            dtype: self.common.dtype,
+            prompt: self.prompt.clone(),
+            class: self.class.clone(),
+            seed: self.common.seed,
+            n: self.n,
+            batch: self.common.batch()?,
+            index: None,
+            settings,
+        })?;
         Ok(())
     }
 
-    fn settings(&self, s: &mut SampleSettings) -> Result<()> {
+    /// Draws, shows and writes what a recipe asks for: one picture, or all of them apart or in one grid.
+    fn draw(&self, recipe: &Recipe) -> Result<Vec<Image>> {
+        let common = Common { model: recipe.model.clone(), dtype: recipe.dtype, ..self.common.clone() };
+        let painter = Painter::load(&common, recipe)?;
+        out_dir(&self.out)?;
+        let (count, batch) = (painter.count(recipe), recipe.batch.max(1));
+        // one picture of a batch comes out the same only in its batch
+        let chunks: Vec<Range<usize>> = (0..count.div_ceil(batch))
+            .map(|c| c * batch..count.min((c + 1) * batch))
+            .filter(|c| recipe.index.is_none_or(|i| c.contains(&i)))
+            .collect();
+        if chunks.is_empty() {
+            bail!("the recipe asks for a picture that it does not draw");
+        }
+        let bar = progress(painter.rows() * chunks.len(), "draw");
+        let repeat = self.from_png.is_some();
+        let (mut drawn, mut paths) = (Vec::new(), Vec::new());
+        let mut write = |image: &Image, recipe: &Recipe| -> Result<()> {
+            let path = free_name(&self.out);
+            recipe.save(image, &path)?;
+            if !self.common.json {
+                bar.suspend(|| show(image));
+                println!("{}", path.display());
+            }
+            paths.push(path);
+            Ok(())
+        };
+        for chunk in chunks {
+            let images = painter.draw(recipe, chunk.clone(), &mut || tick(&bar, 1))?;
+            for (i, image) in chunk.zip(images).filter(|(i, _)| recipe.index.is_none_or(|want| want == *i)) {
+                if !self.grid && !(repeat && recipe.index.is_none()) {
+                    write(&image, &Recipe { index: Some(i), ..recipe.clone() })?;
+                }
+                drawn.push(image);
+            }
+        }
+        if self.grid || (repeat && recipe.index.is_none()) {
+            let grid = Image::grid(&drawn, GAP);
+            write(&grid, recipe)?;
+            drawn = vec![grid];
+        }
+        bar.finish_and_clear();
+        if self.common.json {
+            let json = serde_json::json!({
+                "prompt": recipe.prompt, "class": recipe.class, "seed": recipe.seed, "images": paths
+            });
+            println!("{json}");
+        }
+        Ok(drawn)
+    }
+
+    fn settings(&self, mut s: SampleSettings, guidance_scale: f32) -> Result<DrawSettings> {
         s.temperature = if self.greedy { 0.0 } else { self.temperature.unwrap_or(s.temperature) };
         s.top_k = self.top_k.unwrap_or(s.top_k);
         s.top_p = self.top_p.unwrap_or(s.top_p);
         s.min_p = self.min_p.unwrap_or(s.min_p);
-        Ok(s.check()?)
-    }
-
-    /// Pictures of classes with LlamaGen.
-    fn classes(&self) -> Result<()> {
-        let model = self.common.model.as_deref().context("--class needs --model: a LlamaGen folder or .pt file")?;
-        let device = self.common.device()?;
-        let (config, params) = llamagen_files(model, self.common.dtype()?, &device)?;
-        let model = LlamaGen::new(&params, &config)?;
-        let tokenizer = if self.codes_only { None } else { Some(self.vq(config.vocab_size, &device)?) };
-        let mut settings = DrawSettings {
-            sample: SampleSettings::default(),
-            guidance_scale: self.guidance.unwrap_or(4.0),
+        s.check()?;
+        Ok(DrawSettings {
+            sample: s,
+            guidance_scale: self.guidance.unwrap_or(guidance_scale),
             guidance_interval: self.guidance_interval,
             schedule: match self.guidance_schedule {
                 Course::Constant => Schedule::Constant,
                 Course::Linear => Schedule::Linear,
                 Course::Cosine => Schedule::Cosine,
             },
-        };
-        self.settings(&mut settings.sample)?;
-        let wanted: Vec<u32> = self.class.iter().flat_map(|&c| std::iter::repeat_n(c, self.n)).collect();
-        let bar = progress(config.grid() * wanted.len().div_ceil(self.common.batch()?), "draw");
-        let mut tokens = Vec::new();
-        for (i, chunk) in wanted.chunks(self.common.batch()?).enumerate() {
-            let first = (i * self.common.batch()?) as u64;
-            let seeds: Vec<u64> = (0..chunk.len() as u64).map(|k| self.common.seed.wrapping_add(first + k)).collect();
-            tokens.extend(draw(&model, &Condition::Classes(chunk.to_vec()), &seeds, &settings, &mut |_| {
-                tick(&bar, 1);
-                true
-            })?);
-        }
-        bar.finish_and_clear();
-        let Some(tokenizer) = tokenizer else {
-            let ids: Vec<i64> = tokens.concat().into_iter().map(i64::from).collect();
-            let tensor = Tensor::from_vec(ids, (tokens.len(), config.block_size), &Device::Cpu)?;
-            nn::checkpoint::save(&self.out, &[("tokens".to_owned(), tensor)].into(), &[])?;
-            println!("{}", self.out.display());
-            return Ok(());
-        };
-        out_dir(&self.out)?;
-        let side = config.grid() * tokenizer.config.stride();
-        // the tokenizer's pixels are in -1..1
-        let pixels = Preprocess { image_mean: [0.5; 3], image_std: [0.5; 3], ..Preprocess::clip(side) };
-        for codes in &tokens {
-            let Pixels(p) = tokenizer.decode(&tokenizer.look_up(codes, config.grid(), config.grid())?)?;
-            for image in pixels.images(&Pixels(p.to_dtype(DType::F32)?))? {
-                let path = free_name(&self.out);
-                image.save_png(&path)?;
-                show(&image);
-                println!("{}", path.display());
-            }
-        }
-        Ok(())
+        })
     }
 
-    /// The image tokenizer with as many codes as the model knows.
-    fn vq(&self, codes: usize, device: &Device) -> Result<VqTokenizer> {
-        let beside = self.common.model.as_deref().map(|m| Path::new(m).join("vq")).filter(|p| p.is_dir());
+    /// LlamaGen's tokens alone.
+    fn codes(&self) -> Result<()> {
+        let (model, _) = llamagen(&self.common)?;
+        let settings = self.settings(SampleSettings::default(), 4.0)?;
+        let wanted = each(&self.class, self.n);
+        let batch = self.common.batch()?;
+        let bar = progress(model.config.grid() * wanted.len().div_ceil(batch), "draw");
+        let mut ids: Vec<i64> = Vec::new();
+        for start in (0..wanted.len()).step_by(batch) {
+            let chunk = start..wanted.len().min(start + batch);
+            let drawn = paint(&model, &wanted, chunk, self.common.seed, &settings, &mut || tick(&bar, 1))?;
+            ids.extend(drawn.concat().into_iter().map(i64::from));
+        }
+        bar.finish_and_clear();
+        let tensor = Tensor::from_vec(ids, (wanted.len(), model.config.block_size), &Device::Cpu)?;
+        nn::checkpoint::save(&self.out, &[("tokens".to_owned(), tensor)].into(), &[])?;
+        println!("{}", self.out.display());
+        Ok(())
+    }
+}
+
+/// A model that draws, with what it draws.
+enum Painter {
+    Words(Box<Unified>, Vec<u32>),
+    Classes(Box<LlamaGen>, Box<VqTokenizer>, Vec<u32>),
+}
+
+impl Painter {
+    fn load(common: &Common, recipe: &Recipe) -> Result<Self> {
+        if let Some(prompt) = &recipe.prompt {
+            let model = common.unified()?;
+            let words = prompt.trim().strip_prefix("draw ").unwrap_or(prompt.trim());
+            let context = model.drawing_context(words)?;
+            return Ok(Self::Words(Box::new(model), context));
+        }
+        let (model, device) = llamagen(common)?;
+        let beside = common.model.as_deref().map(|m| Path::new(m).join("vq")).filter(|p| p.is_dir());
         let dir =
-            self.tokenizer.clone().or(beside).context(
+            recipe.tokenizer.clone().or(beside).context(
                 "the model has no folder `vq` with its image tokenizer: give --tokenizer DIR, or --codes-only",
             )?;
         let config: VqConfig = qlip::config::read_json(&dir.join("config.json"))?;
+        let codes = model.config.vocab_size;
         if config.codebook_size != codes {
             let n = config.codebook_size;
             bail!("{}: a codebook of {n} for a model of {codes} codes; give its own tokenizer", dir.display());
         }
-        Ok(VqTokenizer::new(&Params::from_dir(&dir, self.common.dtype()?, device)?, &config)?)
+        let tokenizer = VqTokenizer::new(&Params::from_dir(&dir, common.dtype()?, &device)?, &config)?;
+        Ok(Self::Classes(Box::new(model), Box::new(tokenizer), each(&recipe.class, recipe.n)))
     }
+
+    /// Rows of a picture's grid.
+    fn rows(&self) -> usize {
+        match self {
+            Self::Words(model, _) => model.config.vocabulary.grid,
+            Self::Classes(model, ..) => model.config.grid(),
+        }
+    }
+
+    /// Pictures in all.
+    fn count(&self, recipe: &Recipe) -> usize {
+        match self {
+            Self::Words(..) => recipe.n,
+            Self::Classes(_, _, wanted) => wanted.len(),
+        }
+    }
+
+    /// A range of the pictures, as one batch.
+    fn draw(&self, recipe: &Recipe, range: Range<usize>, on_row: &mut dyn FnMut()) -> Result<Vec<Image>> {
+        let s = &recipe.settings;
+        match self {
+            Self::Words(model, context) => {
+                let g = Generation { image: s.sample, guidance_scale: s.guidance_scale, ..model.config.generation };
+                let seeds: Vec<u64> = range.map(|i| recipe.seed.wrapping_add(i as u64)).collect();
+                let codes = model.draw_images(&vec![context.clone(); seeds.len()], &seeds, &g, &mut |_| {
+                    on_row();
+                    true
+                })?;
+                Ok(model.decode(&codes)?)
+            }
+            Self::Classes(model, tokenizer, wanted) => {
+                let grid = model.config.grid();
+                let side = grid * tokenizer.config.stride();
+                // the tokenizer's pixels are in -1..1
+                let pixels = Preprocess { image_mean: [0.5; 3], image_std: [0.5; 3], ..Preprocess::clip(side) };
+                let mut images = Vec::new();
+                for codes in paint(model, wanted, range, recipe.seed, s, on_row)? {
+                    let Pixels(p) = tokenizer.decode(&tokenizer.look_up(&codes, grid, grid)?)?;
+                    images.extend(pixels.images(&Pixels(p.to_dtype(DType::F32)?))?);
+                }
+                Ok(images)
+            }
+        }
+    }
+}
+
+/// Every class `n` times.
+fn each(classes: &[u32], n: usize) -> Vec<u32> {
+    classes.iter().flat_map(|&c| std::iter::repeat_n(c, n)).collect()
+}
+
+fn llamagen(common: &Common) -> Result<(LlamaGen, Device)> {
+    let model = common.model.as_deref().context("--class needs --model: a LlamaGen folder or .pt file")?;
+    let device = common.device()?;
+    let (config, params) = llamagen_files(model, common.dtype()?, &device)?;
+    Ok((LlamaGen::new(&params, &config)?, device))
+}
+
+/// Tokens of a range of the wanted classes.
+fn paint(
+    model: &LlamaGen,
+    wanted: &[u32],
+    range: Range<usize>,
+    seed: u64,
+    settings: &DrawSettings,
+    on_row: &mut dyn FnMut(),
+) -> Result<Vec<Vec<u32>>> {
+    let seeds: Vec<u64> = range.clone().map(|i| seed.wrapping_add(i as u64)).collect();
+    Ok(draw(model, &Condition::Classes(wanted[range].to_vec()), &seeds, settings, &mut |_| {
+        on_row();
+        true
+    })?)
 }

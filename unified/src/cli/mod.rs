@@ -7,6 +7,7 @@ mod generate;
 mod images;
 mod info;
 mod llamagen_files;
+mod recipe;
 mod terminal;
 mod train;
 
