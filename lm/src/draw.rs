@@ -62,7 +62,8 @@ pub fn draw(
     if n == 0 || seeds.len() != n {
         return Err(Error::invalid(format!("{} seeds for {n} pictures", seeds.len())));
     }
-    let (grid, count, positions) = (model.config.grid(), model.config.block_size, model.config.cls_token_num);
+    let (count, positions) = (model.config.block_size, model.config.cls_token_num);
+    let per_row = model.config.grid() * model.config.sub_tokens;
     let guided = s.guidance_scale != 1.0;
     let mut x = model.condition(condition, &vec![false; n])?;
     let mut pads = condition.pads();
@@ -88,14 +89,14 @@ pub fn draw(
             tokens[p].push(token);
             next.push(token);
         }
-        if (i + 1).is_multiple_of(grid) && !on_row((i + 1) / grid) {
+        if (i + 1).is_multiple_of(per_row) && !on_row((i + 1) / per_row) {
             return Ok(Vec::new());
         }
         if i + 1 < count {
             if guided {
                 next.extend_from_within(..);
             }
-            logits = model.forward(&model.embed(&next, next.len())?, positions + i, &pads, Some(&mut cache))?;
+            logits = model.forward(&model.embed(&next, next.len(), i)?, positions + i, &pads, Some(&mut cache))?;
         }
     }
     Ok(tokens)

@@ -34,8 +34,11 @@ pub struct LlamaGenConfig {
     pub norm_eps: f64,
     pub initializer_range: f32,
     pub vocab_size: usize,
-    /// Tokens of a picture; a square.
+    /// Tokens of a picture: `sub_tokens` for each cell of a square grid.
     pub block_size: usize,
+    /// Tokens that share a cell and its position, each with a table of `vocab_size` rows of its own; 1 as published.
+    #[serde(skip_serializing_if = "is_one")]
+    pub sub_tokens: usize,
     /// Positions that the condition takes: 1 for a class, 120 for a caption.
     pub cls_token_num: usize,
     pub num_classes: usize,
@@ -58,12 +61,17 @@ impl Default for LlamaGenConfig {
             initializer_range: 0.02,
             vocab_size: 16384,
             block_size: 256,
+            sub_tokens: 1,
             cls_token_num: 1,
             num_classes: 1000,
             caption_dim: 2048,
             class_dropout_prob: 0.1,
         }
     }
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 /// Published sizes: name, layers, heads, width.
@@ -91,7 +99,7 @@ impl LlamaGenConfig {
 
     /// Tokens a side.
     pub fn grid(&self) -> usize {
-        self.block_size.isqrt()
+        (self.block_size / self.sub_tokens.max(1)).isqrt()
     }
 
     /// Inner width of the feed-forward network.
@@ -108,8 +116,9 @@ impl LlamaGenConfig {
         if heads == 0 || kv == 0 || !heads.is_multiple_of(kv) || !self.dim.is_multiple_of(4 * heads) {
             return bad(format!("width {} does not divide into {heads} heads ({kv} of keys) of fours", self.dim));
         }
-        if self.grid() * self.grid() != self.block_size || self.block_size == 0 {
-            return bad(format!("block_size {} is not a square", self.block_size));
+        if self.grid() * self.grid() * self.sub_tokens != self.block_size || self.block_size == 0 {
+            let per = self.sub_tokens;
+            return bad(format!("block_size {} is not a square of cells with {per} tokens each", self.block_size));
         }
         if self.cls_token_num == 0 || (self.model_type == ModelType::C2i && self.cls_token_num != 1) {
             return bad(format!("cls_token_num {} does not fit {:?}", self.cls_token_num, self.model_type));
@@ -136,13 +145,13 @@ impl LlamaGenConfig {
     }
 
     /// The rotary table: condition rows with cosine and sine zero (published so: their queries and keys vanish), then a
-    /// row a cell, half of the pairs turning with its row and half with its column.
+    /// row a token, half of the pairs turning with its cell's row and half with its column.
     pub fn rope(&self) -> Rope {
         let half = self.dim / self.n_head / 2;
         let grid = self.grid();
         let mut cos = vec![0f32; self.cls_token_num * half];
         let mut sin = cos.clone();
-        for cell in 0..self.block_size {
+        for cell in (0..self.block_size).map(|token| token / self.sub_tokens.max(1)) {
             for at in [cell / grid, cell % grid] {
                 for j in 0..half / 2 {
                     let angle = at as f64 * self.rope_base.powf(-2.0 * j as f64 / half as f64);
@@ -217,16 +226,17 @@ impl LlamaGen {
                 none: c.get((config.cls_token_num, config.caption_dim), "uncond_embedding", init)?,
             },
         };
+        let rows = config.vocab_size * config.sub_tokens;
         let block = config.block();
         let layers = (0..config.n_layer)
             .map(|i| Block::new(&p.at("layers").at(i), &block, &LLAMAGEN_NAMES))
             .collect::<Result<_>>()?;
         Ok(Self {
             embedder,
-            tokens: p.at("tok_embeddings").get((config.vocab_size, d), "weight", init)?,
+            tokens: p.at("tok_embeddings").get((rows, d), "weight", init)?,
             layers,
             norm: Norm::new(&p.at("norm"), NormKind::Rms, d, config.norm_eps)?,
-            output: p.at("output").get((config.vocab_size, d), "weight", Init::Const(0.0))?,
+            output: p.at("output").get((rows, d), "weight", Init::Const(0.0))?,
             rope: config.rope(),
             config: config.clone(),
         })
@@ -266,14 +276,18 @@ impl LlamaGen {
         }
     }
 
-    /// Embeddings [pictures, tokens, dim] of tokens, as many for each picture.
-    pub fn embed(&self, tokens: &[u32], pictures: usize) -> Result<Tensor> {
-        let (v, d) = self.tokens.dims2()?;
+    /// Embeddings [pictures, tokens, dim] of tokens, as many for each picture; `from` is the place of the first in its
+    /// picture.
+    pub fn embed(&self, tokens: &[u32], pictures: usize, from: usize) -> Result<Tensor> {
+        let (v, d) = (self.config.vocab_size, self.config.dim);
         if let Some(bad) = tokens.iter().find(|&&t| t as usize >= v) {
             return Err(Error::invalid(format!("token {bad} is outside the codebook of {v}")));
         }
-        let ids = Tensor::from_slice(tokens, tokens.len(), self.tokens.device())?;
-        Ok(self.tokens.index_select(&ids, 0)?.reshape((pictures, tokens.len() / pictures.max(1), d))?)
+        let per = tokens.len() / pictures.max(1);
+        let table = |i: usize| ((from + i % per.max(1)) % self.config.sub_tokens * v) as u32;
+        let rows: Vec<u32> = tokens.iter().enumerate().map(|(i, t)| t + table(i)).collect();
+        let ids = Tensor::from_vec(rows, tokens.len(), self.tokens.device())?;
+        Ok(self.tokens.index_select(&ids, 0)?.reshape((pictures, per, d))?)
     }
 
     /// An empty cache.
@@ -284,7 +298,7 @@ impl LlamaGen {
     /// Embeddings [pictures, positions, dim] to logits [pictures, positions, vocabulary] in float32; `from` is the
     /// position of the first, `pads` the hidden positions at the start of each picture's sequence.
     pub fn forward(&self, x: &Tensor, from: usize, pads: &[usize], mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let (_, t, _) = x.dims3()?;
+        let (n, t, _) = x.dims3()?;
         let mask = if pads.iter().all(|&p| p == 0) {
             Mask::Causal
         } else {
@@ -300,7 +314,16 @@ impl LlamaGen {
         if let Some(cache) = cache {
             cache.grow(t);
         }
-        Ok(ops::linear(&self.norm.forward(&x)?, &self.output, None)?.to_dtype(DType::F32)?)
+        let logits = ops::linear(&self.norm.forward(&x)?, &self.output, None)?.to_dtype(DType::F32)?;
+        let per = self.config.sub_tokens;
+        if per == 1 {
+            return Ok(logits);
+        }
+        // each position speaks of the next token, and of that token's table alone
+        let next = |i: usize| (from + i + 1).saturating_sub(self.config.cls_token_num) % per;
+        let tables: Vec<u32> = (0..t).map(|i| (i * per + next(i)) as u32).collect();
+        let tables = Tensor::from_vec(tables, t, logits.device())?;
+        Ok(logits.reshape((n, t * per, self.config.vocab_size))?.index_select(&tables, 1)?)
     }
 
     /// Logits [pictures, tokens, vocabulary] of each token of whole pictures, from the condition and the tokens before.
@@ -308,7 +331,7 @@ impl LlamaGen {
         let n = condition.len();
         let per = tokens.len() / n.max(1);
         let before: Vec<u32> = tokens.chunks(per.max(1)).flat_map(|t| t[..t.len() - 1].iter().copied()).collect();
-        let x = Tensor::cat(&[&self.condition(condition, drop)?, &self.embed(&before, n)?], 1)?;
+        let x = Tensor::cat(&[&self.condition(condition, drop)?, &self.embed(&before, n, 0)?], 1)?;
         let logits = self.forward(&x, 0, &condition.pads(), None)?;
         Ok(logits.narrow(1, self.config.cls_token_num - 1, per)?.contiguous()?)
     }

@@ -35,6 +35,17 @@ pub enum Partition {
     Visual(usize),
 }
 
+/// The groups of a code's bits, most significant first.
+pub fn groups_of(code: u64, groups: usize, group_bits: usize) -> impl Iterator<Item = u32> {
+    let mask = (1u64 << group_bits) - 1;
+    (0..groups).map(move |sub| (code >> ((groups - 1 - sub) * group_bits) & mask) as u32)
+}
+
+/// The code of groups of bits, as [`groups_of`] takes it apart.
+pub fn code_of(groups: &[u32], group_bits: usize) -> u64 {
+    groups.iter().fold(0, |code, &group| code << group_bits | u64::from(group))
+}
+
 impl MergedVocab {
     /// The bits of every row, plus or minus one in the columns of its sub-token and zero elsewhere; text rows are zero.
     /// Row-major [rows, bits].
@@ -108,15 +119,11 @@ impl MergedVocab {
 
     /// Codes of one picture to token ids.
     pub fn to_tokens(&self, codes: &[u64]) -> Vec<u32> {
-        let mask = (1u64 << self.group_bits) - 1;
-        let groups = self.groups();
         codes
             .iter()
             .flat_map(|&code| {
-                (0..groups).map(move |sub| {
-                    let index = code >> ((groups - 1 - sub) * self.group_bits) & mask;
-                    self.range(Partition::Visual(sub)).start as u32 + index as u32
-                })
+                let start = |sub| self.range(Partition::Visual(sub)).start as u32;
+                groups_of(code, self.groups(), self.group_bits).enumerate().map(move |(sub, index)| start(sub) + index)
             })
             .collect()
     }
@@ -133,13 +140,14 @@ impl MergedVocab {
         tokens
             .chunks_exact(self.groups())
             .map(|code| {
-                code.iter().enumerate().try_fold(0u64, |all, (sub, &t)| {
+                let groups = code.iter().enumerate().map(|(sub, &t)| {
                     let range = self.range(Partition::Visual(sub));
                     if !range.contains(&(t as usize)) {
                         return Err(Error::invalid(format!("token {t} is no visual token of group {sub}")));
                     }
-                    Ok(all << self.group_bits | (t as usize - range.start) as u64)
-                })
+                    Ok(t - range.start as u32)
+                });
+                Ok(code_of(&groups.collect::<Result<Vec<_>>>()?, self.group_bits))
             })
             .collect()
     }

@@ -2,7 +2,7 @@
 //! l2-normalised codebook, a convolutional decoder. Published tensor names.
 
 use crate::image::Pixels;
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use nn::ops::{self, Activation, Mask};
 use nn::{Error, Init, Params, Result};
 use serde::{Deserialize, Serialize};
@@ -354,6 +354,11 @@ impl VqTokenizer {
             codebook: p.at("quantize.embedding").get((n, d), "weight", Init::Normal(1.0 / (n as f32).sqrt()))?,
             config: config.clone(),
         })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.codebook.device()
     }
 
     /// Pixels in -1..1 [pictures, 3, height, width], sides multiples of the stride, to the encoder's output.

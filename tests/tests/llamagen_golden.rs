@@ -52,7 +52,7 @@ fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: 
 
     let tokens = ids(&io["tokens"]);
     let before: Vec<u32> = tokens.chunks(16).flat_map(|t| t[..15].to_vec()).collect();
-    let x = Tensor::cat(&[&embedded, &model.embed(&before, n).unwrap()], 1).unwrap();
+    let x = Tensor::cat(&[&embedded, &model.embed(&before, n, 0).unwrap()], 1).unwrap();
     let logits = model.forward(&x, 0, &vec![0; n], None).unwrap();
     let rows = io["eval_logits"].dim(1).unwrap();
     let tail = logits.narrow(1, logits.dim(1).unwrap() - rows, rows).unwrap();

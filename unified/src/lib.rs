@@ -17,6 +17,7 @@ pub mod scenes;
 pub mod sequence;
 pub mod template;
 pub mod train;
+pub mod visual;
 pub mod words;
 
 pub use nn::{Error, Result};

@@ -5,18 +5,17 @@ use super::llamagen_files::llamagen_files;
 use super::recipe::Recipe;
 use super::terminal::show;
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use lm::SampleSettings;
 use lm::draw::{DrawSettings, Schedule, draw};
 use lm::llamagen::{Condition, LlamaGen};
-use nn::Params;
-use qlip::vq::{VqConfig, VqTokenizer};
-use qlip::{Image, Pixels, Preprocess};
+use qlip::Image;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use unified::config::Generation;
 use unified::runner::Unified;
+use unified::visual::VisualTokenizer;
 
 /// Pixels between the pictures of a grid.
 const GAP: usize = 2;
@@ -198,7 +197,7 @@ impl Generate {
 
     /// LlamaGen's tokens alone.
     fn codes(&self) -> Result<()> {
-        let (model, _) = llamagen(&self.common)?;
+        let model = llamagen(&self.common)?;
         let settings = self.settings(SampleSettings::default(), 4.0)?;
         let wanted = each(&self.class, self.n);
         let batch = self.common.batch()?;
@@ -220,7 +219,7 @@ impl Generate {
 /// A model that draws, with what it draws.
 enum Painter {
     Words(Box<Unified>, Vec<u32>),
-    Classes(Box<LlamaGen>, Box<VqTokenizer>, Vec<u32>),
+    Classes(Box<LlamaGen>, Box<VisualTokenizer>, Vec<u32>),
 }
 
 impl Painter {
@@ -231,20 +230,19 @@ impl Painter {
             let context = model.drawing_context(words)?;
             return Ok(Self::Words(Box::new(model), context));
         }
-        let (model, device) = llamagen(common)?;
-        let beside = common.model.as_deref().map(|m| Path::new(m).join("vq")).filter(|p| p.is_dir());
-        let dir =
-            recipe.tokenizer.clone().or(beside).context(
-                "the model has no folder `vq` with its image tokenizer: give --tokenizer DIR, or --codes-only",
-            )?;
-        let config: VqConfig = qlip::config::read_json(&dir.join("config.json"))?;
-        let codes = model.config.vocab_size;
-        if config.codebook_size != codes {
-            let n = config.codebook_size;
+        let model = llamagen(common)?;
+        let beside = |name| common.model.as_deref().map(|m| Path::new(m).join(name)).filter(|p| p.is_dir());
+        let dir = recipe.tokenizer.clone().or_else(|| beside("vq")).or_else(|| beside("qlip")).context(
+            "the model has no folder `vq` or `qlip` with its image tokenizer: give --tokenizer DIR, or --codes-only",
+        )?;
+        let c = &model.config;
+        let group_bits = (c.sub_tokens > 1).then(|| c.vocab_size.ilog2() as usize);
+        let visual = VisualTokenizer::load(&dir, group_bits, Some(c.grid()), &common.placement()?)?;
+        if (visual.vocab(), visual.sub_tokens(), visual.grid()) != (c.vocab_size, c.sub_tokens, c.grid()) {
+            let (n, codes) = (visual.vocab(), c.vocab_size);
             bail!("{}: a codebook of {n} for a model of {codes} codes; give its own tokenizer", dir.display());
         }
-        let tokenizer = VqTokenizer::new(&Params::from_dir(&dir, common.dtype()?, &device)?, &config)?;
-        Ok(Self::Classes(Box::new(model), Box::new(tokenizer), each(&recipe.class, recipe.n)))
+        Ok(Self::Classes(Box::new(model), Box::new(visual), each(&recipe.class, recipe.n)))
     }
 
     /// Rows of a picture's grid.
@@ -276,17 +274,8 @@ impl Painter {
                 })?;
                 Ok(model.decode(&codes)?)
             }
-            Self::Classes(model, tokenizer, wanted) => {
-                let grid = model.config.grid();
-                let side = grid * tokenizer.config.stride();
-                // the tokenizer's pixels are in -1..1
-                let pixels = Preprocess { image_mean: [0.5; 3], image_std: [0.5; 3], ..Preprocess::clip(side) };
-                let mut images = Vec::new();
-                for codes in paint(model, wanted, range, recipe.seed, s, on_row)? {
-                    let Pixels(p) = tokenizer.decode(&tokenizer.look_up(&codes, grid, grid)?)?;
-                    images.extend(pixels.images(&Pixels(p.to_dtype(DType::F32)?))?);
-                }
-                Ok(images)
+            Self::Classes(model, visual, wanted) => {
+                Ok(visual.images(&paint(model, wanted, range, recipe.seed, s, on_row)?)?)
             }
         }
     }
@@ -297,11 +286,11 @@ fn each(classes: &[u32], n: usize) -> Vec<u32> {
     classes.iter().flat_map(|&c| std::iter::repeat_n(c, n)).collect()
 }
 
-fn llamagen(common: &Common) -> Result<(LlamaGen, Device)> {
+fn llamagen(common: &Common) -> Result<LlamaGen> {
     let model = common.model.as_deref().context("--class needs --model: a LlamaGen folder or .pt file")?;
     let device = common.device()?;
     let (config, params) = llamagen_files(model, common.dtype()?, &device)?;
-    Ok((LlamaGen::new(&params, &config)?, device))
+    Ok(LlamaGen::new(&params, &config)?)
 }
 
 /// Tokens of a range of the wanted classes.

@@ -1,11 +1,13 @@
 //! `unified train CONFIG`: one config file, one training, one folder.
 
+mod llamagen;
 mod llava;
 mod llava_data;
 mod qlip_stage;
 mod tokenizer;
 mod um;
 
+pub use llamagen::LlamaGenTraining;
 pub use llava::LlavaTraining;
 pub use qlip_stage::QlipTraining;
 pub use tokenizer::TokenizerTraining;
@@ -26,6 +28,8 @@ pub enum Training {
     Qlip(Box<QlipTraining>),
     /// LLaVA, stage 1 or 2.
     Llava(Box<LlavaTraining>),
+    /// LlamaGen by class.
+    LlamaGen(Box<LlamaGenTraining>),
     /// The unified model.
     Unified(Box<UnifiedTraining>),
 }
@@ -63,6 +67,7 @@ impl Training {
             Self::Tokenizer(t) => t.run(run),
             Self::Qlip(t) => t.run(run),
             Self::Llava(t) => t.run(run),
+            Self::LlamaGen(t) => t.run(run),
             Self::Unified(t) => t.run(run),
         }
     }

@@ -34,7 +34,7 @@ pub fn outputs(model: &LlamaGen, inputs: &Inputs) -> Result<Named> {
             bail!("{}: `tokens` must be [{n}, {}]", inputs.path.display(), c.block_size);
         }
         let before: Vec<u32> = tokens.chunks(per).flat_map(|t| t[..per - 1].iter().copied()).collect();
-        let x = Tensor::cat(&[&embedded, &model.embed(&before, n)?], 1)?;
+        let x = Tensor::cat(&[&embedded, &model.embed(&before, n, 0)?], 1)?;
         let all = model.forward(&x, 0, &vec![0; n], None)?;
         // from three condition rows before the one that predicts the first token, as the reference keeps them
         let from = c.cls_token_num - 1 - 3.min(c.cls_token_num - 1);

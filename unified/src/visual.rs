@@ -1,0 +1,148 @@
+//! Image tokenizers that a decoder can be trained on: QLIP's bits as sub-tokens, or LlamaGen's codebook.
+
+use crate::eyes::Eyes;
+use crate::files::{ModelFiles, Placement};
+use crate::{Error, Result};
+use candle_core::DType;
+use lm::vocab::{code_of, groups_of};
+use nn::Params;
+use qlip::vq::{VqConfig, VqTokenizer};
+use qlip::{Codes, Image, Pixels, Preprocess};
+use std::path::Path;
+
+/// Pictures that go through a convolutional tokenizer at once.
+const BATCH: usize = 16;
+
+/// Most bits of a sub-token, where nothing else is asked.
+const GROUP_BITS: usize = 14;
+
+/// Pictures to tokens and back.
+pub enum VisualTokenizer {
+    /// QLIP: each cell's bits in groups, a sub-token each.
+    Qlip {
+        /// The model.
+        eyes: Box<Eyes>,
+        /// Bits of a sub-token.
+        group_bits: usize,
+    },
+    /// LlamaGen's: the nearest entry of a codebook.
+    Vq {
+        /// The model.
+        model: Box<VqTokenizer>,
+        /// Cells along a picture's side.
+        grid: usize,
+    },
+}
+
+impl VisualTokenizer {
+    /// From a folder; config.json tells which. `group_bits` divides QLIP's bits (absent: the largest divisor up to 14);
+    /// `grid` is the number of cells along a side for a tokenizer that takes any size (absent: pictures of 256 pixels).
+    pub fn load(dir: &Path, group_bits: Option<usize>, grid: Option<usize>, at: &Placement) -> Result<Self> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        if json.get("codebook_size").is_some() {
+            let config: VqConfig = qlip::config::parse_json(&path, &text)?;
+            let grid = grid.unwrap_or(256 / config.stride());
+            let params = Params::from_dir(dir, at.dtype, &at.device)?;
+            return Ok(Self::Vq { model: Box::new(VqTokenizer::new(&params, &config)?), grid });
+        }
+        let eyes = Eyes::load(&ModelFiles::Dir(dir.to_owned()), "", at, false)?;
+        let bits = eyes.model.bsq.bits;
+        let group_bits = match group_bits {
+            Some(g) if g == 0 || g > 20 || !bits.is_multiple_of(g) => {
+                return Err(Error::invalid(format!("group_bits {g} does not divide the tokenizer's {bits} bits")));
+            }
+            Some(g) => g,
+            None => (1..=GROUP_BITS).rev().find(|g| bits.is_multiple_of(*g)).unwrap_or(1),
+        };
+        Ok(Self::Qlip { eyes: Box::new(eyes), group_bits })
+    }
+
+    /// Cells along a picture's side.
+    pub fn grid(&self) -> usize {
+        match self {
+            Self::Qlip { eyes, .. } => eyes.model.grid(),
+            Self::Vq { grid, .. } => *grid,
+        }
+    }
+
+    /// Pixels along a picture's side.
+    pub fn side(&self) -> usize {
+        match self {
+            Self::Qlip { eyes, .. } => eyes.side(),
+            Self::Vq { model, grid } => grid * model.config.stride(),
+        }
+    }
+
+    /// Name of its folder beside a model.
+    pub fn folder(&self) -> &'static str {
+        match self {
+            Self::Qlip { .. } => "qlip",
+            Self::Vq { .. } => "vq",
+        }
+    }
+
+    /// Tokens a cell.
+    pub fn sub_tokens(&self) -> usize {
+        match self {
+            Self::Qlip { eyes, group_bits } => eyes.model.bsq.bits / group_bits,
+            Self::Vq { .. } => 1,
+        }
+    }
+
+    /// Rows of a token's table.
+    pub fn vocab(&self) -> usize {
+        match self {
+            Self::Qlip { group_bits, .. } => 1 << group_bits,
+            Self::Vq { model, .. } => model.config.codebook_size,
+        }
+    }
+
+    /// Tokens of pictures that have the tokenizer's side.
+    pub fn tokens(&self, images: &[Image]) -> Result<Vec<Vec<u32>>> {
+        match self {
+            Self::Qlip { eyes, group_bits } => {
+                let codes = eyes.encode(images)?;
+                let split = |i| {
+                    let groups = |&c: &u64| groups_of(c, self.sub_tokens(), *group_bits);
+                    codes.image(i).iter().flat_map(groups).collect()
+                };
+                Ok((0..codes.images()).map(split).collect())
+            }
+            Self::Vq { model, .. } => {
+                let mut out = Vec::new();
+                for chunk in images.chunks(BATCH) {
+                    let pixels = self.half().normalise(chunk, model.device())?;
+                    let found = model.quantise(&model.pre_quant(&model.encoder_out(&pixels)?)?)?;
+                    out.extend(found.indices.chunks(self.grid() * self.grid()).map(<[u32]>::to_vec));
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    /// Pictures of tokens.
+    pub fn images(&self, tokens: &[Vec<u32>]) -> Result<Vec<Image>> {
+        match self {
+            Self::Qlip { eyes, group_bits } => {
+                let cells = tokens.iter().flat_map(|t| t.chunks(self.sub_tokens()));
+                let indices = cells.map(|c| code_of(c, *group_bits)).collect();
+                eyes.decode(&Codes { bits: eyes.model.bsq.bits, grid: self.grid(), indices })
+            }
+            Self::Vq { model, grid } => {
+                let mut out = Vec::new();
+                for t in tokens {
+                    let Pixels(p) = model.decode(&model.look_up(t, *grid, *grid)?)?;
+                    out.extend(self.half().images(&Pixels(p.to_dtype(DType::F32)?))?);
+                }
+                Ok(out)
+            }
+        }
+    }
+
+    /// LlamaGen's tokenizer takes and gives pixels in -1..1.
+    fn half(&self) -> Preprocess {
+        Preprocess { image_mean: [0.5; 3], image_std: [0.5; 3], ..Preprocess::clip(self.side()) }
+    }
+}
