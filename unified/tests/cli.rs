@@ -223,7 +223,8 @@ fn a_drawn_png_can_be_drawn_again() {
     assert_eq!(qlip::Image::open(&d.join("g/unified-0001.png")).unwrap().width(), 130);
     std::fs::copy(fixture("images/palette.png"), d.join("p.png")).unwrap();
     fails(d, &["generate", "--from-png", "p.png"], &["p.png", "without a recipe"]);
-    fails(d, &["generate", "--from-png", "x/unified-0001.png", "--seed", "3"], &["--seed"]);
+    let both = unified(d, &["generate", "--from-png", "x/unified-0001.png", "--seed", "3"]);
+    assert!(!both.status.success() && text(&both.stderr).contains("--seed"));
     fails(d, &["generate", "a star", "-n", "0"], &["-n 0"]);
 }
 
@@ -378,6 +379,47 @@ fn unified_training_resumes_exactly() {
     sets.push(format!("qlip={}", nano().join("qlip").display()));
     sets.extend(["model.num_hidden_layers=1", "model.hidden_size=64", "model.intermediate_size=64"].map(str::to_owned));
     resumes("nano/unified.toml", &sets);
+}
+
+/// Sets of a LlamaGen training that takes a second.
+fn llamagen_sets() -> Vec<String> {
+    let mut sets: Vec<String> = tiny().into_iter().filter(|s| !s.starts_with("tokenizer=")).collect();
+    sets.push(format!("tokenizer={}", nano().join("qlip").display()));
+    sets.extend(["model.n_layer=1", "model.dim=64", "model.n_head=2"].map(str::to_owned));
+    sets
+}
+
+#[test]
+fn llamagen_training_resumes_exactly() {
+    resumes("llamagen/cifar-qlip.toml", &llamagen_sets());
+}
+
+#[test]
+fn llamagen_trains_on_either_tokenizer_and_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/llamagen/cifar-qlip.toml");
+    let train = |out: &str, more: &[String]| {
+        let mut args = vec!["train", config.to_str().unwrap(), "--out", out];
+        let sets = llamagen_sets();
+        sets.iter().chain(more).for_each(|s| args.extend(["--set", s]));
+        unified(d, &args)
+    };
+    let vq = [format!("tokenizer={}", fixture("vq").display()), "grid=4".to_owned()];
+    for (out, more, side) in [("q", &[][..], 64), ("v", &vq, 16)] {
+        let done = train(out, more);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        ok(d, &["generate", "--model", out, "--class", "0,9", "-o", &format!("{out}/drawn")]);
+        for i in 1..=2 {
+            let picture = d.join(out).join(format!("drawn/unified-000{i}.png"));
+            assert_eq!(qlip::Image::open(&picture).unwrap().width(), side, "{out}");
+        }
+    }
+    // the same codes are not made twice, another tokenizer's are not taken
+    let other = train("q", &vq);
+    assert!(!other.status.success() && text(&other.stderr).contains("codes.safetensors"), "{}", text(&other.stderr));
+    let wrong = train("w", &["crops=3".to_owned()]);
+    assert!(!wrong.status.success() && text(&wrong.stderr).contains("1, 2 or 10"), "{}", text(&wrong.stderr));
 }
 
 /// Three pictures with conversations, one of them with two pictures, one with none.

@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn accepts_the_prompt_and_no_near_miss() {
         let checker = Checker::new(64);
-        for i in 0..1000u64 {
+        for i in 0..3000u64 {
             let mut rng = SceneRng::new(Split::Test, 11, i);
             let category = Category::ALL[i as usize % 6];
             let (p, scene) = prompt(&mut rng, Split::Test, category);

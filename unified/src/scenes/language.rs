@@ -124,7 +124,7 @@ pub fn prompt(rng: &mut SceneRng, split: Split, category: Category) -> (Prompt, 
         }
         let relation = rng.pick(&Relation::ALL);
         let scene = Scene::with(rng, split, &wishes);
-        if scene.objects[0].is(relation, &scene.objects[1]) {
+        if scene.objects[0].is_clearly(relation, &scene.objects[1]) {
             let text = format!("{} {} {}", nouns[0].phrase(), relation.name(), nouns[1].phrase());
             return (Prompt { text, nouns, relation: Some(relation) }, scene);
         }

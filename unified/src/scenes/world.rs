@@ -168,6 +168,16 @@ impl Object {
         Self { centre: (inside(self.centre.0), inside(self.centre.1)), ..self }
     }
 
+    /// Whether a relation holds by so much that the middles of the boxes show it too: a triangle's box and a star's lie
+    /// lower or higher than their centres, by up to two pixels at 64.
+    pub(super) fn is_clearly(&self, relation: Relation, other: &Self) -> bool {
+        let shift = CANVAS / 32;
+        let moved = |x, y| Self { centre: (self.centre.0 + x, self.centre.1 + y), ..*self };
+        [(-shift, -shift), (-shift, shift), (shift, -shift), (shift, shift)]
+            .into_iter()
+            .all(|(x, y)| moved(x, y).is(relation, other))
+    }
+
     /// Whether a relation holds between this object and another.
     pub fn is(&self, relation: Relation, other: &Self) -> bool {
         let (dx, dy) = (self.centre.0 - other.centre.0, self.centre.1 - other.centre.1);
