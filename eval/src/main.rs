@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use eval::nano::{Report, Sizes, run};
+use eval::nano::{Report, Sizes, Tally, run};
 use eval::text::{read_texts, text_loss};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -73,6 +73,10 @@ struct Nano {
     /// Drawn photographs a class.
     #[arg(long, default_value_t = 100)]
     drawn_photos: usize,
+    /// Drawings for each picture, of which the model keeps its favourite, besides single drawings; as the model's config
+    /// says if absent.
+    #[arg(long)]
+    best_of: Option<usize>,
     /// Pictures at once.
     #[arg(long, default_value_t = 50)]
     batch: usize,
@@ -127,6 +131,7 @@ impl Nano {
             edits: self.edits,
             drawings: self.drawings,
             drawn_photos: self.drawn_photos,
+            best_of: self.best_of.unwrap_or(model.config.generation.best_of),
             batch: self.batch,
             seed: self.seed,
         };
@@ -143,41 +148,25 @@ impl Nano {
 }
 
 fn print(r: &Report) {
-    println!(
-        "photographs (n = {}): PSNR {:.2} dB, SSIM {:.4}, zero-shot accuracy {:.1}%",
-        r.photos,
-        r.psnr,
-        r.ssim,
-        100.0 * r.zero_shot
-    );
-    println!("scenes kept by reconstruction: {:.1}%", 100.0 * r.scene_preservation);
-    println!("scene questions right (n = {}): {:.1}%", r.questions, 100.0 * r.questions_right);
-    for (kind, share) in &r.by_kind {
-        println!("  {kind:<10} {:.1}%", 100.0 * share);
+    let percent = |t: &Tally| format!("{:.1}% of {}", 100.0 * t.share(), t.n);
+    println!("photographs (n = {}, enlarged to {} pixels):", r.photos, r.side);
+    println!("  PSNR {:.2} dB, SSIM {:.4}, zero-shot accuracy {:.1}%", r.psnr, r.ssim, 100.0 * r.zero_shot);
+    println!("scenes kept by reconstruction: {}", percent(&r.scenes_kept));
+    println!("scene questions right: {} (blind {:.1}%)", percent(&r.questions), 100.0 * r.blind);
+    for (kind, tally) in &r.by_kind {
+        println!("  {kind:<10} {}", percent(tally));
     }
-    println!(
-        "edits (n = {}): {:.1}% show exactly the changed scene, every object in its place",
-        r.edits,
-        100.0 * r.edits_right
-    );
-    for (kind, share) in &r.edits_by_kind {
-        println!("  {kind:<10} {:.1}%", 100.0 * share);
+    println!("questions about a picture of an earlier turn right: {}", percent(&r.follow_ups));
+    for d in &r.drawing {
+        println!("drawing, best of {}", d.best_of);
+        println!("  strict check (in brackets the share of asked things that are there):");
+        for (category, tally) in &d.strict {
+            println!("    {category:<10} {} ({:.1}%)", percent(tally), 100.0 * d.soft[category]);
+        }
+        println!("  edits that show exactly the changed scene: {}", percent(&d.edits()));
+        for (kind, tally) in &d.edits {
+            println!("    {kind:<10} {}", percent(tally));
+        }
+        println!("  photographs that the zero-shot head assigns to the asked class: {}", percent(&d.drawn_photos));
     }
-    println!(
-        "questions about a picture of an earlier turn right (n = {}): {:.1}%",
-        r.edits,
-        100.0 * r.follow_ups_right
-    );
-    println!(
-        "drawings, strict check ({} a category; in brackets the share of asked things that are there):",
-        r.drawings
-    );
-    for (category, share) in &r.strict {
-        println!("  {category:<10} {:.1}% ({:.1}%)", 100.0 * share, 100.0 * r.soft[category]);
-    }
-    println!(
-        "drawn photographs that the model's own zero-shot head assigns to the asked class ({} a class): {:.1}%",
-        r.drawn_photos,
-        100.0 * r.drawn_photos_right
-    );
 }

@@ -6,6 +6,7 @@ use qlip::Image;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use unified::config::Generation;
 use unified::conversation::{Content, Message, Role};
 use unified::photos::{Photos, centre};
 use unified::runner::Unified;
@@ -26,49 +27,88 @@ pub struct Sizes {
     pub drawings: usize,
     /// Drawn photographs for each class.
     pub drawn_photos: usize,
+    /// Drawings for each picture, of which the model keeps the one it finds right most surely.
+    pub best_of: usize,
     /// Pictures that are worked on at once.
     pub batch: usize,
     /// Seed of the test items.
     pub seed: u64,
 }
 
+/// Right ones of a number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Tally {
+    /// Right.
+    pub right: usize,
+    /// Of so many.
+    pub n: usize,
+}
+
+impl Tally {
+    fn add(&mut self, right: bool) {
+        self.right += usize::from(right);
+        self.n += 1;
+    }
+
+    /// In 0..1.
+    pub fn share(&self) -> f64 {
+        self.right as f64 / self.n.max(1) as f64
+    }
+
+    fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+        all.into_iter().fold(Self::default(), |a, b| Self { right: a.right + b.right, n: a.n + b.n })
+    }
+}
+
+type ByKind = BTreeMap<String, Tally>;
+
 /// Shares are in 0..1.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Photographs measured.
     pub photos: usize,
-    /// Mean PSNR in dB of photographs at the model's side.
+    /// Pixels along the side at which they were measured; CIFAR-10's 32 are enlarged to it.
+    pub side: usize,
+    /// Mean PSNR in dB.
     pub psnr: f64,
     /// Mean `ssim@gauss11`.
     pub ssim: f64,
     /// Zero-shot accuracy on the photographs' classes.
     pub zero_shot: f64,
-    /// Share of scenes that the checker reads unchanged after reconstruction.
-    pub scene_preservation: f64,
-    /// Questions asked.
-    pub questions: usize,
-    /// Share answered right.
-    pub questions_right: f64,
+    /// Scenes that the checker reads unchanged after reconstruction.
+    pub scenes_kept: Tally,
+    /// Questions answered right.
+    pub questions: Tally,
     /// The same for each kind of question.
-    pub by_kind: BTreeMap<String, f64>,
-    /// Instructions given, half of them about a picture that the person showed.
-    pub edits: usize,
-    /// Share of changed pictures that show exactly the changed scene, every object in its place.
-    pub edits_right: f64,
-    /// The same for each kind of instruction.
-    pub edits_by_kind: BTreeMap<String, f64>,
-    /// Share of right answers to questions about the picture of an earlier turn.
-    pub follow_ups_right: f64,
-    /// Drawings a category.
-    pub drawings: usize,
-    /// Share of drawings that pass the strict check, by category.
-    pub strict: BTreeMap<String, f64>,
+    pub by_kind: ByKind,
+    /// What the commonest answer to each kind would reach without a look at the picture.
+    pub blind: f64,
+    /// Questions about the picture of an earlier turn, after another question and its answer.
+    pub follow_ups: Tally,
+    /// Drawing and editing, with one drawing a picture and with as many as the model's config says.
+    pub drawing: Vec<Drawing>,
+}
+
+/// Drawing, with the best of so many drawings for each picture by the model's own judgement.
+#[derive(Debug, Clone, Serialize)]
+pub struct Drawing {
+    /// Drawings for each picture.
+    pub best_of: usize,
+    /// Drawings that pass the strict check, by category.
+    pub strict: ByKind,
     /// Share of asked things that are there, by category.
     pub soft: BTreeMap<String, f64>,
-    /// Drawn photographs a class.
-    pub drawn_photos: usize,
-    /// Share of them that the model's own zero-shot head assigns to the asked class.
-    pub drawn_photos_right: f64,
+    /// Changed pictures that show exactly the changed scene, every object in its place; by kind of instruction.
+    pub edits: ByKind,
+    /// Drawn photographs that the model's own zero-shot head assigns to the asked class.
+    pub drawn_photos: Tally,
+}
+
+impl Drawing {
+    /// Edits of all kinds.
+    pub fn edits(&self) -> Tally {
+        Tally::sum(self.edits.values())
+    }
 }
 
 /// Runs the suite; `tell` hears what is being measured.
@@ -80,42 +120,32 @@ pub fn run(model: &Unified, photos: &Photos, s: &Sizes, tell: &mut dyn FnMut(&st
     let n = if s.photos == 0 { photos.len() } else { s.photos.min(photos.len()) };
     let (psnr, ssim, zero_shot) = photographs(model, photos, n, s.batch)?;
     tell("scenes");
-    let scene_preservation = preserved(model, s)?;
+    let scenes_kept = preserved(model, s)?;
     tell("questions");
-    let by_kind = questions(model, s)?;
-    let asked: usize = by_kind.values().map(|v| v.1).sum();
-    let right: usize = by_kind.values().map(|v| v.0).sum();
-    tell("edits");
-    let edits = edits(model, s)?;
+    let (by_kind, blind) = questions(model, s)?;
     let follow_ups = follow_ups(model, s)?;
-    let (mut strict, mut soft) = (BTreeMap::new(), BTreeMap::new());
-    for category in Category::ALL {
-        tell(category.name());
-        let (a, b) = drawings(model, category, s)?;
-        strict.insert(category.name().to_owned(), a);
-        soft.insert(category.name().to_owned(), b);
+    let mut tries = vec![1, s.best_of];
+    tries.dedup();
+    let mut drawing = Vec::new();
+    for best_of in tries {
+        let g = Generation { best_of, ..model.config.generation };
+        let s = Sizes { batch: (s.batch / best_of).max(1), ..*s };
+        tell(&format!("edits, best of {best_of}"));
+        let edits = edits(model, &g, &s)?;
+        let (mut strict, mut soft) = (BTreeMap::new(), BTreeMap::new());
+        for category in Category::ALL {
+            tell(&format!("{}, best of {best_of}", category.name()));
+            let (a, b) = drawings(model, category, &g, &s)?;
+            strict.insert(category.name().to_owned(), a);
+            soft.insert(category.name().to_owned(), b);
+        }
+        tell(&format!("drawn photographs, best of {best_of}"));
+        let drawn_photos = drawn_photographs(model, &photos.0.classes, &g, &s)?;
+        drawing.push(Drawing { best_of, strict, soft, edits, drawn_photos });
     }
-    tell("drawn photographs");
-    let drawn_photos_right = drawn_photographs(model, &photos.0.classes, s)?;
-    Ok(Report {
-        photos: n,
-        psnr,
-        ssim,
-        zero_shot,
-        scene_preservation,
-        questions: asked,
-        questions_right: right as f64 / asked.max(1) as f64,
-        by_kind: shares(by_kind),
-        edits: s.edits,
-        edits_right: edits.values().map(|v| v.0).sum::<usize>() as f64 / s.edits.max(1) as f64,
-        edits_by_kind: shares(edits),
-        follow_ups_right: follow_ups as f64 / s.edits.max(1) as f64,
-        drawings: s.drawings,
-        strict,
-        soft,
-        drawn_photos: s.drawn_photos,
-        drawn_photos_right,
-    })
+    let side = model.eyes.side();
+    let questions = Tally::sum(by_kind.values());
+    Ok(Report { photos: n, side, psnr, ssim, zero_shot, scenes_kept, questions, by_kind, blind, follow_ups, drawing })
 }
 
 const TEMPLATES: &[&str] = &["a photo of a {}"];
@@ -145,22 +175,25 @@ fn item(s: &Sizes, what: u64, i: usize) -> SceneRng {
     SceneRng::new(Split::Test, s.seed, (what << 32) + i as u64)
 }
 
-fn preserved(model: &Unified, s: &Sizes) -> Result<f64> {
+fn preserved(model: &Unified, s: &Sizes) -> Result<Tally> {
     let side = model.eyes.side();
     let checker = Checker::new(side);
     let all: Vec<Scene> = (0..s.scenes).map(|i| Scene::random(&mut item(s, 1, i), Split::Test, 1, 4)).collect();
-    let mut kept = 0;
+    let mut kept = Tally::default();
     for chunk in all.chunks(s.batch) {
         let images: Vec<Image> = chunk.iter().map(|c| scenes::render(c, side)).collect();
         let back = model.eyes.decode(&model.eyes.encode(&images)?)?;
-        kept += back.par_iter().zip(chunk).filter(|(b, c)| checker.shows(b, c)).count();
+        kept.right += back.par_iter().zip(chunk).filter(|(b, c)| checker.shows(b, c)).count();
+        kept.n += chunk.len();
     }
-    Ok(kept as f64 / s.scenes.max(1) as f64)
+    Ok(kept)
 }
 
-fn questions(model: &Unified, s: &Sizes) -> Result<BTreeMap<String, (usize, usize)>> {
+/// Right answers by kind, and the share that the commonest answer to each kind would get right.
+fn questions(model: &Unified, s: &Sizes) -> Result<(ByKind, f64)> {
     let side = model.eyes.side();
-    let mut by_kind: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    let mut by_kind = ByKind::new();
+    let mut answers: BTreeMap<&str, BTreeMap<String, usize>> = BTreeMap::new();
     let all: Vec<usize> = (0..s.questions).collect();
     for chunk in all.chunks(s.batch) {
         let mut asked = Vec::new();
@@ -173,16 +206,12 @@ fn questions(model: &Unified, s: &Sizes) -> Result<BTreeMap<String, (usize, usiz
             asked.push(q);
         }
         for (q, answer) in asked.iter().zip(model.answer_batch(&contexts, 16)?) {
-            let entry = by_kind.entry(q.kind.to_owned()).or_default();
-            entry.0 += usize::from(answer.trim() == q.answer);
-            entry.1 += 1;
+            by_kind.entry(q.kind.to_owned()).or_default().add(answer.trim() == q.answer);
+            *answers.entry(q.kind).or_default().entry(q.answer.clone()).or_default() += 1;
         }
     }
-    Ok(by_kind)
-}
-
-fn shares(counts: BTreeMap<String, (usize, usize)>) -> BTreeMap<String, f64> {
-    counts.into_iter().map(|(k, (right, n))| (k, right as f64 / n.max(1) as f64)).collect()
+    let commonest: usize = answers.values().filter_map(|a| a.values().max()).sum();
+    Ok((by_kind, commonest as f64 / s.questions.max(1) as f64))
 }
 
 /// A picture from an earlier turn: drawn on request (even items) or shown.
@@ -195,10 +224,10 @@ fn earlier(i: usize, scene: &Scene, image: Image) -> Vec<Message> {
 }
 
 /// Changed pictures that show exactly the changed scene, and all of them, by kind of instruction.
-fn edits(model: &Unified, s: &Sizes) -> Result<BTreeMap<String, (usize, usize)>> {
+fn edits(model: &Unified, g: &Generation, s: &Sizes) -> Result<ByKind> {
     let side = model.eyes.side();
     let checker = Checker::new(side);
-    let mut by_kind: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    let mut by_kind = ByKind::new();
     let all: Vec<usize> = (0..s.edits).collect();
     for chunk in all.chunks(s.batch) {
         let (mut contexts, mut wanted) = (Vec::new(), Vec::new());
@@ -221,42 +250,47 @@ fn edits(model: &Unified, s: &Sizes) -> Result<BTreeMap<String, (usize, usize)>>
             wanted.push(edit);
         }
         let seeds: Vec<u64> = chunk.iter().map(|&i| s.seed.wrapping_add(i as u64)).collect();
-        let codes = model.draw_images(&contexts, &seeds, &model.config.generation, &mut |_| true)?;
+        let codes = model.draw_images(&contexts, &seeds, g, &mut |_| true)?;
         for (image, edit) in model.decode(&codes)?.iter().zip(&wanted) {
-            let entry = by_kind.entry(edit.kind.to_owned()).or_default();
-            entry.0 += usize::from(checker.shows(image, &edit.scene));
-            entry.1 += 1;
+            by_kind.entry(edit.kind.to_owned()).or_default().add(checker.shows(image, &edit.scene));
         }
     }
     Ok(by_kind)
 }
 
-/// Right answers to questions about the picture that the model was asked to draw one turn earlier.
-fn follow_ups(model: &Unified, s: &Sizes) -> Result<usize> {
+/// Questions about a picture of the turn before, which was about something else.
+fn follow_ups(model: &Unified, s: &Sizes) -> Result<Tally> {
     let side = model.eyes.side();
     let all: Vec<usize> = (0..s.edits).collect();
-    let mut right = 0;
+    let mut tally = Tally::default();
     for chunk in all.chunks(s.batch) {
         let (mut contexts, mut asked) = (Vec::new(), Vec::new());
         for &i in chunk {
             let mut rng = item(s, 21, i);
             let scene = Scene::random(&mut rng, Split::Test, 1, 3);
-            let q = scenes::question(&mut rng, &scene);
-            let mut messages = earlier(0, &scene, scenes::render(&scene, side));
-            messages.push(Message::user(q.text.clone()));
-            contexts.push(model.context(&messages)?);
+            let (before, q) = loop {
+                let (a, b) = (scenes::question(&mut rng, &scene), scenes::question(&mut rng, &scene));
+                if a.kind != b.kind {
+                    break (a, b);
+                }
+            };
+            contexts.push(model.context(&[
+                Message::user_with_image(scenes::render(&scene, side), before.text),
+                Message { role: Role::Assistant, content: vec![Content::Text(before.answer)] },
+                Message::user(q.text.clone()),
+            ])?);
             asked.push(q);
         }
         let answers = model.answer_batch(&contexts, 16)?;
-        right += asked.iter().zip(answers).filter(|(q, a)| a.trim() == q.answer).count();
+        asked.iter().zip(answers).for_each(|(q, a)| tally.add(a.trim() == q.answer));
     }
-    Ok(right)
+    Ok(tally)
 }
 
 /// Strict and soft score of a category.
-fn drawings(model: &Unified, category: Category, s: &Sizes) -> Result<(f64, f64)> {
+fn drawings(model: &Unified, category: Category, g: &Generation, s: &Sizes) -> Result<(Tally, f64)> {
     let checker = Checker::new(model.eyes.side());
-    let (mut strict, mut soft) = (0usize, 0.0);
+    let (mut strict, mut soft) = (Tally::default(), 0.0);
     let all: Vec<usize> = (0..s.drawings).collect();
     for chunk in all.chunks(s.batch) {
         let prompts: Vec<_> = chunk
@@ -265,30 +299,29 @@ fn drawings(model: &Unified, category: Category, s: &Sizes) -> Result<(f64, f64)
             .collect();
         let contexts = prompts.iter().map(|p| model.drawing_context(&p.text)).collect::<Result<Vec<_>>>()?;
         let seeds: Vec<u64> = chunk.iter().map(|&i| s.seed.wrapping_add(i as u64)).collect();
-        let codes = model.draw_images(&contexts, &seeds, &model.config.generation, &mut |_| true)?;
+        let codes = model.draw_images(&contexts, &seeds, g, &mut |_| true)?;
         for (image, prompt) in model.decode(&codes)?.iter().zip(&prompts) {
             let v = checker.check(image, prompt);
-            strict += usize::from(v.strict);
+            strict.add(v.strict);
             soft += v.soft;
         }
     }
-    let n = s.drawings.max(1) as f64;
-    Ok((strict as f64 / n, soft / n))
+    Ok((strict, soft / s.drawings.max(1) as f64))
 }
 
-fn drawn_photographs(model: &Unified, classes: &[String], s: &Sizes) -> Result<f64> {
+fn drawn_photographs(model: &Unified, classes: &[String], g: &Generation, s: &Sizes) -> Result<Tally> {
     let labels = model.eyes.label_vectors(classes, TEMPLATES)?;
-    let mut right = 0usize;
+    let mut tally = Tally::default();
     for (label, class) in classes.iter().enumerate() {
         let context = model.drawing_context(&Photos::caption(class))?;
         let seeds: Vec<u64> =
             (0..s.drawn_photos as u64).map(|i| s.seed.wrapping_add(1000 * label as u64 + i)).collect();
         for chunk in seeds.chunks(s.batch) {
             let contexts = vec![context.clone(); chunk.len()];
-            let codes = model.draw_images(&contexts, chunk, &model.config.generation, &mut |_| true)?;
+            let codes = model.draw_images(&contexts, chunk, g, &mut |_| true)?;
             let rows = model.eyes.classify(&model.decode(&codes)?, &labels)?;
-            right += rows.iter().filter(|row| lm::sample::argmax(row) == label).count();
+            rows.iter().for_each(|row| tally.add(lm::sample::argmax(row) == label));
         }
     }
-    Ok(right as f64 / (classes.len() * s.drawn_photos).max(1) as f64)
+    Ok(tally)
 }

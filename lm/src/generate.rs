@@ -6,6 +6,7 @@ use nn::ops::{Mask, Positions};
 use nn::{Error, Result};
 
 /// A batch on its way through the model.
+#[derive(Clone)]
 pub struct Decoding<'a> {
     model: &'a Llama,
     cache: KvCache,
@@ -43,15 +44,18 @@ impl<'a> Decoding<'a> {
         Ok((this, hidden))
     }
 
-    /// Appends one token to every row and returns the hidden states after them, [rows, width].
+    /// Appends tokens, as many to every row, and returns the hidden states after the last of each, [rows, width].
     pub fn advance(&mut self, tokens: &[u32]) -> Result<Tensor> {
         self.run(tokens)
     }
 
-    /// Keeps the first `rows` rows.
-    pub fn keep(&mut self, rows: usize) -> Result<()> {
-        self.pads.truncate(rows);
-        self.cache.keep(rows)
+    /// The rows that `rows` name, in that order; one may come more than once, and continues in as many ways.
+    pub fn select(&mut self, rows: &[usize]) -> Result<()> {
+        if let Some(row) = rows.iter().find(|r| **r >= self.pads.len()) {
+            return Err(Error::invalid(format!("row {row} of a batch of {}", self.pads.len())));
+        }
+        self.pads = rows.iter().map(|&r| self.pads[r]).collect();
+        self.cache.select(&rows.iter().map(|&r| r as u32).collect::<Vec<_>>())
     }
 
     /// Takes the rows of another decoding into this batch, after its own: from here on both advance as one.

@@ -219,9 +219,9 @@ impl KvCache {
     pub fn len(&self) -> usize {
         self.len
     }
-    /// Keeps the first `rows` sequences of the batch.
-    pub fn keep(&mut self, rows: usize) -> Result<()> {
-        self.layers.iter_mut().try_for_each(|l| l.keep(rows))
+    /// The sequences of the batch that `rows` name, in that order; one may come more than once.
+    pub(crate) fn select(&mut self, rows: &[u32]) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|l| l.select(rows))
     }
     /// Takes the sequences of another cache into the batch; the shorter is padded on the left.
     pub(crate) fn join(&mut self, other: &Self) -> Result<()> {

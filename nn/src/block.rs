@@ -162,10 +162,11 @@ impl LayerCache {
         self.0 = Some(both.clone());
         Ok(both)
     }
-    /// Keeps the first `rows` sequences of the batch.
-    pub fn keep(&mut self, rows: usize) -> Result<()> {
+    /// The sequences of the batch that `rows` name, in that order; one may come more than once.
+    pub fn select(&mut self, rows: &[u32]) -> Result<()> {
         if let Some((k, v)) = &self.0 {
-            self.0 = Some((k.narrow(0, 0, rows)?.contiguous()?, v.narrow(0, 0, rows)?.contiguous()?));
+            let rows = Tensor::new(rows, k.device())?;
+            self.0 = Some((k.index_select(&rows, 0)?, v.index_select(&rows, 0)?));
         }
         Ok(())
     }

@@ -119,6 +119,11 @@ impl Trainer<'_> {
         mut export: impl FnMut(&BTreeMap<String, Tensor>) -> Result<()>,
         mut progress: impl FnMut(&Progress),
     ) -> Result<()> {
+        for (key, n) in [("steps", self.config.steps), ("batch_size", self.config.batch_size)] {
+            if n == 0 {
+                return Err(Error::invalid(format!("{key} = 0: nothing to train; write 1 or more")));
+            }
+        }
         let vars = self.params.vars();
         let mut groups = vec![Group { prefix: String::new(), lr_scale: 1.0, weight_decay: self.optim.weight_decay }];
         groups.extend(self.optim.groups.iter().cloned());
@@ -158,13 +163,14 @@ impl Trainer<'_> {
             let done = n + 1;
             if done.is_multiple_of(self.config.checkpoint_every.max(1)) || done == self.config.steps {
                 log.sync()?;
-                save(&state, done, &vars, &optimizer, ema.as_ref())?;
+                // the model before the state: killed in between, the next run writes both again
                 let mut weights: BTreeMap<String, Tensor> = self.params.frozen();
                 match &ema {
                     Some(e) => weights.extend(e.tensors(&vars)?),
                     None => weights.extend(vars.iter().map(|(k, v)| (k.clone(), v.as_detached_tensor()))),
                 }
                 export(&weights)?;
+                save(&state, done, &vars, &optimizer, ema.as_ref())?;
             }
         }
         crate::ops::set_bf16_matmul(false);

@@ -105,3 +105,23 @@ fn cross_entropy() {
     check("cross_entropy", &[&[5, 300]], |x| ops::cross_entropy(&x[0], &[3, IGNORE, 299, 0, 17]));
     assert!(ops::cross_entropy(&random(&[2, 3], 0), &[0, 3]).is_err());
 }
+
+#[test]
+fn convolution() {
+    check("conv 3x3", &[&[2, 3, 7, 6], &[5, 3, 3, 3]], |x| ops::conv2d(&x[0], &x[1], 1, 1));
+    check("conv 3x3, stride 2", &[&[2, 3, 9, 8], &[4, 3, 3, 3]], |x| ops::conv2d(&x[0], &x[1], 1, 2));
+    check("conv 4x4, no padding", &[&[1, 2, 6, 9], &[3, 2, 4, 4]], |x| ops::conv2d(&x[0], &x[1], 0, 2));
+    check("conv 11x11, stride 4", &[&[1, 2, 23, 26], &[3, 2, 11, 11]], |x| ops::conv2d(&x[0], &x[1], 2, 4));
+    check("conv 1x1", &[&[2, 3, 4, 5], &[6, 3, 1, 1]], |x| ops::conv2d(&x[0], &x[1], 0, 1));
+    check("padding wider than the picture", &[&[1, 1, 2, 2], &[1, 1, 5, 5]], |x| ops::conv2d(&x[0], &x[1], 4, 3));
+}
+
+#[test]
+fn max_pooling_sends_its_gradient_to_the_largest() {
+    let x = Tensor::new(&[1f64, 5.0, 2.0, 0.0, 3.0, 4.0, 8.0, 7.0, 6.0], &Device::Cpu).unwrap();
+    let x = Var::from_tensor(&x.reshape((1, 1, 3, 3)).unwrap()).unwrap();
+    let y = ops::max_pool2d(x.as_tensor(), 2, 1).unwrap();
+    assert_eq!(y.flatten_all().unwrap().to_vec1::<f64>().unwrap(), [5.0, 5.0, 8.0, 7.0]);
+    let g = y.sum_all().unwrap().backward().unwrap().get(x.as_tensor()).unwrap().flatten_all().unwrap();
+    assert_eq!(g.to_vec1::<f64>().unwrap(), [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
+}

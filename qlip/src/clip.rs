@@ -28,7 +28,6 @@ pub struct ClipVisionConfig {
     pub attention_dropout: f32,
     pub dropout: f32,
     pub initializer_range: f32,
-    pub initializer_factor: f32,
     /// Left over from the joint config; means nothing here.
     pub vocab_size: Option<usize>,
 }
@@ -50,7 +49,6 @@ impl Default for ClipVisionConfig {
             attention_dropout: 0.0,
             dropout: 0.0,
             initializer_range: 0.02,
-            initializer_factor: 1.0,
             vocab_size: None,
         }
     }

@@ -53,9 +53,6 @@ fn gelu() -> Activation {
 fn range() -> f32 {
     0.02
 }
-fn one() -> f32 {
-    1.0
-}
 fn channels() -> usize {
     3
 }
@@ -87,8 +84,6 @@ pub struct TextConfig {
     pub attention_dropout: f32,
     #[serde(default = "range")]
     pub initializer_range: f32,
-    #[serde(default = "one")]
-    pub initializer_factor: f32,
     #[serde(default = "yes")]
     pub q_bias: bool,
     #[serde(default = "yes")]
@@ -123,8 +118,6 @@ pub struct TowerConfig {
     pub attention_dropout: f32,
     #[serde(default = "range")]
     pub initializer_range: f32,
-    #[serde(default = "one")]
-    pub initializer_factor: f32,
     #[serde(default = "yes")]
     pub q_bias: bool,
     #[serde(default = "yes")]
@@ -230,12 +223,33 @@ impl TowerConfig {
         )
     }
 
-    fn check(&self, what: &str) -> Result<()> {
+    /// Whether its numbers fit together; `what` names it.
+    pub fn check(&self, what: &str) -> Result<()> {
         let bad = |why: &str| Err(Error::invalid(format!("{what}: {why}")));
         if self.patch_size == 0 || self.image_size == 0 || !self.image_size.is_multiple_of(self.patch_size) {
             return bad("image_size must be a positive multiple of patch_size");
         }
         check_heads(what, self.hidden_size, self.num_attention_heads, self.rope)
+    }
+
+    /// Whether a vision tower's quantizer is one that this program knows.
+    pub fn check_quantizer(&self) -> Result<()> {
+        let q = &self.quantizer_cfg;
+        if self.quantizer != "bsq" {
+            return Err(Error::invalid(format!(
+                "vision_config: quantizer `{}` is not known; use `bsq`",
+                self.quantizer
+            )));
+        }
+        if q.embed_dim == 0
+            || q.embed_dim > 63
+            || q.group_size == 0
+            || !q.embed_dim.is_multiple_of(q.group_size)
+            || q.group_size > 24
+        {
+            return Err(Error::invalid("quantizer_cfg: embed_dim must be 1 to 63 bits in equal groups of at most 24"));
+        }
+        Ok(())
     }
 }
 
@@ -309,23 +323,9 @@ impl QlipConfig {
     /// Whether the parts fit together.
     pub fn check(&self) -> Result<()> {
         self.vision_config.check("vision_config")?;
+        self.vision_config.check_quantizer()?;
         self.decoder_config.check("decoder_config")?;
         check_heads("text_config", self.text_config.hidden_size, self.text_config.num_attention_heads, false)?;
-        let q = &self.vision_config.quantizer_cfg;
-        if self.vision_config.quantizer != "bsq" {
-            return Err(Error::invalid(format!(
-                "vision_config: quantizer `{}` is not known; use `bsq`",
-                self.vision_config.quantizer
-            )));
-        }
-        if q.embed_dim == 0
-            || q.embed_dim > 63
-            || q.group_size == 0
-            || !q.embed_dim.is_multiple_of(q.group_size)
-            || q.group_size > 24
-        {
-            return Err(Error::invalid("quantizer_cfg: embed_dim must be 1 to 63 bits in equal groups of at most 24"));
-        }
         if self.decoder_config.grid() != self.vision_config.grid() {
             return Err(Error::invalid("the decoder's grid differs from the vision tower's"));
         }
@@ -394,6 +394,7 @@ const BOOKKEEPING: &[&str] = &[
     "begin_suppress_tokens",
     "use_cache",
     "pretraining_tp",
+    "initializer_factor",
 ];
 
 /// Reads a config.json into a struct that refuses unknown keys; transformers' bookkeeping keys are dropped first.
@@ -419,6 +420,12 @@ fn strip(json: &mut serde_json::Value) {
                 // the towers repeat the family's name, which the root has already
                 if let Some(tower) = value.as_object_mut() {
                     tower.remove("model_type");
+                    if key == "vision_config" {
+                        // text's, left over from the joint config
+                        for k in ["bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"] {
+                            tower.remove(k);
+                        }
+                    }
                 }
             }
         }

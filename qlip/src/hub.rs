@@ -1,5 +1,6 @@
 //! A model folder on disk, or its files fetched from the hub by id.
 
+use hf_hub::HFError;
 use nn::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,13 @@ const OPTIONAL: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "model.safetensors.index.json",
 ];
+
+/// The image tokenizer inside a unified model, as far as the hub has it.
+const IMAGE_TOKENIZER: &[&str] =
+    &["qlip/config.json", "qlip/preprocessor_config.json", "qlip/tokenizer.json", "qlip/model.safetensors"];
 
 /// The folder of a model: a path that exists, or a hub id `owner/name` or `owner/name@revision`, which is downloaded to
 /// the hub's cache. With HF_HUB_OFFLINE=1 only the cache is asked.
@@ -52,8 +58,16 @@ fn fetch(id: &str, owner: &str, name: &str, revision: Option<String>) -> Result<
         repo.download_file().filename(file).maybe_revision(revision.clone()).local_files_only(offline).send()
     };
     let config = get("config.json").map_err(|e| failed("config.json", e.to_string()))?;
-    for file in OPTIONAL {
-        let _ = get(file);
+    let text = std::fs::read_to_string(&config).map_err(Error::io(&config))?;
+    let unified = serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|json| json["model_type"] == "um3");
+    let wanted = OPTIONAL.iter().chain(if unified { IMAGE_TOKENIZER } else { &[] });
+    for file in wanted {
+        match get(file) {
+            Ok(_) => {}
+            // not in the repository, or not in the cache that alone may be asked
+            Err(HFError::EntryNotFound { .. } | HFError::LocalEntryNotFound { .. }) => {}
+            Err(e) => return Err(failed(file, e.to_string())),
+        }
     }
     let dir = config.parent().unwrap_or(Path::new(".")).to_path_buf();
     let index = dir.join("model.safetensors.index.json");

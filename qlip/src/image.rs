@@ -196,6 +196,9 @@ fn edge<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<usize, D:
     }
 }
 
+/// Longest side of a picture that is padded to a square: its square takes a gigabyte.
+const LONGEST: usize = 20_000;
+
 impl Preprocess {
     /// CLIP's mean and deviation at this size.
     pub fn clip(size: usize) -> Self {
@@ -222,9 +225,12 @@ impl Preprocess {
     }
 
     /// Pads to a square with the mean colour, resizes to `size`: LLaVA's way.
-    pub fn pad(&self, img: &Image) -> Image {
+    pub fn pad(&self, img: &Image) -> Result<Image> {
         let (w, h) = (img.width(), img.height());
         let side = w.max(h);
+        if side > LONGEST {
+            return Err(Error::invalid(format!("a picture of {w} x {h} pixels is too long for a square; cut it")));
+        }
         let colour = self.image_mean.map(|m| (m * 255.0) as u8);
         let mut rgb: Vec<u8> = std::iter::repeat_n(colour, side * side).flatten().collect();
         let (left, top) = ((side - w) / 2, (side - h) / 2);
@@ -232,7 +238,7 @@ impl Preprocess {
             let at = ((top + y) * side + left) * 3;
             rgb[at..at + w * 3].copy_from_slice(&img.rgb()[y * w * 3..(y + 1) * w * 3]);
         }
-        self.crop(&Image::from_rgb(side, side, rgb))
+        Ok(self.crop(&Image::from_rgb(side, side, rgb)))
     }
 
     /// (v / 255 - mean) / std of pictures that have the crop's size.

@@ -41,8 +41,11 @@ fn main() -> std::io::Result<()> {
             let Ok(text) = fs::read_to_string(&source) else { continue };
             for document in documents(&text) {
                 let line = serde_json::json!({ "text": document });
-                let (to, count) =
-                    if hash(&name(&krate)) % 10 == 0 { (&mut test, &mut held_out) } else { (&mut train, &mut bytes) };
+                let (to, count) = if hash(&name(&krate)).is_multiple_of(10) {
+                    (&mut test, &mut held_out)
+                } else {
+                    (&mut train, &mut bytes)
+                };
                 *count += document.len() as f64;
                 writeln!(to, "{line}")?;
             }

@@ -20,11 +20,14 @@ pub struct UnifiedConfig {
     pub image_tokenizer: String,
     /// How the model likes to be sampled.
     pub generation: Generation,
+    /// A question after a drawing that the model learned to answer by yes or no; lets it choose among drawings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_check: Option<String>,
 }
 
 /// Sampling settings for each modality.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Generation {
     /// Text tokens.
     pub text: SampleSettings,
@@ -32,6 +35,8 @@ pub struct Generation {
     pub image: SampleSettings,
     /// Guidance of pictures: 1 is none; above, logits = uncond + scale (cond - uncond).
     pub guidance_scale: f32,
+    /// Drawings for each picture, of which the one is kept that the model itself finds right most surely.
+    pub best_of: usize,
 }
 
 impl Default for Generation {
@@ -40,6 +45,7 @@ impl Default for Generation {
             text: SampleSettings::greedy(),
             image: SampleSettings { temperature: 1.0, top_p: 0.95, ..SampleSettings::default() },
             guidance_scale: 2.0,
+            best_of: 1,
         }
     }
 }

@@ -47,6 +47,9 @@ pub const DESCRIBE: &[&str] = &[
     "what is this?",
 ];
 
+/// The question by which the model judges a drawing of its own; answered by yes or no.
+pub const CHECK: &str = "is this right?";
+
 /// Lines that cover what the tokenizer has to spell.
 pub fn lines(classes: &[String], scenes: usize) -> Vec<String> {
     let mut out = Vec::new();

@@ -102,6 +102,10 @@ impl Documents {
         if let Some(file) = &config.codes {
             let (all, names) = Codes::load(file, bits, grid)?;
             for (i, name) in names.into_iter().enumerate() {
+                if codes.contains_key(&name) {
+                    let why = format!("two pictures are called `{name}`: which one a document means cannot be told");
+                    return Err(Error::bad_file(file, why));
+                }
                 codes.insert(name, all.image(i).to_vec());
             }
         }
@@ -136,7 +140,8 @@ impl Documents {
         let mut out = Sample { cut: true, ..Sample::default() };
         for part in all {
             out.push(match part {
-                Part::Text(text) => Piece::Text(text, true),
+                // a mark in a foreign text is words, not a mark
+                Part::Text(text) => Piece::Text(text.replace("<|", "< |"), true),
                 Part::Image(name) => self.picture(&name).map_err(|e| bad(e.to_string()))?,
             });
         }

@@ -6,6 +6,7 @@ pub mod config;
 pub mod conversation;
 pub mod corpus;
 pub mod documents;
+mod draw;
 pub mod eyes;
 pub mod files;
 pub mod grammar;

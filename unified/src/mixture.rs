@@ -2,7 +2,7 @@
 //! by shares that change over the first steps (the calm-down schedule of UM3 section 4.2).
 
 use crate::Result;
-use crate::corpus::{DESCRIBE, DRAW, TALK};
+use crate::corpus::{CHECK, DESCRIBE, DRAW, TALK};
 use crate::documents::{Documents, DocumentsConfig};
 use crate::photos::{Photos, augment};
 use crate::scenes::{self, Category, Scene, SceneRng, Split};
@@ -26,6 +26,10 @@ pub struct Shares {
     /// A picture, an instruction that changes it, and the changed picture.
     #[serde(default)]
     pub edit: f64,
+    /// A picture drawn on request, rightly or wrongly, and the question whether it is right; teaches the model to choose
+    /// among its own drawings.
+    #[serde(default)]
+    pub check: f64,
 }
 
 /// Shares at the start and after the calm-down.
@@ -60,6 +64,8 @@ pub enum Kind {
     Interleaved,
     /// A picture, an instruction that changes it, and the changed picture.
     Edit,
+    /// A picture drawn on request, and whether it is right.
+    Check,
     /// One from a file of documents.
     Document(usize),
 }
@@ -76,6 +82,7 @@ impl Mixture {
             (Kind::TextToImage, mix(a.text_to_image, b.text_to_image)),
             (Kind::Interleaved, mix(a.interleaved, b.interleaved)),
             (Kind::Edit, mix(a.edit, b.edit)),
+            (Kind::Check, mix(a.check, b.check)),
         ];
         all.extend(self.documents.iter().enumerate().map(|(i, d)| (Kind::Document(i), mix(d.start, d.end))));
         all
@@ -93,6 +100,11 @@ impl Mixture {
         }
         // rounding: the last kind that has a share
         kinds.iter().rev().find(|k| k.1 > 0.0).map_or(Kind::Text, |k| k.0)
+    }
+
+    /// Whether the model learns to judge its own drawings.
+    pub fn checks(&self) -> bool {
+        self.start.check > 0.0 || self.end.check > 0.0
     }
 
     /// Whether the shares can be drawn from.
@@ -162,6 +174,7 @@ impl Source<'_> {
         match kind {
             Kind::Text => return Ok(self.talk(&mut r)),
             Kind::Edit => return Ok(self.editing(&mut r, &mut s)),
+            Kind::Check => return Ok(self.checking(&mut r, &mut s)),
             Kind::Document(i) => {
                 let documents = &self.documents[i];
                 return documents.sample(rng::below(&mut r, documents.len()), &self.marks.end, &mut r);
@@ -231,22 +244,73 @@ impl Source<'_> {
     }
 
     fn drawing(&self, out: &mut Sample, words: &str, image: Image, r: &mut Rng) {
-        let m = self.marks;
         let dropped = f64::from(rng::uniform(r)) < self.mixture.condition_dropout;
         let ask = if dropped { String::new() } else { format!("{}{words}", DRAW[rng::below(r, DRAW.len())]) };
-        out.push(Piece::Text(format!("{}{ask}{}", m.user, m.assistant), false));
-        out.push(Piece::Image(image, true));
-        out.push(Piece::Text(m.end.clone(), true));
+        out.push(Piece::Text(self.marks.user.clone(), false));
+        self.drawn(out, &ask, image, true);
+    }
+
+    /// The rest of a request, and the picture that answers it.
+    fn drawn(&self, out: &mut Sample, ask: &str, image: Image, learn: bool) {
+        let m = self.marks;
+        out.push(Piece::Text(format!("{ask}{}", m.assistant), false));
+        out.push(Piece::Image(image, learn));
+        out.push(Piece::Text(m.end.clone(), learn));
+    }
+
+    /// A request, a picture that answers it or nearly does, and whether it is right. Wrong pictures are not learned.
+    fn checking(&self, r: &mut Rng, s: &mut SceneRng) -> Sample {
+        let mut out = Sample::default();
+        let right = s.chance(0.5);
+        out.push(Piece::Text(self.marks.user.clone(), false));
+        if f64::from(rng::uniform(r)) < self.mixture.photos {
+            let (image, class) = self.photo(r);
+            let classes: Vec<&String> = self.photos.0.classes.iter().filter(|c| *c != class).collect();
+            let asked = if right || classes.is_empty() { class } else { classes[rng::below(r, classes.len())] };
+            let ask = format!("{}{}", DRAW[rng::below(r, DRAW.len())], Photos::caption(asked));
+            self.drawn(&mut out, &ask, image, asked == class);
+            self.turn(&mut out, None, CHECK, yes_no(asked == class));
+            return out;
+        }
+        if s.chance(0.25) {
+            let (before, edit) = self.edit(s);
+            out.push(Piece::Image(scenes::render(&before, self.side), false));
+            let after = match right {
+                true => edit.scene,
+                false if s.chance(0.4) => before,
+                // the same change to another object, or another change
+                false => loop {
+                    match scenes::edit(s, Split::Train, &before) {
+                        Some(other) if other.scene != edit.scene => break other.scene,
+                        _ if s.chance(0.1) => break before,
+                        _ => {}
+                    }
+                },
+            };
+            self.drawn(&mut out, &edit.text, scenes::render(&after, self.side), right);
+        } else {
+            let category = s.pick(&Category::ALL);
+            let (prompt, scene) = scenes::prompt(s, Split::Train, category);
+            let scene = if right { scene } else { scenes::mistake(s, Split::Train, &prompt, &scene) };
+            let ask = format!("{}{}", DRAW[rng::below(r, DRAW.len())], prompt.text);
+            self.drawn(&mut out, &ask, scenes::render(&scene, self.side), right);
+        }
+        self.turn(&mut out, None, CHECK, yes_no(right));
+        out
+    }
+
+    fn edit(&self, s: &mut SceneRng) -> (Scene, scenes::Edit) {
+        loop {
+            let scene = Scene::random(s, Split::Train, 1, 3);
+            if let Some(edit) = scenes::edit(s, Split::Train, &scene) {
+                return (scene, edit);
+            }
+        }
     }
 
     /// A picture that was drawn on request or shown, an instruction, the changed picture, and a question about it.
     fn editing(&self, r: &mut Rng, s: &mut SceneRng) -> Sample {
-        let (before, edit) = loop {
-            let scene = Scene::random(s, Split::Train, 1, 3);
-            if let Some(edit) = scenes::edit(s, Split::Train, &scene) {
-                break (scene, edit);
-            }
-        };
+        let (before, edit) = self.edit(s);
         let mut out = Sample::default();
         let m = self.marks;
         let picture = scenes::render(&before, self.side);
@@ -257,9 +321,7 @@ impl Source<'_> {
             out.push(Piece::Text(m.user.clone(), false));
             out.push(Piece::Image(picture, false));
         }
-        out.push(Piece::Text(format!("{}{}", edit.text, m.assistant), false));
-        out.push(Piece::Image(scenes::render(&edit.scene, self.side), true));
-        out.push(Piece::Text(m.end.clone(), true));
+        self.drawn(&mut out, &edit.text, scenes::render(&edit.scene, self.side), true);
         self.scene_words(&mut out, None, &edit.scene, 1, s);
         out
     }
@@ -286,13 +348,18 @@ impl Source<'_> {
     }
 }
 
+fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn shares_calm_down_in_a_straight_line() {
-        let shares = |text| Shares { text, image_to_text: 1.0, text_to_image: 3.0, interleaved: 0.0, edit: 0.0 };
+        let shares =
+            |text| Shares { text, image_to_text: 1.0, text_to_image: 3.0, interleaved: 0.0, edit: 0.0, check: 0.0 };
         let m = Mixture {
             start: shares(60.0),
             end: shares(12.0),

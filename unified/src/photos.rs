@@ -26,6 +26,9 @@ impl Photos {
             return Err(Error::bad_file(dir, format!("no file {split}-*.parquet")));
         }
         let data = read_parquet(&files)?;
+        if data.images.is_empty() {
+            return Err(Error::bad_file(dir, "the files hold no pictures"));
+        }
         if data.classes.is_empty() || data.labels.iter().any(|&l| l >= data.classes.len()) {
             return Err(Error::bad_file(dir, "the files name no classes, or a label has no class"));
         }

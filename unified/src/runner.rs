@@ -1,10 +1,10 @@
 //! One object that understands, draws and interleaves.
 
-use crate::config::{Generation, UnifiedConfig};
+use crate::config::UnifiedConfig;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream, Window};
+use crate::draw::{Drawn, picture_seed};
 use crate::eyes::{Eyes, load_weights};
 use crate::files::{ModelFiles, Placement};
-use crate::grammar::{Next, State};
 use crate::template::{Conversation, DEFAULT_TEMPLATE, Template};
 use crate::words::Words;
 use crate::{Error, Result};
@@ -23,8 +23,8 @@ pub struct Unified {
     pub config: UnifiedConfig,
     /// The image tokenizer.
     pub eyes: Eyes,
-    model: Llama,
-    words: Words,
+    pub(crate) model: Llama,
+    pub(crate) words: Words,
     template: Template,
     end: u32,
 }
@@ -124,15 +124,9 @@ impl Unified {
         Ok(ids)
     }
 
-    /// The context of guidance's other half: the same request with its words left out.
-    fn unconditional(&self) -> Result<Vec<u32>> {
-        self.words.encode(&format!("{}{}", self.config.marks.user, self.config.marks.assistant))
-    }
-
     /// Answers a conversation with words and pictures in any order, never malformed.
     pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
-        request.generation.text.check()?;
-        request.generation.image.check()?;
+        self.check(&request.generation)?;
         let most = self.model.max_positions();
         let room = self.config.vocabulary.tokens_per_image() + 2 + TEXT_ROOM.min(request.max_tokens);
         let context = request.window.fit(messages, most, room, &|m| self.context(m), &Vec::len)?;
@@ -145,9 +139,15 @@ impl Unified {
             if id == self.end {
                 break;
             }
+            let v = &self.config.vocabulary;
+            // the window is full: the answer ends here, and no picture begins that would not fit
+            let wanted = if id == v.begin_image { v.tokens_per_image() + 2 } else { 1 };
+            if decoding.len() + wanted > most {
+                break;
+            }
             reply.tokens.push(id);
             hidden = decoding.advance(&[id])?;
-            if id != self.config.vocabulary.begin_image {
+            if id != v.begin_image {
                 if !stream.push(&self.words, id, on)? {
                     break;
                 }
@@ -160,8 +160,8 @@ impl Unified {
             let grid = self.config.vocabulary.grid;
             let mut rows = |done: usize| on(Event::RowDone(done, grid));
             let seed = picture_seed(request.seed, reply.images.len());
-            let drawn = self.draw_on(&mut decoding, hidden, &[seed], &request.generation, &mut rows)?;
-            let Some((tokens, codes)) = drawn.into_iter().next() else { return Ok(reply) };
+            let drawn = self.draw_best(&mut decoding, hidden, &[seed], &request.generation, &mut rows)?;
+            let Some(Drawn { tokens, codes }) = drawn.into_iter().next() else { return Ok(reply) };
             // the last visual token and the end mark are not read yet
             decoding.advance(&tokens[tokens.len() - 1..])?;
             hidden = decoding.advance(&[self.config.vocabulary.end_image])?;
@@ -188,84 +188,9 @@ impl Unified {
         Ok(sampler.sample(&logits, seen, s) as u32)
     }
 
-    fn rows(&self, hidden: &Tensor, range: std::ops::Range<usize>) -> Result<Vec<Vec<f32>>> {
+    /// Logits of a range of the vocabulary, for each row of hidden states.
+    pub(crate) fn rows(&self, hidden: &Tensor, range: std::ops::Range<usize>) -> Result<Vec<Vec<f32>>> {
         Ok(self.model.logits(hidden, range)?.to_dtype(DType::F32)?.to_vec2()?)
-    }
-
-    /// Draws one picture for each context (which ends with the begin-image mark), all in one batch. `on_row` hears how
-    /// many rows of the grid are done and may stop the drawing, which then returns nothing.
-    pub fn draw_images(
-        &self,
-        contexts: &[Vec<u32>],
-        seeds: &[u64],
-        g: &Generation,
-        on_row: &mut dyn FnMut(usize) -> bool,
-    ) -> Result<Vec<Vec<u64>>> {
-        let (mut decoding, hidden) = Decoding::start(&self.model, contexts)?;
-        let drawn = self.draw_on(&mut decoding, hidden, seeds, g, on_row)?;
-        Ok(drawn.into_iter().map(|d| d.1).collect())
-    }
-
-    /// Draws one picture for each row of a decoding whose last token is the begin-image mark: its tokens, the last of
-    /// which is not read yet, and its codes. Guidance's unconditional halves have a short cache of their own, which joins
-    /// the batch while the picture is drawn, so that a long conversation is read once.
-    fn draw_on(
-        &self,
-        decoding: &mut Decoding,
-        mut hidden: Tensor,
-        seeds: &[u64],
-        g: &Generation,
-        on_row: &mut dyn FnMut(usize) -> bool,
-    ) -> Result<Vec<(Vec<u32>, Vec<u64>)>> {
-        let v = &self.config.vocabulary;
-        let n = seeds.len();
-        let guided = g.guidance_scale != 1.0;
-        if guided {
-            let mut other = self.unconditional()?;
-            other.push(v.begin_image);
-            let (other, other_hidden) = Decoding::start(&self.model, &vec![other; n])?;
-            decoding.join(&other)?;
-            hidden = Tensor::cat(&[hidden, other_hidden], 0)?;
-        }
-        let mut samplers: Vec<Sampler> = seeds.iter().map(|&s| Sampler::new(s, 1)).collect();
-        let mut tokens = vec![Vec::new(); n];
-        let mut state = State::Image(0);
-        while let Next::Visual(partition) = state.next(v) {
-            let range = v.range(partition);
-            let logits = self.rows(&hidden, range.clone())?;
-            let mut next = Vec::with_capacity(logits.len());
-            for (i, sampler) in samplers.iter_mut().enumerate() {
-                let row = if guided {
-                    let mix = |(c, u): (&f32, &f32)| u + g.guidance_scale * (c - u);
-                    logits[i].iter().zip(&logits[n + i]).map(mix).collect()
-                } else {
-                    logits[i].clone()
-                };
-                let id = (range.start + sampler.sample(&row, &[], &g.image)) as u32;
-                tokens[i].push(id);
-                next.push(id);
-            }
-            if guided {
-                next.extend_from_within(..);
-            }
-            state = next.first().and_then(|&t| state.after(v, t)).ok_or_else(|| Error::invalid("nothing to draw"))?;
-            let per_row = v.grid * v.groups();
-            if tokens[0].len().is_multiple_of(per_row) && !on_row(tokens[0].len() / per_row) {
-                return Ok(Vec::new());
-            }
-            if state != State::Image(v.tokens_per_image()) {
-                hidden = decoding.advance(&next)?;
-            }
-        }
-        decoding.keep(n)?;
-        tokens.into_iter().map(|t| v.to_codes(&t).map(|codes| (t, codes))).collect()
-    }
-
-    /// The context in which the model draws `words`.
-    pub fn drawing_context(&self, words: &str) -> Result<Vec<u32>> {
-        let mut ids = self.context(&[Message::user(format!("draw {words}"))])?;
-        ids.push(self.config.vocabulary.begin_image);
-        Ok(ids)
     }
 
     /// Codes of pictures to pictures.
@@ -298,9 +223,4 @@ impl Unified {
         }
         answers.iter().map(|a| self.words.decode(a)).collect()
     }
-}
-
-/// The seed of the n-th picture of an answer.
-fn picture_seed(seed: u64, n: usize) -> u64 {
-    if n == 0 { seed } else { nn::rng::mix(seed ^ n as u64) }
 }

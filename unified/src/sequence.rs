@@ -52,9 +52,14 @@ impl Sequence {
                 end -= 1;
             }
         }
-        self.ids.truncate(end);
-        self.learn.truncate(end);
-        self.visual.truncate(end);
+        self.truncate(end);
+    }
+
+    /// Keeps the first `length` tokens.
+    pub fn truncate(&mut self, length: usize) {
+        self.ids.truncate(length);
+        self.learn.truncate(length);
+        self.visual.truncate(length);
     }
 
     /// Appends text tokens.

@@ -96,7 +96,11 @@ impl Template {
         for name in ["chat_template.json", "tokenizer_config.json"].into_iter().filter(|n| files.has(n)) {
             let json: serde_json::Value = serde_json::from_str(&files.text(name)?)
                 .map_err(|e| Error::bad_file(files.path_of(name), e.to_string()))?;
-            if let Some(source) = json["chat_template"].as_str() {
+            // one template, or several by name
+            let named = json["chat_template"].as_array().and_then(|all| {
+                all.iter().find(|t| t["name"] == "default").or(all.first()).and_then(|t| t["template"].as_str())
+            });
+            if let Some(source) = json["chat_template"].as_str().or(named) {
                 return Ok(Some(source.to_owned()));
             }
         }

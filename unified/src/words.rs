@@ -48,6 +48,12 @@ impl Words {
         Ok(e.get_ids().to_vec())
     }
 
+    /// Ids of a text, each with the byte of the text that it begins at.
+    pub fn encode_with_places(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        let e = self.inner.encode(text, false).map_err(|e| Error::invalid(format!("text `{text}`: {e}")))?;
+        Ok(e.get_ids().iter().zip(e.get_offsets()).map(|(&id, place)| (id, place.0)).collect())
+    }
+
     /// Text of ids, marks left out. Bytes that are no UTF-8 become replacement characters.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|e| Error::invalid(format!("token ids: {e}")))

@@ -406,7 +406,7 @@ fn llamagen_trains_on_either_tokenizer_and_draws() {
         unified(d, &args)
     };
     let vq = [format!("tokenizer={}", fixture("vq").display()), "grid=4".to_owned()];
-    for (out, more, side) in [("q", &[][..], 64), ("v", &vq, 16)] {
+    for (out, more, side) in [("q", &[][..], 64), ("v", &vq, 8)] {
         let done = train(out, more);
         assert!(done.status.success(), "{}", text(&done.stderr));
         ok(d, &["generate", "--model", out, "--class", "0,9", "-o", &format!("{out}/drawn")]);

@@ -15,6 +15,15 @@ pub fn set_bf16_matmul(allow: bool) {
     BF16.store(allow && bf16_available(), Ordering::Relaxed);
 }
 
+/// Runs what must come out as it does outside a training (codes of pictures, features of a frozen tower) with products
+/// in float32.
+pub fn in_float32<T>(f: impl FnOnce() -> T) -> T {
+    let was = BF16.swap(false, Ordering::Relaxed);
+    let out = f();
+    BF16.store(was, Ordering::Relaxed);
+    out
+}
+
 /// x [.., k] times the transpose of weight [n, k], plus bias [n]; returns [.., n].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (n, k) = weight.dims2()?;

@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod branch;
+mod conv;
 mod cross_entropy;
 mod gemm_bf16;
 mod linear;
@@ -17,10 +18,11 @@ mod vector;
 pub use activation::{Activation, gated_silu};
 pub use attention::{Mask, attention};
 pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch};
+pub use conv::{conv2d, max_pool2d};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use gemm_bf16::bf16_available;
 pub(crate) use linear::{Matrix, product};
-pub use linear::{linear, set_bf16_matmul};
+pub use linear::{in_float32, linear, set_bf16_matmul};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{Positions, Rope, RopeStyle};
 

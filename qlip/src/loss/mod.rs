@@ -1,5 +1,7 @@
-//! Losses of tokenizer training. Perceptual and adversarial terms join here as files of their own.
+//! Losses of tokenizer training, one a file.
 
 mod contrastive;
+mod lpips;
 
 pub use contrastive::{accuracy, info_nce};
+pub use lpips::{Lpips, LpipsConfig, Trunk, layer_distance};

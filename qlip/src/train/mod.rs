@@ -86,7 +86,8 @@ pub fn stage1(model: &Qlip, batch: &PairBatch, w: &LossWeights) -> Result<StepOu
 
 /// Loss of stage 2: the tower runs without a graph.
 pub fn stage2(model: &Qlip, pixels: &Pixels) -> Result<StepOutput> {
-    let quantized = model.bsq.quantize(&model.encode(pixels)?.latents)?.detach();
+    let latents = nn::ops::in_float32(|| model.encode(pixels))?.latents;
+    let quantized = model.bsq.quantize(&latents)?.detach();
     let recon = model.paint(&model.expand(&quantized)?)?.0;
     let mse = (&recon.0 - &pixels.0)?.sqr()?.mean_all()?;
     let metrics = vec![("mse", number(&mse)?)];

@@ -38,8 +38,8 @@ pub struct Chat {
 const HELP: &str = "\
 /image FILE   show the model a picture with your next message
 /draw TEXT    draw TEXT
-/save FILE    save the last picture as PNG
-/seed N       use seed N from here on
+/save [FILE]  save the last picture as PNG
+/seed [N]     use seed N from here on, or say which is used
 /new          start a new conversation
 /help         this list
 Ctrl-C stops an answer, Ctrl-D leaves.";
@@ -70,8 +70,8 @@ impl Chat {
             }
             return session.say(prompt);
         }
-        ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed)).context("Ctrl-C cannot be caught")?;
         if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+            ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed)).context("Ctrl-C cannot be caught")?;
             session.interactive()
         } else {
             session.lines()
@@ -145,12 +145,13 @@ impl Session<'_> {
             }
             "draw" if rest.is_empty() => bail!("/draw needs words, as in /draw a red circle"),
             "draw" => return self.say(&format!("draw {rest}")),
-            "save" if rest.is_empty() => bail!("/save needs a file name"),
             "save" => {
                 let image = self.last.as_ref().context("there is no picture to save yet")?;
-                image.save_png(Path::new(rest))?;
-                println!("{rest}");
+                let path = if rest.is_empty() { free_name(self.out) } else { PathBuf::from(rest) };
+                image.save_png(&path)?;
+                println!("{}", path.display());
             }
+            "seed" if rest.is_empty() => println!("seed {}", self.seed),
             "seed" => self.seed = rest.parse().context("/seed needs a whole number")?,
             "new" => {
                 self.messages.clear();
@@ -206,6 +207,7 @@ impl Session<'_> {
             }
         };
         if let Some(e) = failed {
+            self.messages.pop();
             return Err(e.into());
         }
         if json {

@@ -33,8 +33,12 @@ pub struct Generate {
     class: Vec<u32>,
     /// Draw the picture in a PNG file of this command again, with the model, words, seed and settings that it records.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "class", "n", "seed", "grid", "greedy", "guidance",
-        "temperature", "top_k", "top_p", "min_p"])]
+        "temperature", "top_k", "top_p", "min_p", "best_of"])]
     from_png: Option<PathBuf>,
+    /// Drawings for each picture, of which the one is kept that the model itself finds right most surely; as the model's
+    /// config says if absent.
+    #[arg(long, value_name = "N", conflicts_with = "class")]
+    best_of: Option<usize>,
     /// One PNG with all pictures side by side.
     #[arg(long)]
     grid: bool,
@@ -87,7 +91,13 @@ impl Generate {
     pub fn run(&self) -> Result<()> {
         if let Some(path) = &self.from_png {
             let (recipe, before) = Recipe::read(path)?;
-            let recipe = Recipe { model: self.common.model.clone().or(recipe.model.clone()), ..recipe };
+            recipe.check(path)?;
+            // a stranger's picture must not fetch models
+            let model = self.common.model.clone().or(recipe.model.clone());
+            if let Some(id) = recipe.model.filter(|m| self.common.model.is_none() && !Path::new(m).is_dir()) {
+                bail!("{}: drawn by model `{id}`, which is no folder here; give --model", path.display());
+            }
+            let recipe = Recipe { model, ..recipe };
             let drawn = self.draw(&recipe)?;
             if drawn != [before] {
                 eprintln!("note: not the same pixels: drawn by another version, model or machine");
@@ -103,12 +113,12 @@ impl Generate {
         if self.codes_only {
             return self.codes();
         }
-        let settings = match self.prompt {
+        let (settings, best_of) = match self.prompt {
             Some(_) => {
                 let g = self.common.unified_config()?.generation;
-                self.settings(g.image, g.guidance_scale)?
+                (self.settings(g.image, g.guidance_scale)?, self.best_of.unwrap_or(g.best_of))
             }
-            None => self.settings(SampleSettings::default(), 4.0)?,
+            None => (self.settings(SampleSettings::default(), 4.0)?, 1),
         };
         self.draw(&Recipe {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -121,6 +131,7 @@ impl Generate {
             n: self.n,
             batch: self.common.batch()?,
             index: None,
+            best_of,
             settings,
         })?;
         Ok(())
@@ -266,7 +277,12 @@ impl Painter {
         let s = &recipe.settings;
         match self {
             Self::Words(model, context) => {
-                let g = Generation { image: s.sample, guidance_scale: s.guidance_scale, ..model.config.generation };
+                let g = Generation {
+                    image: s.sample,
+                    guidance_scale: s.guidance_scale,
+                    best_of: recipe.best_of,
+                    ..model.config.generation
+                };
                 let seeds: Vec<u64> = range.map(|i| recipe.seed.wrapping_add(i as u64)).collect();
                 let codes = model.draw_images(&vec![context.clone(); seeds.len()], &seeds, &g, &mut |_| {
                     on_row();

@@ -64,7 +64,7 @@ impl Detokenize {
         let (codes, names) = Codes::load(&self.codes, eyes.model.bsq.bits, eyes.model.grid())?;
         let images = eyes.decode(&codes)?;
         out_dir(&self.out)?;
-        save(&self.common, &self.out, &names, &images)
+        save(&self.common, &self.out, &names, &images, std::slice::from_ref(&self.codes))
     }
 }
 
@@ -83,6 +83,7 @@ pub struct Reconstruct {
 
 impl Reconstruct {
     pub fn run(&self) -> Result<()> {
+        out_dir(&self.out)?;
         let eyes = self.common.eyes()?;
         let bar = progress(self.images.len(), "reconstruct");
         let mut images = Vec::new();
@@ -91,9 +92,8 @@ impl Reconstruct {
             tick(&bar, chunk.len());
         }
         bar.finish_and_clear();
-        out_dir(&self.out)?;
         let names: Vec<String> = self.images.iter().map(|p| stem(p)).collect();
-        save(&self.common, &self.out, &names, &images)
+        save(&self.common, &self.out, &names, &images, &self.images)
     }
 }
 
@@ -101,11 +101,13 @@ fn stem(p: &Path) -> String {
     p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Writes DIR/NAME.png for each picture; a name that occurs again gets a number.
-fn save(common: &Common, dir: &Path, names: &[String], images: &[Image]) -> Result<()> {
+/// Writes DIR/NAME.png for each picture; a name that occurs again gets a number. The files they come from are not
+/// written over.
+fn save(common: &Common, dir: &Path, names: &[String], images: &[Image], from: &[PathBuf]) -> Result<()> {
+    let sources: HashSet<PathBuf> = from.iter().filter_map(|p| p.canonicalize().ok()).collect();
     let mut taken = HashSet::new();
     let mut paths = Vec::new();
-    for (i, (name, image)) in names.iter().zip(images).enumerate() {
+    for (i, name) in names.iter().enumerate() {
         let plain = !name.is_empty() && !name.contains(['/', '\\']) && name != "..";
         let mut file = if plain { name.clone() } else { format!("image-{i:04}") };
         if !taken.insert(file.clone()) {
@@ -113,8 +115,13 @@ fn save(common: &Common, dir: &Path, names: &[String], images: &[Image]) -> Resu
             taken.insert(file.clone());
         }
         let path = dir.join(format!("{file}.png"));
-        image.save_png(&path)?;
+        if path.canonicalize().is_ok_and(|p| sources.contains(&p)) {
+            bail!("{}: this would write over the picture it is made from; choose another -o", path.display());
+        }
         paths.push(path);
+    }
+    for (image, path) in images.iter().zip(&paths) {
+        image.save_png(path)?;
     }
     if common.json {
         println!("{}", serde_json::json!({ "images": paths }));

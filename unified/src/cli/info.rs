@@ -44,6 +44,10 @@ impl Info {
             "QLIP: vision tower, text tower, binary spherical quantizer, pixel decoder"
         } else if json["model_type"] == "llava" || json.get("mm_vision_tower").is_some() {
             "LLaVA: vision tower, two-layer projector, Llama decoder"
+        } else if json["model_type"] == "c2i" || json["model_type"] == "t2i" {
+            "LlamaGen: Llama-style decoder of picture tokens"
+        } else if json.get("codebook_size").is_some() {
+            "VQ image tokenizer of LlamaGen"
         } else if json["model_type"] == "clip_vision_model" {
             "CLIP vision tower"
         } else if json["model_type"] == "llama" {
@@ -51,6 +55,10 @@ impl Info {
         } else {
             "unknown (config.json names no architecture of this program)"
         };
+        let text = json.get("text_config").unwrap_or(&json);
+        if let (serde_json::Value::Null, Some(rows)) = (&vocabulary, text["vocab_size"].as_u64()) {
+            vocabulary = serde_json::json!({ "rows": rows });
+        }
         let count = |t: &Stored| t.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum::<usize>();
         // weights; activations of a conversation are small beside those of a model where memory matters
         let memory = |storage| -> usize {

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// Keyword of the text in the PNG.
 const KEYWORD: &str = "unified";
 
+/// Most pictures that a recipe may ask for.
+const MOST: usize = 10_000;
+
 /// Everything that the pixels depend on, besides the model's weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,8 +37,15 @@ pub struct Recipe {
     pub batch: usize,
     /// Which of the pictures this is; absent for all of them in one grid.
     pub index: Option<usize>,
+    /// Drawings of which each picture is the best, where the model judges its own.
+    #[serde(default = "one")]
+    pub best_of: usize,
     /// Sampling and guidance.
     pub settings: DrawSettings,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Recipe {
@@ -43,6 +53,15 @@ impl Recipe {
     pub fn save(&self, image: &Image, path: &Path) -> Result<()> {
         let text = serde_json::to_string(self)?;
         nn::checkpoint::write_atomic(path, &image.to_png_with(&[(KEYWORD, &text)])?)?;
+        Ok(())
+    }
+
+    /// Whether the numbers are ones that this program writes.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        self.settings.sample.check().with_context(|| format!("{}: its recipe", path.display()))?;
+        if self.n == 0 || self.n.max(self.batch).max(self.best_of) > MOST || self.class.len() > MOST {
+            bail!("{}: its recipe asks for more than {MOST} pictures, or none", path.display());
+        }
         Ok(())
     }
 

@@ -154,6 +154,9 @@ impl LlavaChat {
                 break;
             }
             reply.tokens.push(id);
+            if decoding.len() == most {
+                break;
+            }
             hidden = decoding.advance(&[id])?;
         }
         stream.finish(&self.words, &mut reply, on)?;
@@ -165,7 +168,7 @@ impl LlavaChat {
         if pictures.is_empty() {
             return Ok(None);
         }
-        let square: Vec<Image> = pictures.iter().map(|i| self.preprocess.pad(i)).collect();
+        let square: Vec<Image> = pictures.iter().map(|i| self.preprocess.pad(i)).collect::<nn::Result<_>>()?;
         let pixels = self.preprocess.normalise(&square, &self.device)?;
         let pixels = qlip::Pixels(pixels.0.to_dtype(self.model.dtype())?);
         Ok(Some(self.model.project(&self.model.see(&pixels)?)?.flatten_to(1)?))

@@ -176,7 +176,13 @@ impl LlavaConfig {
                 c.check()?;
                 c.num_hidden_layers
             }
-            VisionConfig::Qlip(c) => c.num_hidden_layers,
+            VisionConfig::Qlip(c) => {
+                c.check("vision_config")?;
+                if self.vision_feature != VisionFeature::Hidden {
+                    c.check_quantizer()?;
+                }
+                c.num_hidden_layers
+            }
         };
         if matches!(self.vision_config, VisionConfig::Clip(_)) && self.vision_feature != VisionFeature::Hidden {
             return Err(Error::invalid("vision_feature: a CLIP tower has no codes; use \"hidden\""));

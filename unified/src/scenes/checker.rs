@@ -5,6 +5,7 @@
 
 use super::language::Prompt;
 use super::render::render;
+use super::verdict::{Seen, Verdict, judge};
 use super::world::{CANVAS, Colour, Object, Scene, Shape, Size};
 use qlip::Image;
 
@@ -24,30 +25,6 @@ const LARGE: f64 = 0.2;
 const MASK: usize = 32;
 
 type Mask = Vec<bool>;
-
-/// An object that was found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Seen {
-    /// Nearest palette colour.
-    pub colour: Colour,
-    /// Shape, where one is close enough.
-    pub shape: Option<Shape>,
-    /// Size.
-    pub size: Size,
-    /// Centre of its box, as shares of the canvas.
-    pub centre: (f64, f64),
-}
-
-/// How well a picture shows a prompt.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Verdict {
-    /// Everything asked for is there, and nothing else.
-    pub strict: bool,
-    /// Everything asked for is there in the asked number; other things may be too.
-    pub lenient: bool,
-    /// Share of the asked things (each noun, the relation) that is there.
-    pub soft: f64,
-}
 
 /// The checker with its calibrated templates.
 pub struct Checker {
@@ -112,35 +89,6 @@ impl Checker {
                 })
             })
     }
-}
-
-/// Objects against a prompt.
-fn judge(seen: &[Seen], prompt: &Prompt) -> Verdict {
-    let fitting = |n: &super::Noun| -> Vec<&Seen> {
-        seen.iter()
-            .filter(|s| {
-                n.colour.is_none_or(|c| c == s.colour)
-                    && s.shape.is_some_and(|shape| n.shape.is_none_or(|x| x == shape))
-                    && n.size.is_none_or(|x| x == s.size)
-            })
-            .collect()
-    };
-    let found: Vec<Vec<&Seen>> = prompt.nouns.iter().map(fitting).collect();
-    // "a diamond and a diamond" asks for two
-    let needed = |n: &super::Noun| -> usize {
-        let same = |m: &&super::Noun| super::Noun { count: n.count, ..**m } == *n;
-        prompt.nouns.iter().filter(same).map(|m| m.count).sum()
-    };
-    let mut atoms: Vec<bool> = prompt.nouns.iter().zip(&found).map(|(n, f)| f.len() == needed(n)).collect();
-    if let (Some(relation), [a, b, ..]) = (prompt.relation, &found[..]) {
-        let holds =
-            a.iter().any(|a| b.iter().any(|b| relation.holds(a.centre.0 - b.centre.0, a.centre.1 - b.centre.1, 1.0)));
-        atoms.push(holds);
-    }
-    let right = atoms.iter().filter(|a| **a).count();
-    let lenient = right == atoms.len();
-    let asked: usize = prompt.nouns.iter().map(|n| n.count).sum();
-    Verdict { strict: lenient && seen.len() == asked, lenient, soft: right as f64 / atoms.len().max(1) as f64 }
 }
 
 /// Connected foreground of mainly one colour.

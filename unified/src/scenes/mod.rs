@@ -6,11 +6,15 @@
 mod checker;
 mod edit;
 mod language;
+mod mistake;
 mod render;
+mod verdict;
 mod world;
 
-pub use checker::{Checker, Seen, Verdict};
+pub use checker::Checker;
 pub use edit::{EDITS, Edit, edit};
 pub use language::{Category, Noun, Prompt, Question, caption, prompt, question};
+pub use mistake::mistake;
 pub use render::render;
+pub use verdict::{Seen, Verdict};
 pub use world::{Colour, Object, Relation, Scene, SceneRng, Shape, Size, Split};

@@ -2,14 +2,16 @@
 
 /// Side of the canvas in the integer units of positions and radii.
 pub const CANVAS: i64 = 4096;
-/// Positions move in steps of two pixels at 64 pixels a side.
-const STEP: i64 = CANVAS / 32;
+/// Positions move in steps of four pixels at 64 pixels a side.
+const STEP: i64 = CANVAS / 16;
+/// Steps between the middles of neighbouring cells.
+const CELL: i64 = 5;
 /// Raise it when any scene changes: it keys the random numbers.
-const SUITE: u64 = 2;
+const SUITE: u64 = 3;
 
-/// Middle of a row or column of cells.
+/// Middle of a row or column of cells: 12, 32 and 52 pixels at 64.
 fn middle(cell: usize) -> i64 {
-    (2 * cell as i64 + 1) * CANVAS / 6 / STEP * STEP
+    (3 + CELL * cell as i64) * STEP
 }
 
 /// Palette of the objects.
@@ -103,7 +105,7 @@ impl Size {
     /// Steps that an object may be away from the middle of its cell: half of the room that the cell leaves, less half
     /// of the smallest gap (2 pixels at 64).
     fn steps(self) -> i64 {
-        ((CANVAS / 3 - 2 * self.radius()) / 2 - CANVAS / 64) / STEP
+        ((CELL * STEP - 2 * self.radius()) / 2 - CANVAS / 64) / STEP
     }
 }
 

@@ -58,7 +58,7 @@ pub struct LlavaTraining {
     pub data: PathBuf,
     /// Folder that the pictures' paths start from.
     pub images: PathBuf,
-    /// Tokens a row; short conversations share one, longer ones are an error.
+    /// Tokens a row; short conversations share one, longer ones lose their end, but no picture.
     pub sequence_length: usize,
     /// Adapters instead of the language model's own weights (stage 2).
     #[serde(default)]
@@ -125,9 +125,10 @@ impl LlavaTraining {
                 } else {
                     let pictures = paths
                         .par_iter()
-                        .map(|p| Ok(base.preprocess.pad(&Image::open(&self.images.join(p))?)))
+                        .map(|p| base.preprocess.pad(&Image::open(&self.images.join(p))?))
                         .collect::<Result<Vec<_>>>()?;
-                    let seen = model.see(&base.preprocess.normalise(&pictures, &device)?)?;
+                    let pixels = base.preprocess.normalise(&pictures, &device)?;
+                    let seen = nn::ops::in_float32(|| model.see(&pixels))?;
                     Some(model.project(&seen.detach())?.flatten_to(1)?)
                 };
                 // pictures lie in the rows in the order of the conversations only if packing kept it
@@ -248,22 +249,37 @@ impl LlavaTraining {
         entries
             .par_iter()
             .map(|entry| {
+                let pieces = pieces(entry, template, &base.marks.0, &base.marks.1)?;
+                let text: String = pieces.iter().map(|p| p.0.as_str()).collect();
+                // where each piece ends in the text, and whether it is learned
+                let ends: Vec<(usize, bool)> = pieces
+                    .iter()
+                    .scan(0, |end, (piece, learn)| {
+                        *end += piece.len();
+                        Some((*end, *learn))
+                    })
+                    .collect();
                 let mut s = Sequence::default();
-                for (text, learn) in pieces(entry, template, &base.marks.0, &base.marks.1)? {
-                    for (i, part) in text.split(IMAGE_MARK).enumerate() {
-                        if i > 0 {
-                            s.push_text(&picture, false);
-                        }
-                        if !part.is_empty() {
-                            s.push_text(&words.encode(part)?, learn);
-                        }
+                let mut start = 0;
+                for (i, part) in text.split(IMAGE_MARK).enumerate() {
+                    if i > 0 {
+                        s.push_text(&picture, false);
                     }
+                    // as a whole, as an answer's context is encoded: a turn by itself may become other tokens
+                    for (id, at) in words.encode_with_places(part)? {
+                        let learn = ends.iter().find(|e| start + at < e.0).is_some_and(|e| e.1);
+                        s.push_text(&[id], learn);
+                    }
+                    start += part.len() + IMAGE_MARK.len();
                 }
-                if s.ids.len() > self.sequence_length {
-                    let (n, most) = (s.ids.len(), self.sequence_length);
-                    let why = format!("entry {}: {n} tokens; sequence_length is {most}", entry.id);
+                let most = self.sequence_length;
+                let pictures = s.ids.iter().rposition(|&id| id == base.config.image_token_index).map_or(0, |at| at + 1);
+                if pictures > most {
+                    let why =
+                        format!("entry {}: its pictures end at token {pictures}; sequence_length is {most}", entry.id);
                     return Err(Error::bad_file(&self.data, why));
                 }
+                s.truncate(most);
                 Ok(s)
             })
             .collect()

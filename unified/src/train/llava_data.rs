@@ -59,13 +59,17 @@ impl Entry {
 pub fn read(path: &Path) -> Result<Vec<Entry>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     let bad = |line: usize, e: serde_json::Error| Error::bad_file(path, format!("line {line}: {e}"));
-    let entries: Vec<Entry> = if text.trim_start().starts_with('[') {
+    let mut entries: Vec<Entry> = if text.trim_start().starts_with('[') {
         serde_json::from_str(&text).map_err(|e| bad(e.line(), e))?
     } else {
         let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
         lines.map(|(i, l)| serde_json::from_str(l).map_err(|e| bad(i + 1, e))).collect::<Result<_>>()?
     };
-    for e in &entries {
+    for e in &mut entries {
+        // published files hold a few that begin with an answer; LLaVA leaves that turn out
+        if e.conversations.first().and_then(role) == Some("assistant") {
+            e.conversations.remove(0);
+        }
         let wrong = |why: String| Err(Error::bad_file(path, format!("entry {}: {why}", e.id)));
         if e.marks() != e.images().len() {
             return wrong(format!("{} `<image>` marks for {} pictures", e.marks(), e.images().len()));
@@ -73,7 +77,9 @@ pub fn read(path: &Path) -> Result<Vec<Entry>> {
         if let Some(t) = e.conversations.iter().find(|t| role(t).is_none()) {
             return wrong(format!("`from` is `{}`; use human or gpt", t.from));
         }
-        if e.conversations.first().and_then(role) != Some("user") || e.conversations.len() < 2 {
+        let system = e.conversations.first().and_then(role) == Some("system");
+        let turns = &e.conversations[usize::from(system)..];
+        if turns.first().and_then(role) != Some("user") || turns.len() < 2 {
             return wrong("a conversation begins with a human's turn and has an answer".into());
         }
     }

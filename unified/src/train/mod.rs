@@ -14,7 +14,7 @@ pub use tokenizer::TokenizerTraining;
 pub use um::UnifiedTraining;
 
 use crate::{Error, Result};
-use nn::train::Progress;
+use nn::train::{Progress, STATE_FILE};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -60,9 +60,39 @@ impl Training {
 
     /// Runs it, leaving config, log, state and model in the folder.
     pub fn run(&self, run: &mut Run) -> Result<()> {
+        let state = run.out.join(STATE_FILE);
+        if !run.resume && state.exists() {
+            let why = "a training is here already; go on with --resume, or choose another --out";
+            return Err(Error::bad_file(&state, why));
+        }
+        if self.batch_size() == Some(0) {
+            return Err(Error::invalid("batch_size = 0: nothing to train; write 1 or more"));
+        }
+        let new = !run.out.exists();
         std::fs::create_dir_all(run.out).map_err(Error::io(run.out))?;
         let text = toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?;
-        nn::checkpoint::write_atomic(&run.out.join("training.toml"), text.as_bytes())?;
+        let config = run.out.join("training.toml");
+        nn::checkpoint::write_atomic(&config, text.as_bytes())?;
+        let done = self.begin(run);
+        if done.is_err() && new && !run.out.join("metrics.jsonl").exists() {
+            // it never began: nothing of it stays, unless something else is in the folder by now
+            let _ = std::fs::remove_file(&config);
+            let _ = std::fs::remove_dir(run.out);
+        }
+        done
+    }
+
+    fn batch_size(&self) -> Option<usize> {
+        match self {
+            Self::Tokenizer(_) => None,
+            Self::Qlip(t) => Some(t.batch_size),
+            Self::Llava(t) => Some(t.batch_size),
+            Self::LlamaGen(t) => Some(t.batch_size),
+            Self::Unified(t) => Some(t.batch_size),
+        }
+    }
+
+    fn begin(&self, run: &mut Run) -> Result<()> {
         match self {
             Self::Tokenizer(t) => t.run(run),
             Self::Qlip(t) => t.run(run),

@@ -2,6 +2,7 @@
 
 use super::Run;
 use crate::config::{Generation, UnifiedConfig};
+use crate::corpus::CHECK;
 use crate::documents::Documents;
 use crate::eyes::Eyes;
 use crate::files::{ModelFiles, Placement};
@@ -137,6 +138,7 @@ impl UnifiedTraining {
             marks: marks.clone(),
             image_tokenizer: "qlip".into(),
             generation: self.generation,
+            self_check: self.mixture.checks().then(|| CHECK.to_owned()),
         };
         self.write_folder(run.out, &config, words.to_json()?.as_bytes())?;
         let params = Params::for_training(tensors, &[], self.seed, DType::F32, &run.device);
@@ -228,7 +230,8 @@ impl UnifiedTraining {
                 Piece::Text(..) | Piece::Codes(..) => None,
             })
             .collect();
-        let codes = eyes.encode(&images)?;
+        // the codes that `tokenize` makes, whatever the training's arithmetic
+        let codes = nn::ops::in_float32(|| eyes.encode(&images))?;
         let mut encoded = 0..codes.images();
         let mut one = |sample: &Sample| -> Result<Sequence> {
             let mut s = Sequence::default();

@@ -65,7 +65,7 @@ impl Forward {
         } else if json["model_type"] == "clip_vision_model" {
             let tower = ClipTower::new(&params()?.at("vision_model"), &read_json::<ClipVisionConfig>(&path)?)?;
             llava::tower_outputs(&tower, &inputs)?
-        } else if json["model_type"] == "llava" {
+        } else if json["model_type"] == "llava" || json.get("mm_vision_tower").is_some() {
             let config = LlavaConfig::parse(&path, &text)?;
             let tensors = Stored::map_dir(&self.model_dir)?.renamed(published_name);
             let origin = self.model_dir.display().to_string();
@@ -102,6 +102,9 @@ impl Inputs<'_> {
     fn ids(&self, name: &str) -> Result<(Vec<i64>, usize, usize)> {
         let t = self.find(name).with_context(|| format!("{}: no tensor `{name}`", self.path.display()))?;
         let (r, c) = t.dims2().with_context(|| format!("{}: `{name}` must be [batch, tokens]", self.path.display()))?;
+        if r == 0 || c == 0 {
+            bail!("{}: `{name}` is empty", self.path.display());
+        }
         Ok((t.to_dtype(DType::I64)?.flatten_all()?.to_vec1()?, r, c))
     }
     /// Pictures as the model's type.

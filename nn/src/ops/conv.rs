@@ -1,0 +1,200 @@
+//! Two-dimensional convolution: patches to columns, then one product; the columns are made again in the backward pass.
+
+use super::linear::{Matrix, product};
+use super::{is_fused, values, with_values};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// x [batch, in, height, width] with kernels [out, in, kh, kw], zeros around: `padding` rows and columns on every side;
+/// returns [batch, out, (height + 2 padding - kh) / stride + 1, ..].
+pub fn conv2d(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    if is_fused(x) && is_fused(weight) {
+        return x.contiguous()?.apply_op2(&weight.contiguous()?, Conv { padding, stride });
+    }
+    x.conv2d(weight, padding, stride, 1, 1)
+}
+
+#[derive(Clone, Copy)]
+struct Conv {
+    padding: usize,
+    stride: usize,
+}
+
+/// Sizes of one convolution.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    input: usize,
+    h: usize,
+    w: usize,
+    output: usize,
+    kh: usize,
+    kw: usize,
+    oh: usize,
+    ow: usize,
+}
+
+impl Sizes {
+    /// Values of a column: one patch.
+    fn patch(&self) -> usize {
+        self.input * self.kh * self.kw
+    }
+    fn cells(&self) -> usize {
+        self.oh * self.ow
+    }
+    fn image(&self) -> usize {
+        self.input * self.h * self.w
+    }
+}
+
+impl Conv {
+    fn sizes(&self, x: &[usize], weight: &[usize]) -> Result<Sizes> {
+        let (&[batch, input, h, w], &[output, i, kh, kw]) = (x, weight) else {
+            candle_core::bail!("a convolution of {weight:?} over {x:?}: both need four dimensions");
+        };
+        let (ph, pw) = (h + 2 * self.padding, w + 2 * self.padding);
+        if i != input || kh > ph || kw > pw || self.stride == 0 || kh * kw == 0 {
+            candle_core::bail!("kernels {weight:?} do not fit an input of {x:?} with padding {}", self.padding);
+        }
+        let (oh, ow) = ((ph - kh) / self.stride + 1, (pw - kw) / self.stride + 1);
+        Ok(Sizes { batch, input, h, w, output, kh, kw, oh, ow })
+    }
+
+    /// Output columns whose input column `at * stride + dx - padding` lies inside, as a range.
+    fn inside(&self, cells: usize, size: usize, d: usize) -> std::ops::Range<usize> {
+        let first = self.padding.saturating_sub(d).div_ceil(self.stride);
+        let end = if size + self.padding > d { (size + self.padding - d).div_ceil(self.stride) } else { 0 };
+        first.min(cells)..end.clamp(first.min(cells), cells)
+    }
+
+    /// One picture to columns [patch, cells].
+    fn columns(&self, s: &Sizes, x: &[f32], out: &mut [f32]) {
+        let plane = s.kh * s.kw * s.cells();
+        out.par_chunks_mut(plane).zip(x.par_chunks(s.h * s.w)).for_each(|(out, x)| {
+            for (k, row) in out.chunks_exact_mut(s.cells()).enumerate() {
+                let (dy, dx) = (k / s.kw, k % s.kw);
+                let columns = self.inside(s.ow, s.w, dx);
+                let rows = self.inside(s.oh, s.h, dy);
+                for (oy, line) in row.chunks_exact_mut(s.ow).enumerate() {
+                    if !rows.contains(&oy) || columns.is_empty() {
+                        line.fill(0.0);
+                        continue;
+                    }
+                    let y = oy * self.stride + dy - self.padding;
+                    let from = y * s.w + columns.start * self.stride + dx - self.padding;
+                    line[..columns.start].fill(0.0);
+                    line[columns.end..].fill(0.0);
+                    let inner = &mut line[columns.clone()];
+                    if self.stride == 1 {
+                        inner.copy_from_slice(&x[from..from + inner.len()]);
+                    } else {
+                        for (o, v) in inner.iter_mut().zip(x[from..].iter().step_by(self.stride)) {
+                            *o = *v;
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Sums columns [patch, cells] back into a picture: the transpose of [`Self::columns`].
+    fn picture(&self, s: &Sizes, columns: &[f32], x: &mut [f32]) {
+        let plane = s.kh * s.kw * s.cells();
+        x.par_chunks_mut(s.h * s.w).zip(columns.par_chunks(plane)).for_each(|(x, all)| {
+            x.fill(0.0);
+            for (k, row) in all.chunks_exact(s.cells()).enumerate() {
+                let (dy, dx) = (k / s.kw, k % s.kw);
+                let columns = self.inside(s.ow, s.w, dx);
+                if columns.is_empty() {
+                    continue;
+                }
+                for oy in self.inside(s.oh, s.h, dy) {
+                    let y = oy * self.stride + dy - self.padding;
+                    let from = y * s.w + columns.start * self.stride + dx - self.padding;
+                    let line = &row[oy * s.ow..][columns.clone()];
+                    for (v, g) in x[from..].iter_mut().step_by(self.stride).zip(line) {
+                        *v += g;
+                    }
+                }
+            }
+        });
+    }
+
+    fn forward(&self, s: &Sizes, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut y = vec![0f32; s.batch * s.output * s.cells()];
+        let mut columns = vec![0f32; s.patch() * s.cells()];
+        for (y, x) in y.chunks_exact_mut(s.output * s.cells()).zip(x.chunks_exact(s.image())) {
+            self.columns(s, x, &mut columns);
+            let (w, c) = (Matrix::rows(weight, s.patch()), Matrix::rows(&columns, s.cells()));
+            product(s.output, s.cells(), s.patch(), w, c, y, false);
+        }
+        y
+    }
+
+    fn weight_gradient(&self, s: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
+        let mut dw = vec![0f32; s.output * s.patch()];
+        let mut columns = vec![0f32; s.patch() * s.cells()];
+        for (g, x) in g.chunks_exact(s.output * s.cells()).zip(x.chunks_exact(s.image())) {
+            self.columns(s, x, &mut columns);
+            let (g, c) = (Matrix::rows(g, s.cells()), Matrix::rows(&columns, s.cells()).t());
+            product(s.output, s.patch(), s.cells(), g, c, &mut dw, true);
+        }
+        dw
+    }
+
+    fn input_gradient(&self, s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
+        let mut dx = vec![0f32; s.batch * s.image()];
+        let mut columns = vec![0f32; s.patch() * s.cells()];
+        for (g, dx) in g.chunks_exact(s.output * s.cells()).zip(dx.chunks_exact_mut(s.image())) {
+            let (w, g) = (Matrix::rows(weight, s.patch()).t(), Matrix::rows(g, s.cells()));
+            product(s.patch(), s.cells(), s.output, w, g, &mut columns, false);
+            self.picture(s, &columns, dx);
+        }
+        dx
+    }
+}
+
+impl CustomOp2 for Conv {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        let s = self.sizes(lx.dims(), lw.dims())?;
+        let y = self.forward(&s, values(x, lx)?, values(w, lw)?);
+        Ok((CpuStorage::F32(y), Shape::from((s.batch, s.output, s.oh, s.ow))))
+    }
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let s = self.sizes(x.dims(), w.dims())?;
+        with_values([x, w, &g.contiguous()?], |[xv, wv, g]| {
+            let dx = x.track_op().then(|| self.input_gradient(&s, wv, g));
+            let dw = w.track_op().then(|| self.weight_gradient(&s, xv, g));
+            let tensor = |v: Option<Vec<f32>>, like: &Tensor| {
+                v.map(|v| Tensor::from_vec(v, like.shape(), like.device())).transpose()
+            };
+            Ok((tensor(dx, x)?, tensor(dw, w)?))
+        })?
+    }
+}
+
+/// The largest of each window of `kernel` x `kernel`, `stride` apart, without padding: [batch, channels, height, width]
+/// to (height - kernel) / stride + 1. Candle's own has wrong gradients; this one is two passes of element-wise maxima.
+pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
+    let along = |x: &Tensor, dim: usize| -> Result<Tensor> {
+        let size = x.dim(dim)?;
+        if size < kernel || stride == 0 {
+            candle_core::bail!("max_pool2d: a window of {kernel} in {size} pixels, stride {stride}");
+        }
+        let n = (size - kernel) / stride + 1;
+        let mut best: Option<Tensor> = None;
+        for k in 0..kernel {
+            let rows: Vec<u32> = (0..n).map(|i| (i * stride + k) as u32).collect();
+            let part = x.index_select(&Tensor::new(rows, x.device())?, dim)?;
+            best = Some(match best {
+                Some(b) => b.maximum(&part)?,
+                None => part,
+            });
+        }
+        best.ok_or_else(|| candle_core::Error::Msg("max_pool2d: a window of 0".into()))
+    };
+    along(&along(x, 2)?, 3)
+}
