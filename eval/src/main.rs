@@ -4,10 +4,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use eval::nano::{Report, Sizes, Tally, run};
 use eval::text::{read_texts, text_loss};
+use qlip::data::Pictures;
 use std::path::PathBuf;
 use std::time::Instant;
 use unified::files::ModelFiles;
-use unified::photos::Photos;
 use unified::runner::Unified;
 
 #[global_allocator]
@@ -123,7 +123,7 @@ impl Nano {
     fn run(&self) -> Result<()> {
         let files = ModelFiles::Dir(self.model.clone());
         let model = Unified::load(&files, &unified::files::Placement::cpu())?;
-        let photos = Photos::open(&self.photos, "test").context("--photos")?;
+        let photos = Pictures::open(&self.photos, "test").context("--photos")?;
         let sizes = Sizes {
             photos: self.limit,
             scenes: self.scenes,

@@ -3,12 +3,13 @@
 use crate::image::{psnr, ssim};
 use crate::{Error, Result};
 use qlip::Image;
+use qlip::data::{Pictures, caption};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use unified::config::Generation;
 use unified::conversation::{Content, Message, Role};
-use unified::photos::{Photos, centre};
+use unified::photos::centre;
 use unified::runner::Unified;
 use unified::scenes::{self, Category, Checker, Scene, SceneRng, Split};
 
@@ -112,7 +113,7 @@ impl Drawing {
 }
 
 /// Runs the suite; `tell` hears what is being measured.
-pub fn run(model: &Unified, photos: &Photos, s: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Report> {
+pub fn run(model: &Unified, photos: &Pictures, s: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Report> {
     if s.batch == 0 {
         return Err(Error::invalid("a batch of 0"));
     }
@@ -140,7 +141,7 @@ pub fn run(model: &Unified, photos: &Photos, s: &Sizes, tell: &mut dyn FnMut(&st
             soft.insert(category.name().to_owned(), b);
         }
         tell(&format!("drawn photographs, best of {best_of}"));
-        let drawn_photos = drawn_photographs(model, &photos.0.classes, &g, &s)?;
+        let drawn_photos = drawn_photographs(model, &photos.classes, &g, &s)?;
         drawing.push(Drawing { best_of, strict, soft, edits, drawn_photos });
     }
     let side = model.eyes.side();
@@ -150,20 +151,22 @@ pub fn run(model: &Unified, photos: &Photos, s: &Sizes, tell: &mut dyn FnMut(&st
 
 const TEMPLATES: &[&str] = &["a photo of a {}"];
 
-fn photographs(model: &Unified, photos: &Photos, n: usize, batch: usize) -> Result<(f64, f64, f64)> {
+fn photographs(model: &Unified, photos: &Pictures, n: usize, batch: usize) -> Result<(f64, f64, f64)> {
     let eyes = &model.eyes;
     let side = eyes.side();
-    let labels = eyes.label_vectors(&photos.0.classes, TEMPLATES)?;
+    let labels = eyes.label_vectors(&photos.classes, TEMPLATES)?;
+    let classes = photos.labels()?;
     let (mut db, mut similar, mut right) = (0.0, 0.0, 0usize);
     for start in (0..n).step_by(batch) {
         let end = (start + batch).min(n);
-        let images: Vec<Image> = photos.0.images[start..end].par_iter().map(|i| centre(i, side)).collect();
+        let images: Vec<Image> =
+            (start..end).into_par_iter().map(|i| Ok(centre(&photos.image(i)?, side))).collect::<Result<_>>()?;
         let back = eyes.decode(&eyes.encode(&images)?)?;
         let scores: Vec<(f64, f64)> =
             images.par_iter().zip(&back).map(|(a, b)| (psnr(a, b), ssim(a, b).unwrap_or(f64::NAN))).collect();
         db += scores.iter().map(|s| s.0).sum::<f64>();
         similar += scores.iter().map(|s| s.1).sum::<f64>();
-        for (row, label) in eyes.classify(&images, &labels)?.iter().zip(&photos.0.labels[start..end]) {
+        for (row, label) in eyes.classify(&images, &labels)?.iter().zip(&classes[start..end]) {
             right += usize::from(lm::sample::argmax(row) == *label);
         }
     }
@@ -313,7 +316,7 @@ fn drawn_photographs(model: &Unified, classes: &[String], g: &Generation, s: &Si
     let labels = model.eyes.label_vectors(classes, TEMPLATES)?;
     let mut tally = Tally::default();
     for (label, class) in classes.iter().enumerate() {
-        let context = model.drawing_context(&Photos::caption(class))?;
+        let context = model.drawing_context(&caption(class))?;
         let seeds: Vec<u64> =
             (0..s.drawn_photos as u64).map(|i| s.seed.wrapping_add(1000 * label as u64 + i)).collect();
         for chunk in seeds.chunks(s.batch) {

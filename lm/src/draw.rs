@@ -48,14 +48,14 @@ impl DrawSettings {
     }
 }
 
-/// Tokens of one picture a condition, row by row of the grid. `on_row` hears how many rows are done and may stop the
-/// drawing, which then returns nothing.
+/// Tokens of one picture a condition, row by row of the grid. `on_row` sees the tokens of every picture as far as they
+/// are, after each row, and may stop the drawing, which then returns nothing.
 pub fn draw(
     model: &LlamaGen,
     condition: &Condition,
     seeds: &[u64],
     s: &DrawSettings,
-    on_row: &mut dyn FnMut(usize) -> bool,
+    on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
 ) -> Result<Vec<Vec<u32>>> {
     s.sample.check()?;
     let n = condition.len();
@@ -74,29 +74,32 @@ pub fn draw(
     }
     let mut samplers: Vec<Sampler> = seeds.iter().map(|&seed| Sampler::new(seed, 1)).collect();
     let mut cache = model.cache();
-    let mut logits = model.forward(&x, 0, &pads, Some(&mut cache))?;
+    let mut hidden = model.hidden(&x, 0, &pads, Some(&mut cache), None)?;
     let mut tokens = vec![Vec::with_capacity(count); n];
     for i in 0..count {
-        let last = logits.narrow(1, logits.dim(1)? - 1, 1)?.squeeze(1)?;
-        let rows = last.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let mut next = Vec::with_capacity(rows.len());
-        for (p, sampler) in samplers.iter_mut().enumerate() {
-            let row: Vec<f32> = match s.scale(i, count) {
-                Some(scale) => rows[p].iter().zip(&rows[n + p]).map(|(c, u)| u + (c - u) * scale).collect(),
-                None => rows[p].clone(),
-            };
-            let token = sampler.sample(&row, &[], &s.sample) as u32;
-            tokens[p].push(token);
-            next.push(token);
-        }
-        if (i + 1).is_multiple_of(per_row) && !on_row((i + 1) / per_row) {
+        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
+        let next = model.next_tokens(&last, positions + i - 1, |logits| {
+            let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            let mut chosen = Vec::with_capacity(rows.len());
+            for (p, sampler) in samplers.iter_mut().enumerate() {
+                let row: Vec<f32> = match s.scale(i, count) {
+                    Some(scale) => rows[p].iter().zip(&rows[n + p]).map(|(c, u)| u + (c - u) * scale).collect(),
+                    None => rows[p].clone(),
+                };
+                chosen.push(sampler.sample(&row, &[], &s.sample) as u32);
+            }
+            if guided {
+                chosen.extend_from_within(..);
+            }
+            Ok(chosen)
+        })?;
+        tokens.iter_mut().zip(&next).for_each(|(t, &token)| t.push(token));
+        if (i + 1).is_multiple_of(per_row) && !on_row(&tokens) {
             return Ok(Vec::new());
         }
         if i + 1 < count {
-            if guided {
-                next.extend_from_within(..);
-            }
-            logits = model.forward(&model.embed(&next, next.len(), i)?, positions + i, &pads, Some(&mut cache))?;
+            let x = model.embed(&next, next.len(), i)?;
+            hidden = model.hidden(&x, positions + i, &pads, Some(&mut cache), None)?;
         }
     }
     Ok(tokens)

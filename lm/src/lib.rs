@@ -3,6 +3,7 @@
 pub mod draw;
 pub mod generate;
 pub mod grow;
+pub mod head;
 pub mod llama;
 pub mod llamagen;
 pub mod loss;

@@ -1,9 +1,11 @@
 //! LlamaGen's decoder (Sun et al. 2024, section 2.2): a Llama over one picture's tokens, after a class or a caption,
-//! with 2-D rotary positions. Published tensor names.
+//! with 2-D rotary positions. Published tensor names. Beyond the paper, tokens may go in and out as bits ([`crate::head`]).
 
+use crate::head::{BitwiseConfig, BitwiseHead};
 use crate::llama::KvCache;
 use candle_core::{DType, Tensor};
 use nn::block::{Block, BlockConfig, BlockContext, LLAMAGEN_NAMES, Linear, MlpKind, Norm, NormKind};
+use nn::dropout::Dropout;
 use nn::ops::{self, Activation, Mask, Positions, Rope, RopeStyle};
 use nn::{Error, Init, Params, Result};
 use serde::{Deserialize, Serialize};
@@ -39,6 +41,12 @@ pub struct LlamaGenConfig {
     /// Tokens that share a cell and its position, each with a table of `vocab_size` rows of its own; 1 as published.
     #[serde(skip_serializing_if = "is_one")]
     pub sub_tokens: usize,
+    /// Whether the tokens of a cell share one table of `vocab_size` rows instead.
+    #[serde(skip_serializing_if = "is_false")]
+    pub shared_table: bool,
+    /// Tokens as bits, one a cell, instead of rows of a table; `vocab_size` is not read then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitwise: Option<BitwiseConfig>,
     /// Positions that the condition takes: 1 for a class, 120 for a caption.
     pub cls_token_num: usize,
     pub num_classes: usize,
@@ -62,6 +70,8 @@ impl Default for LlamaGenConfig {
             vocab_size: 16384,
             block_size: 256,
             sub_tokens: 1,
+            shared_table: false,
+            bitwise: None,
             cls_token_num: 1,
             num_classes: 1000,
             caption_dim: 2048,
@@ -72,6 +82,9 @@ impl Default for LlamaGenConfig {
 
 fn is_one(n: &usize) -> bool {
     *n == 1
+}
+fn is_false(b: &bool) -> bool {
+    !b
 }
 
 /// Published sizes: name, layers, heads, width.
@@ -123,7 +136,18 @@ impl LlamaGenConfig {
         if self.cls_token_num == 0 || (self.model_type == ModelType::C2i && self.cls_token_num != 1) {
             return bad(format!("cls_token_num {} does not fit {:?}", self.cls_token_num, self.model_type));
         }
-        Ok(())
+        match &self.bitwise {
+            Some(_) if self.sub_tokens != 1 => {
+                bad("a bitwise head takes one token a cell; write sub_tokens = 1".into())
+            }
+            Some(b) => b.check(),
+            None => Ok(()),
+        }
+    }
+
+    /// Rows of the table of tokens.
+    fn rows(&self) -> usize {
+        self.vocab_size * if self.shared_table { 1 } else { self.sub_tokens }
     }
 
     fn block(&self) -> BlockConfig {
@@ -185,6 +209,13 @@ impl Condition {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Some neighbours of them.
+    pub fn range(&self, r: std::ops::Range<usize>) -> Result<Self> {
+        Ok(match self {
+            Self::Classes(c) => Self::Classes(c[r].to_vec()),
+            Self::Captions(f, pads) => Self::Captions(f.narrow(0, r.start, r.len())?, pads[r].to_vec()),
+        })
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -195,16 +226,26 @@ enum Embedder {
     Captions { fc1: Linear, fc2: Linear, none: Tensor },
 }
 
+/// How tokens go in and out.
+#[derive(Debug, Clone)]
+enum Codebook {
+    /// Rows [rows, dim] of embeddings and of the output.
+    Table {
+        tokens: Tensor,
+        output: Tensor,
+    },
+    Bits(BitwiseHead),
+}
+
 /// The decoder.
 #[derive(Debug, Clone)]
 pub struct LlamaGen {
     /// Its configuration.
     pub config: LlamaGenConfig,
     embedder: Embedder,
-    tokens: Tensor,
+    codebook: Codebook,
     layers: Vec<Block>,
     norm: Norm,
-    output: Tensor,
     rope: Rope,
 }
 
@@ -226,17 +267,22 @@ impl LlamaGen {
                 none: c.get((config.cls_token_num, config.caption_dim), "uncond_embedding", init)?,
             },
         };
-        let rows = config.vocab_size * config.sub_tokens;
+        let codebook = match &config.bitwise {
+            Some(b) => Codebook::Bits(BitwiseHead::new(p, b, d)?),
+            None => Codebook::Table {
+                tokens: p.at("tok_embeddings").get((config.rows(), d), "weight", init)?,
+                output: p.at("output").get((config.rows(), d), "weight", Init::Const(0.0))?,
+            },
+        };
         let block = config.block();
         let layers = (0..config.n_layer)
             .map(|i| Block::new(&p.at("layers").at(i), &block, &LLAMAGEN_NAMES))
             .collect::<Result<_>>()?;
         Ok(Self {
             embedder,
-            tokens: p.at("tok_embeddings").get((rows, d), "weight", init)?,
+            codebook,
             layers,
             norm: Norm::new(&p.at("norm"), NormKind::Rms, d, config.norm_eps)?,
-            output: p.at("output").get((rows, d), "weight", Init::Const(0.0))?,
             rope: config.rope(),
             config: config.clone(),
         })
@@ -280,14 +326,24 @@ impl LlamaGen {
     /// picture.
     pub fn embed(&self, tokens: &[u32], pictures: usize, from: usize) -> Result<Tensor> {
         let (v, d) = (self.config.vocab_size, self.config.dim);
-        if let Some(bad) = tokens.iter().find(|&&t| t as usize >= v) {
-            return Err(Error::invalid(format!("token {bad} is outside the codebook of {v}")));
-        }
         let per = tokens.len() / pictures.max(1);
-        let table = |i: usize| ((from + i % per.max(1)) % self.config.sub_tokens * v) as u32;
-        let rows: Vec<u32> = tokens.iter().enumerate().map(|(i, t)| t + table(i)).collect();
-        let ids = Tensor::from_vec(rows, tokens.len(), self.tokens.device())?;
-        Ok(self.tokens.index_select(&ids, 0)?.reshape((pictures, per, d))?)
+        let x = match &self.codebook {
+            Codebook::Bits(head) => head.embed(tokens)?,
+            Codebook::Table { tokens: table, .. } => {
+                if let Some(bad) = tokens.iter().find(|&&t| t as usize >= v) {
+                    return Err(Error::invalid(format!("token {bad} is outside the codebook of {v}")));
+                }
+                let first = |i: usize| self.first_row(from + i % per.max(1)) as u32;
+                let rows: Vec<u32> = tokens.iter().enumerate().map(|(i, t)| t + first(i)).collect();
+                table.index_select(&Tensor::from_vec(rows, tokens.len(), table.device())?, 0)?
+            }
+        };
+        Ok(x.reshape((pictures, per, d))?)
+    }
+
+    /// The row of the table at which the rows of a picture's n-th token begin.
+    fn first_row(&self, token: usize) -> usize {
+        if self.config.shared_table { 0 } else { token % self.config.sub_tokens * self.config.vocab_size }
     }
 
     /// An empty cache.
@@ -295,10 +351,17 @@ impl LlamaGen {
         KvCache::new(self.layers.len())
     }
 
-    /// Embeddings [pictures, positions, dim] to logits [pictures, positions, vocabulary] in float32; `from` is the
+    /// Embeddings [pictures, positions, dim] to hidden states of the same shape, after the last norm; `from` is the
     /// position of the first, `pads` the hidden positions at the start of each picture's sequence.
-    pub fn forward(&self, x: &Tensor, from: usize, pads: &[usize], mut cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let (n, t, _) = x.dims3()?;
+    pub fn hidden(
+        &self,
+        x: &Tensor,
+        from: usize,
+        pads: &[usize],
+        mut cache: Option<&mut KvCache>,
+        mut noise: Option<&mut Dropout>,
+    ) -> Result<Tensor> {
+        let t = x.dim(1)?;
         let mask = if pads.iter().all(|&p| p == 0) {
             Mask::Causal
         } else {
@@ -308,14 +371,27 @@ impl LlamaGen {
         let at = Positions::From(from);
         let ctx = BlockContext { rope: Some((&self.rope, &at)), mask: &mask };
         let mut x = x.clone();
+        let mut thin = |before: &Tensor, after: Tensor, layer: usize| match &mut noise {
+            Some(n) => n.branch(before, &after, layer, self.layers.len()),
+            None => Ok(after),
+        };
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &ctx, cache.as_deref_mut().map(|c| c.layer(i)))?;
+            let attended = layer.attend(&x, &ctx, cache.as_deref_mut().map(|c| c.layer(i)))?;
+            let y = thin(&x, attended, i)?;
+            x = thin(&y, layer.feed_forward(&y)?, i)?;
         }
         if let Some(cache) = cache {
             cache.grow(t);
         }
-        let logits = ops::linear(&self.norm.forward(&x)?, &self.output, None)?.to_dtype(DType::F32)?;
-        let per = self.config.sub_tokens;
+        self.norm.forward(&x)
+    }
+
+    /// Hidden states [pictures, positions, dim] to logits [pictures, positions, vocabulary] of the next token in float32;
+    /// `from` is the position of the first.
+    fn logits(&self, hidden: &Tensor, output: &Tensor, from: usize) -> Result<Tensor> {
+        let (n, t, _) = hidden.dims3()?;
+        let logits = ops::linear(hidden, output, None)?.to_dtype(DType::F32)?;
+        let per = output.dim(0)? / self.config.vocab_size;
         if per == 1 {
             return Ok(logits);
         }
@@ -326,15 +402,86 @@ impl LlamaGen {
         Ok(logits.reshape((n, t * per, self.config.vocab_size))?.index_select(&tables, 1)?)
     }
 
+    /// Embeddings to logits of the next token, for a model with a table of tokens.
+    pub fn forward(&self, x: &Tensor, from: usize, pads: &[usize], cache: Option<&mut KvCache>) -> Result<Tensor> {
+        match &self.codebook {
+            Codebook::Table { output, .. } => self.logits(&self.hidden(x, from, pads, cache, None)?, output, from),
+            Codebook::Bits(_) => {
+                Err(Error::invalid("a model with a bitwise head has no logits over a table of tokens"))
+            }
+        }
+    }
+
+    /// The next token of each row of hidden states [rows, dim]; `position` is theirs. `choose` gets logits
+    /// [rows, choices], once a token or once a group of bits, and says what each row takes.
+    pub fn next_tokens(
+        &self,
+        hidden: &Tensor,
+        position: usize,
+        mut choose: impl FnMut(&Tensor) -> Result<Vec<u32>>,
+    ) -> Result<Vec<u32>> {
+        match &self.codebook {
+            Codebook::Bits(head) => head.draw(hidden, choose),
+            Codebook::Table { output, .. } => {
+                choose(&self.logits(&hidden.unsqueeze(1)?, output, position)?.squeeze(1)?)
+            }
+        }
+    }
+
+    /// Hidden states [pictures, tokens, dim] that each token of whole pictures is predicted from: the condition's last,
+    /// then those of the tokens `before`.
+    fn train_hidden(
+        &self,
+        condition: &Condition,
+        drop: &[bool],
+        before: &[u32],
+        mut noise: Option<&mut Dropout>,
+    ) -> Result<Tensor> {
+        let n = condition.len();
+        let mut tokens = self.embed(before, n, 0)?;
+        if let Some(noise) = &mut noise {
+            tokens = noise.tokens(&tokens)?;
+        }
+        let per = tokens.dim(1)? + 1;
+        let x = Tensor::cat(&[&self.condition(condition, drop)?, &tokens], 1)?;
+        let hidden = self.hidden(&x, 0, &condition.pads(), None, noise)?;
+        Ok(hidden.narrow(1, self.config.cls_token_num - 1, per)?.contiguous()?)
+    }
+
     /// Logits [pictures, tokens, vocabulary] of each token of whole pictures, from the condition and the tokens before.
     pub fn train_logits(&self, condition: &Condition, drop: &[bool], tokens: &[u32]) -> Result<Tensor> {
-        let n = condition.len();
-        let per = tokens.len() / n.max(1);
-        let before: Vec<u32> = tokens.chunks(per.max(1)).flat_map(|t| t[..t.len() - 1].iter().copied()).collect();
-        let x = Tensor::cat(&[&self.condition(condition, drop)?, &self.embed(&before, n, 0)?], 1)?;
-        let logits = self.forward(&x, 0, &condition.pads(), None)?;
-        Ok(logits.narrow(1, self.config.cls_token_num - 1, per)?.contiguous()?)
+        let Codebook::Table { output, .. } = &self.codebook else {
+            return Err(Error::invalid("a model with a bitwise head has no logits over a table of tokens"));
+        };
+        let hidden = self.train_hidden(condition, drop, &all_but_last(tokens, condition.len()), None)?;
+        self.logits(&hidden, output, self.config.cls_token_num - 1)
     }
+
+    /// Mean over tokens of the cross-entropy of whole pictures' `targets`, in nats, read after `seen`: the same tokens, or
+    /// the same with some bits flipped, so that a drawing learns to go on from its own mistakes.
+    pub fn train_loss(
+        &self,
+        condition: &Condition,
+        drop: &[bool],
+        seen: &[u32],
+        targets: &[u32],
+        noise: Option<&mut Dropout>,
+    ) -> Result<Tensor> {
+        let hidden = self.train_hidden(condition, drop, &all_but_last(seen, condition.len()), noise)?;
+        match &self.codebook {
+            Codebook::Bits(head) => head.loss(&hidden.flatten_to(1)?, targets),
+            Codebook::Table { output, .. } => {
+                let logits = self.logits(&hidden, output, self.config.cls_token_num - 1)?;
+                Ok(ops::cross_entropy(&logits.flatten_to(1)?, targets)?.mean_all()?)
+            }
+        }
+    }
+}
+
+/// The tokens of each picture without its last.
+fn all_but_last(tokens: &[u32], pictures: usize) -> Vec<u32> {
+    let per = (tokens.len() / pictures.max(1)).max(1);
+    tokens.chunks(per).flat_map(|t| t[..t.len() - 1].iter().copied()).collect()
 }
 
 impl Condition {

@@ -137,6 +137,11 @@ impl MergedVocab {
                 self.tokens_per_image()
             )));
         }
+        self.cells(tokens)
+    }
+
+    /// The same for the first cells of a picture, as many as are whole.
+    pub fn cells(&self, tokens: &[u32]) -> Result<Vec<u64>> {
         tokens
             .chunks_exact(self.groups())
             .map(|code| {

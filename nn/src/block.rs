@@ -268,16 +268,14 @@ impl Block {
 
     /// x [batch, tokens, width] to the same shape; with a cache, `x` continues what the cache holds.
     pub fn forward(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        if cache.is_none() && ops::is_fused(x) && self.q.is_trained() {
-            return self.forward_as_branches(x, ctx);
-        }
-        let x = (x + self.attention(&self.norm1.forward(x)?, ctx, cache)?)?;
-        let y = self.mlp(&self.norm2.forward(&x)?)?;
-        Ok((x + y)?)
+        self.feed_forward(&self.attend(x, ctx, cache)?)
     }
 
-    /// The same as two operations that keep their inner tensors to themselves: the path of training on the CPU.
-    fn forward_as_branches(&self, x: &Tensor, ctx: &BlockContext) -> Result<Tensor> {
+    /// The first half: x + attention(norm1 x).
+    pub fn attend(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+        if cache.is_some() || !self.runs_as_branches(x) {
+            return Ok((x + self.attention(&self.norm1.forward(x)?, ctx, cache)?)?);
+        }
         let mut p = Flat::default();
         let attention = AttentionBranch {
             norm: self.norm1.place(&mut p)?,
@@ -291,7 +289,14 @@ impl Block {
             rope: ctx.rope.map(|(r, at)| (r.clone(), at.clone())),
             mask: ctx.mask.clone(),
         };
-        let x = ops::branch(x, &p, attention)?;
+        Ok(ops::branch(x, &p, attention)?)
+    }
+
+    /// The second half: x + mlp(norm2 x).
+    pub fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        if !self.runs_as_branches(x) {
+            return Ok((x + self.mlp(&self.norm2.forward(x)?)?)?);
+        }
         let mut p = Flat::default();
         let mlp = MlpBranch {
             norm: self.norm2.place(&mut p)?,
@@ -301,7 +306,12 @@ impl Block {
             inner_norm: self.ffn_norm.as_ref().map(|n| n.place(&mut p)).transpose()?,
             down: self.down.place(&mut p)?,
         };
-        Ok(ops::branch(&x, &p, mlp)?)
+        Ok(ops::branch(x, &p, mlp)?)
+    }
+
+    /// Whether each half runs as one operation that keeps its inner tensors to itself: training on the CPU.
+    fn runs_as_branches(&self, x: &Tensor) -> bool {
+        ops::is_fused(x) && self.q.is_trained()
     }
 
     fn attention(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {

@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod checkpoint;
+pub mod dropout;
 mod error;
 pub mod linear;
 pub mod ops;

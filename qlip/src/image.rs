@@ -135,6 +135,13 @@ impl Image {
         write_atomic(path, &self.to_png()?)
     }
 
+    /// The same with middle grey from this row on.
+    pub fn grey_below(&self, row: usize) -> Self {
+        let mut rgb = self.rgb.clone();
+        rgb[(row.min(self.height) * self.width * 3)..].fill(128);
+        Self { rgb, ..*self }
+    }
+
     /// The same picture mirrored left to right.
     pub fn flipped(&self) -> Self {
         let mut rgb = Vec::with_capacity(self.rgb.len());

@@ -49,8 +49,16 @@ proptest! {
 
     #[test]
     fn parquet(bytes in damaged(&["photos/test-00000-of-00001.parquet"])) {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), &bytes).unwrap();
-        let _ = qlip::data::read_parquet(&[file.path().to_path_buf()]);
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("train-0.parquet"), &bytes).unwrap();
+        let _ = qlip::data::Pictures::open(dir.path(), "train").map(|p| p.image(0));
+    }
+
+    #[test]
+    fn shards(bytes in damaged(&["photos/sample.tar"])) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.tar");
+        std::fs::write(&path, &bytes).unwrap();
+        let _ = qlip::data::Pictures::open(&path, "train").map(|p| (0..p.len()).map(|i| p.image(i).is_ok()).count());
     }
 }

@@ -1,8 +1,8 @@
 //! Writes 1,000 photographs with conversations in LLaVA's format, as an example of "your own pictures":
 //! `cargo run --release --example llava_pictures -- ../shared/data/cifar10 runs/llava/pictures`.
 
+use qlip::data::{Pictures, caption};
 use std::path::PathBuf;
-use unified::photos::Photos;
 
 const PICTURES: usize = 1000;
 
@@ -11,21 +11,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(photos), Some(out)) = (args.next(), args.next()) else {
         return Err("usage: llava_pictures PHOTOS DIR".into());
     };
-    let photos = Photos::open(&photos, "train")?;
+    let photos = Pictures::open(&photos, "train")?;
     std::fs::create_dir_all(&out)?;
     let mut entries = Vec::new();
     for i in 0..PICTURES.min(photos.len()) {
         let name = format!("{i:05}.png");
-        photos.0.images[i].save_png(&out.join(&name))?;
-        let class = &photos.0.classes[photos.0.labels[i]];
-        let kind =
-            if ["airplane", "automobile", "ship", "truck"].contains(&class.as_str()) { "vehicle" } else { "animal" };
+        photos.image(i)?.save_png(&out.join(&name))?;
+        let class = photos.class(i).map_or("", |c| &photos.classes[c]);
+        let kind = if ["airplane", "automobile", "ship", "truck"].contains(&class) { "vehicle" } else { "animal" };
         entries.push(serde_json::json!({
             "id": i,
             "image": name,
             "conversations": [
                 {"from": "human", "value": "<image>\nwhat is in the picture?"},
-                {"from": "gpt", "value": Photos::caption(class)},
+                {"from": "gpt", "value": caption(class)},
                 {"from": "human", "value": "is it an animal or a vehicle?"},
                 {"from": "gpt", "value": kind},
             ],

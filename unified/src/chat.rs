@@ -6,6 +6,7 @@ use crate::files::{ModelFiles, Placement};
 use crate::llava::LlavaChat;
 use crate::runner::Unified;
 use crate::{Error, Result};
+use qlip::Image;
 
 /// A model that answers.
 pub enum ChatModel {
@@ -46,6 +47,14 @@ impl ChatModel {
         match self {
             Self::Unified(m) => m.answer(messages, request, on),
             Self::Llava(m) => m.answer(messages, request, on),
+        }
+    }
+
+    /// A picture of which only the first rows of codes are drawn yet; nothing from a model that does not draw.
+    pub fn sketch(&self, codes: &[u64]) -> Option<Result<Image>> {
+        match self {
+            Self::Unified(m) => Some(m.sketch(codes)),
+            Self::Llava(_) => None,
         }
     }
 

@@ -91,8 +91,15 @@ pub enum Event<'a> {
     Text(&'a str),
     /// A picture begins.
     ImageStarted,
-    /// Rows of the code grid that are drawn, and their number in all.
-    RowDone(usize, usize),
+    /// A row of the code grid is drawn.
+    RowDone {
+        /// Rows that are done.
+        done: usize,
+        /// Rows in all.
+        rows: usize,
+        /// Codes of the cells so far; `Unified::sketch` makes a picture of them.
+        codes: &'a [u64],
+    },
     /// The picture.
     ImageFinished(&'a Image),
 }

@@ -1,7 +1,7 @@
 //! The small talk that the nano model is trained on besides pictures, and the corpus of its tokenizer.
 
-use crate::photos::Photos;
 use crate::scenes::{self, Category, Scene, SceneRng, Split};
+use qlip::data::caption;
 
 /// Questions and answers without a picture.
 pub const TALK: &[(&str, &str)] = &[
@@ -58,7 +58,7 @@ pub fn lines(classes: &[String], scenes: usize) -> Vec<String> {
     }
     out.extend(DRAW.iter().chain(DESCRIBE).map(|s| (*s).to_owned()));
     for c in classes {
-        out.extend([Photos::caption(c), c.clone(), format!("is this a {c}?")]);
+        out.extend([caption(c), c.clone(), format!("is this a {c}?")]);
     }
     for i in 0..scenes as u64 {
         let mut rng = SceneRng::new(Split::Train, 0, i);

@@ -36,14 +36,14 @@ impl Unified {
         }
     }
 
-    /// Draws one picture for each context (which ends with the begin-image mark), all in one batch. `on_row` hears how
-    /// many rows of the grid are done and may stop the drawing, which then returns nothing.
+    /// Draws one picture for each context (which ends with the begin-image mark), all in one batch. `on_row` sees the
+    /// tokens of every drawing as far as they are, after each row, and may stop, which then returns nothing.
     pub fn draw_images(
         &self,
         contexts: &[Vec<u32>],
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(usize) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Vec<u64>>> {
         self.check(g)?;
         let (mut decoding, hidden) = Decoding::start(&self.model, contexts)?;
@@ -59,7 +59,7 @@ impl Unified {
         hidden: Tensor,
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(usize) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let (n, tries) = (seeds.len(), g.best_of);
         if tries == 1 {
@@ -114,7 +114,7 @@ impl Unified {
         mut hidden: Tensor,
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(usize) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
         let n = seeds.len();
@@ -149,7 +149,7 @@ impl Unified {
             }
             state = next.first().and_then(|&t| state.after(v, t)).ok_or_else(|| Error::invalid("nothing to draw"))?;
             let per_row = v.grid * v.groups();
-            if tokens[0].len().is_multiple_of(per_row) && !on_row(tokens[0].len() / per_row) {
+            if tokens[0].len().is_multiple_of(per_row) && !on_row(&tokens) {
                 return Ok(Vec::new());
             }
             if state != State::Image(v.tokens_per_image()) {

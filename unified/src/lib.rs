@@ -1,6 +1,7 @@
 //! The mixed-modality runner: one model that understands, draws and chats, and how it is trained.
 
 mod assets;
+pub mod captions;
 pub mod chat;
 pub mod config;
 pub mod conversation;

@@ -4,11 +4,12 @@
 use crate::Result;
 use crate::corpus::{CHECK, DESCRIBE, DRAW, TALK};
 use crate::documents::{Documents, DocumentsConfig};
-use crate::photos::{Photos, augment};
+use crate::photos::augment;
 use crate::scenes::{self, Category, Scene, SceneRng, Split};
 use crate::template::Marks;
 use nn::rng::{self, Rng};
 use qlip::Image;
+use qlip::data::{Pictures, caption};
 use serde::{Deserialize, Serialize};
 
 /// Shares of the kinds of samples; they need not add up to one.
@@ -151,7 +152,7 @@ impl Sample {
 /// What samples are made from.
 pub struct Source<'a> {
     /// Photographs.
-    pub photos: &'a Photos,
+    pub photos: &'a Pictures,
     /// Shares.
     pub mixture: &'a Mixture,
     /// The mixture's files of documents, opened.
@@ -174,7 +175,7 @@ impl Source<'_> {
         match kind {
             Kind::Text => return Ok(self.talk(&mut r)),
             Kind::Edit => return Ok(self.editing(&mut r, &mut s)),
-            Kind::Check => return Ok(self.checking(&mut r, &mut s)),
+            Kind::Check => return self.checking(&mut r, &mut s),
             Kind::Document(i) => {
                 let documents = &self.documents[i];
                 return documents.sample(rng::below(&mut r, documents.len()), &self.marks.end, &mut r);
@@ -185,7 +186,7 @@ impl Source<'_> {
         let mut out = Sample::default();
         match (kind, photo) {
             (Kind::ImageToText, true) => {
-                let (image, class) = self.photo(&mut r);
+                let (image, class) = self.photo(&mut r)?;
                 self.photo_words(&mut out, Some(image), class, &mut r);
             }
             (Kind::ImageToText, false) => {
@@ -194,8 +195,8 @@ impl Source<'_> {
                 self.scene_words(&mut out, Some(image), &scene, 4, &mut s);
             }
             (_, true) => {
-                let (image, class) = self.photo(&mut r);
-                self.drawing(&mut out, &Photos::caption(class), image, &mut r);
+                let (image, class) = self.photo(&mut r)?;
+                self.drawing(&mut out, &caption(class), image, &mut r);
                 if kind == Kind::Interleaved {
                     self.photo_words(&mut out, None, class, &mut r);
                 }
@@ -219,10 +220,10 @@ impl Source<'_> {
         Ok(out)
     }
 
-    fn photo(&self, r: &mut Rng) -> (Image, &str) {
-        let at = rng::below(r, self.photos.len());
-        let data = &self.photos.0;
-        (augment(&data.images[at], self.side, 0.85, r), &data.classes[data.labels[at]])
+    fn photo(&self, r: &mut Rng) -> Result<(Image, &str)> {
+        let (at, image) = self.photos.draw(r)?;
+        let class = self.photos.class(at).map_or("", |c| &self.photos.classes[c]);
+        Ok((augment(&image, self.side, 0.85, r), class))
     }
 
     fn talk(&self, r: &mut Rng) -> Sample {
@@ -259,18 +260,18 @@ impl Source<'_> {
     }
 
     /// A request, a picture that answers it or nearly does, and whether it is right. Wrong pictures are not learned.
-    fn checking(&self, r: &mut Rng, s: &mut SceneRng) -> Sample {
+    fn checking(&self, r: &mut Rng, s: &mut SceneRng) -> Result<Sample> {
         let mut out = Sample::default();
         let right = s.chance(0.5);
         out.push(Piece::Text(self.marks.user.clone(), false));
         if f64::from(rng::uniform(r)) < self.mixture.photos {
-            let (image, class) = self.photo(r);
-            let classes: Vec<&String> = self.photos.0.classes.iter().filter(|c| *c != class).collect();
+            let (image, class) = self.photo(r)?;
+            let classes: Vec<&String> = self.photos.classes.iter().filter(|c| *c != class).collect();
             let asked = if right || classes.is_empty() { class } else { classes[rng::below(r, classes.len())] };
-            let ask = format!("{}{}", DRAW[rng::below(r, DRAW.len())], Photos::caption(asked));
+            let ask = format!("{}{}", DRAW[rng::below(r, DRAW.len())], caption(asked));
             self.drawn(&mut out, &ask, image, asked == class);
             self.turn(&mut out, None, CHECK, yes_no(asked == class));
-            return out;
+            return Ok(out);
         }
         if s.chance(0.25) {
             let (before, edit) = self.edit(s);
@@ -296,7 +297,7 @@ impl Source<'_> {
             self.drawn(&mut out, &ask, scenes::render(&scene, self.side), right);
         }
         self.turn(&mut out, None, CHECK, yes_no(right));
-        out
+        Ok(out)
     }
 
     fn edit(&self, s: &mut SceneRng) -> (Scene, scenes::Edit) {
@@ -339,12 +340,12 @@ impl Source<'_> {
     }
 
     fn photo_words(&self, out: &mut Sample, image: Option<Image>, class: &str, r: &mut Rng) {
-        self.turn(out, image, DESCRIBE[rng::below(r, DESCRIBE.len())], &Photos::caption(class));
-        let classes = &self.photos.0.classes;
+        self.turn(out, image, DESCRIBE[rng::below(r, DESCRIBE.len())], &caption(class));
+        let classes = &self.photos.classes;
         let other = &classes[rng::below(r, classes.len())];
         let asked = if rng::uniform(r) < 0.5 { class } else { other.as_str() };
         let answer = if asked == class { "yes" } else { "no" };
-        self.turn(out, None, &format!("is this {}?", Photos::caption(asked).trim_start_matches("a photo of ")), answer);
+        self.turn(out, None, &format!("is this {}?", caption(asked).trim_start_matches("a photo of ")), answer);
     }
 }
 

@@ -157,8 +157,11 @@ impl Unified {
             if !on(Event::ImageStarted) {
                 return Ok(reply);
             }
-            let grid = self.config.vocabulary.grid;
-            let mut rows = |done: usize| on(Event::RowDone(done, grid));
+            let v = &self.config.vocabulary;
+            let mut rows = |tokens: &[Vec<u32>]| {
+                let codes = v.cells(&tokens[0]).unwrap_or_default();
+                on(Event::RowDone { done: codes.len() / v.grid, rows: v.grid, codes: &codes })
+            };
             let seed = picture_seed(request.seed, reply.images.len());
             let drawn = self.draw_best(&mut decoding, hidden, &[seed], &request.generation, &mut rows)?;
             let Some(Drawn { tokens, codes }) = drawn.into_iter().next() else { return Ok(reply) };
@@ -197,6 +200,16 @@ impl Unified {
     pub fn decode(&self, codes: &[Vec<u64>]) -> Result<Vec<Image>> {
         let v = &self.config.vocabulary;
         self.eyes.decode(&Codes { bits: v.bits, grid: v.grid, indices: codes.concat() })
+    }
+
+    /// A picture of which only the first rows of codes are drawn yet, grey below them.
+    pub fn sketch(&self, codes: &[u64]) -> Result<Image> {
+        let v = &self.config.vocabulary;
+        let done = codes.len() / v.grid;
+        let mut all = codes[..done * v.grid].to_vec();
+        all.resize(v.grid * v.grid, 0);
+        let whole = self.decode(&[all])?.pop().ok_or_else(|| Error::invalid("no picture"))?;
+        Ok(whole.grey_below(whole.height() * done / v.grid))
     }
 
     /// Text answers of many conversations in one batch, the likeliest token each time.

@@ -50,7 +50,7 @@ impl VisualTokenizer {
         let eyes = Eyes::load(&ModelFiles::Dir(dir.to_owned()), "", at, false)?;
         let bits = eyes.model.bsq.bits;
         let group_bits = match group_bits {
-            Some(g) if g == 0 || g > 20 || !bits.is_multiple_of(g) => {
+            Some(g) if g == 0 || g > 32 || !bits.is_multiple_of(g) => {
                 return Err(Error::invalid(format!("group_bits {g} does not divide the tokenizer's {bits} bits")));
             }
             Some(g) => g,
@@ -80,6 +80,30 @@ impl VisualTokenizer {
         match self {
             Self::Qlip { .. } => "qlip",
             Self::Vq { .. } => "vq",
+        }
+    }
+
+    /// The same with a cell's whole code as one token.
+    pub fn with_whole_codes(self) -> Result<Self> {
+        match self {
+            Self::Qlip { eyes, .. } if eyes.model.bsq.bits <= 32 => {
+                Ok(Self::Qlip { group_bits: eyes.model.bsq.bits, eyes })
+            }
+            Self::Qlip { eyes, .. } => {
+                Err(Error::invalid(format!("codes of {} bits; a token holds up to 32", eyes.model.bsq.bits)))
+            }
+            Self::Vq { ref model, .. } if !model.config.codebook_size.is_power_of_two() => {
+                Err(Error::invalid(format!("a codebook of {} is no number of bits", model.config.codebook_size)))
+            }
+            Self::Vq { .. } => Ok(self),
+        }
+    }
+
+    /// Bits of a cell's code.
+    pub fn code_bits(&self) -> usize {
+        match self {
+            Self::Qlip { eyes, .. } => eyes.model.bsq.bits,
+            Self::Vq { model, .. } => model.config.codebook_size.max(2).ilog2() as usize,
         }
     }
 
@@ -139,6 +163,16 @@ impl VisualTokenizer {
                 Ok(out)
             }
         }
+    }
+
+    /// A picture of which only the first tokens are drawn, grey below its last whole row.
+    pub fn sketch(&self, tokens: &[u32]) -> Result<Image> {
+        let (grid, per_row) = (self.grid(), self.grid() * self.sub_tokens());
+        let rows = tokens.len() / per_row;
+        let mut all = tokens[..rows * per_row].to_vec();
+        all.resize(grid * per_row, 0);
+        let whole = self.images(&[all])?.pop().ok_or_else(|| Error::invalid("no picture"))?;
+        Ok(whole.grey_below(whole.height() * rows / grid))
     }
 
     /// LlamaGen's tokenizer takes and gives pixels in -1..1.

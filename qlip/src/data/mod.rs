@@ -1,5 +1,240 @@
-//! Where pictures for training and measuring come from.
+//! Where pictures for training and measuring come from: parquet files, folders, WebDataset shards, tables of paths.
+//!
+//! Opening finds every picture and remembers where it is; its bytes are read and decoded when it is asked for, on
+//! whatever thread asks. Any picture can be read without the ones before it, so the order of a training is its random
+//! numbers' alone and a resumed run needs no position.
 
+mod folder;
 mod parquet;
+mod shard;
+mod table;
 
-pub use self::parquet::{LabelledImages, read_parquet};
+use crate::image::Image;
+use nn::rng::{self, Rng};
+use nn::{Error, Result};
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Share of the pictures that may be broken where nothing else is said.
+const BROKEN_SHARE: f64 = 0.01;
+
+/// Pictures that a new source may have broken before the share counts.
+const BROKEN_AT_LEAST: usize = 3;
+
+/// Where a picture's bytes are.
+enum Place {
+    File(PathBuf),
+    /// Part of a file.
+    Within(PathBuf, u64, usize),
+    Memory(Vec<u8>),
+}
+
+struct Item {
+    name: PathBuf,
+    place: Place,
+    words: Option<String>,
+    class: Option<usize>,
+}
+
+/// Pictures with a class or words each, read when they are asked for.
+#[derive(Default)]
+pub struct Pictures {
+    items: Vec<Item>,
+    /// Names of the classes; empty where the source has none.
+    pub classes: Vec<String>,
+    broken: Mutex<BTreeMap<usize, String>>,
+    broken_share: f64,
+}
+
+impl Pictures {
+    /// What a path holds: a folder of SPLIT-*.parquet files, a folder of pictures (a subfolder a class, or a .txt beside
+    /// each), WebDataset shards (`DIR/{000..099}.tar`, `DIR/*.tar`), or a table of paths and captions (.csv, .tsv,
+    /// .jsonl).
+    pub fn open(path: &Path, split: &str) -> Result<Self> {
+        let text = path.to_string_lossy();
+        let mut found = if text.ends_with(".tar") {
+            shard::open(&text)?
+        } else if path.is_dir() {
+            let files = parquet::files(path, split)?;
+            if files.is_empty() { folder::open(path, split)? } else { parquet::open(&files)? }
+        } else {
+            table::open(path)?
+        };
+        if found.items.is_empty() {
+            return Err(Error::bad_file(path, "no pictures here"));
+        }
+        if found.items.iter().any(|i| i.class.is_some_and(|c| c >= found.classes.len())) {
+            return Err(Error::bad_file(path, "a picture's class has no name"));
+        }
+        found.broken_share = BROKEN_SHARE;
+        Ok(found)
+    }
+
+    /// The same, ending a training only where more than this share of the pictures is broken.
+    pub fn allow_broken(mut self, share: f64) -> Self {
+        self.broken_share = share;
+        self
+    }
+
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// A picture, decoded.
+    pub fn image(&self, i: usize) -> Result<Image> {
+        let item = &self.items[i];
+        match &item.place {
+            Place::File(path) => Image::open(path),
+            Place::Memory(bytes) => Image::from_bytes(&item.name, bytes),
+            Place::Within(file, start, len) => {
+                let mut f = std::fs::File::open(file).map_err(Error::io(file))?;
+                f.seek(SeekFrom::Start(*start)).map_err(Error::io(file))?;
+                let mut bytes = Vec::new();
+                f.take(*len as u64).read_to_end(&mut bytes).map_err(Error::io(file))?;
+                Image::from_bytes(&item.name, &bytes)
+            }
+        }
+    }
+
+    /// A picture's class.
+    pub fn class(&self, i: usize) -> Option<usize> {
+        self.items[i].class
+    }
+
+    /// The classes of all pictures; an error names the first that has none.
+    pub fn labels(&self) -> Result<Vec<usize>> {
+        let label = |i: &Item| i.class.ok_or_else(|| Error::bad_file(&i.name, "a picture without a class"));
+        self.items.iter().map(label).collect()
+    }
+
+    /// A picture's words: its caption, or "a photo of a CLASS".
+    pub fn words(&self, i: usize) -> String {
+        let item = &self.items[i];
+        match (&item.words, item.class) {
+            (Some(words), _) => words.clone(),
+            (None, Some(class)) => caption(&self.classes[class]),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// A picture at random. One that cannot be read is noted and another is drawn, until more than the allowed share is
+    /// broken.
+    pub fn draw(&self, r: &mut Rng) -> Result<(usize, Image)> {
+        loop {
+            let at = rng::below(r, self.len());
+            match self.image(at) {
+                Ok(image) => return Ok((at, image)),
+                Err(e) => self.note(at, e)?,
+            }
+        }
+    }
+
+    /// Notes that a picture could not be read; an error where more than the allowed share is broken by now.
+    pub fn note(&self, at: usize, e: Error) -> Result<()> {
+        let mut broken = self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        broken.insert(at, e.to_string());
+        let allowed = (self.broken_share * self.len() as f64).max(BROKEN_AT_LEAST.min(self.len() - 1) as f64);
+        if broken.len() as f64 <= allowed {
+            return Ok(());
+        }
+        let (n, all, share) = (broken.len(), self.len(), self.broken_share);
+        Err(Error::invalid(format!(
+            "{n} of {all} pictures cannot be read, more than the allowed share {share}; the last: {e}"
+        )))
+    }
+
+    /// What could not be read so far, one message a picture.
+    pub fn broken(&self) -> Vec<String> {
+        self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// "a photo of a dog"
+pub fn caption(class: &str) -> String {
+    let article = if class.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+    format!("a photo of {article} {class}")
+}
+
+/// Whether a file's name ends as pictures' do.
+fn is_picture(path: &Path) -> bool {
+    const ENDINGS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
+    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    ENDINGS.contains(&ending.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(v: u8) -> Vec<u8> {
+        Image::from_rgb(2, 1, vec![v; 6]).to_png().unwrap()
+    }
+
+    #[test]
+    fn folders_tables_and_shards_hold_the_same() {
+        let dir = std::env::temp_dir().join(format!("qlip-data-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        for (class, v) in [("cat", 10), ("owl", 20)] {
+            std::fs::create_dir_all(dir.join("by-class").join(class)).unwrap();
+            std::fs::write(dir.join("by-class").join(class).join("0.png"), picture(v)).unwrap();
+        }
+        let p = Pictures::open(&dir.join("by-class"), "train").unwrap();
+        assert_eq!((p.len(), p.classes.clone()), (2, vec!["cat".to_owned(), "owl".to_owned()]));
+        assert_eq!(
+            (p.words(1), p.class(1), p.image(1).unwrap().pixel(0, 0)),
+            ("a photo of an owl".into(), Some(1), [20; 3])
+        );
+
+        std::fs::write(dir.join("t.csv"), "path,caption\nby-class/cat/0.png,\"a cat, asleep\"\n").unwrap();
+        std::fs::write(dir.join("t.jsonl"), "{\"image\": \"by-class/cat/0.png\", \"text\": \"a cat, asleep\"}\n\n")
+            .unwrap();
+        for name in ["t.csv", "t.jsonl"] {
+            let p = Pictures::open(&dir.join(name), "train").unwrap();
+            assert_eq!(
+                (p.len(), p.words(0), p.image(0).unwrap().pixel(0, 0)),
+                (1, "a cat, asleep".into(), [10; 3]),
+                "{name}"
+            );
+        }
+
+        let mut tar = tar::Builder::new(std::fs::File::create(dir.join("s-001.tar")).unwrap());
+        let mut add = |name: &str, bytes: &[u8]| {
+            let mut h = tar::Header::new_gnu();
+            h.set_size(bytes.len() as u64);
+            tar.append_data(&mut h, name, bytes).unwrap();
+        };
+        add("a/1.png", &picture(30));
+        add("a/1.txt", b"thirty");
+        add("a/2.jpg", b"not a picture");
+        add("a/2.json", br#"{"caption": "broken"}"#);
+        tar.finish().unwrap();
+        drop(tar);
+        for glob in ["s-{000..001}.tar", "s-*.tar", "s-001.tar"] {
+            let p = Pictures::open(&dir.join(glob), "train").unwrap();
+            assert_eq!((p.len(), p.words(0), p.words(1)), (2, "thirty".into(), "broken".into()), "{glob}");
+            assert_eq!(p.image(0).unwrap().pixel(1, 0), [30; 3]);
+            // the broken one is passed over, and named
+            let mut r = rng::keyed(0, &[]);
+            assert!((0..20).all(|_| p.draw(&mut r).unwrap().0 == 0));
+            assert!(p.broken()[0].contains("a/2.jpg"), "{:?}", p.broken());
+        }
+        std::fs::write(dir.join("by-class/cat/0.png"), b"x").unwrap();
+        std::fs::write(dir.join("by-class/owl/0.png"), b"x").unwrap();
+        let p = Pictures::open(&dir.join("by-class"), "train").unwrap();
+        let e = p.draw(&mut rng::keyed(0, &[])).unwrap_err().to_string();
+        assert!(e.starts_with("2 of 2 pictures cannot be read"), "{e}");
+        for bad in ["nothing.csv", "x-{1..2}.tar"] {
+            let e = Pictures::open(&dir.join(bad), "train").err().unwrap().to_string();
+            assert!(e.contains(bad), "{e}");
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

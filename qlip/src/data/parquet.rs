@@ -1,61 +1,49 @@
-//! Parquet files in the Hugging Face layout: an image struct {bytes, path}, an integer label, class names in metadata.
+//! Parquet files in the Hugging Face layout: an image struct {bytes, path}, an integer label or a caption, class names in
+//! metadata. The compressed pictures are held in memory.
 
-use crate::image::Image;
+use super::{Item, Pictures, Place};
 use nn::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
-use rayon::prelude::*;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Pictures with a class each.
-#[derive(Debug, Clone, Default)]
-pub struct LabelledImages {
-    /// Pictures.
-    pub images: Vec<Image>,
-    /// Class of each.
-    pub labels: Vec<usize>,
-    /// Names of the classes; empty where the file has none.
-    pub classes: Vec<String>,
+/// All files `SPLIT-*.parquet` of a folder, in order.
+pub(super) fn files(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).map_err(Error::io(dir))?;
+    let start = format!("{split}-");
+    let named = |p: &PathBuf| {
+        let name = p.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        name.starts_with(&start) && name.ends_with(".parquet")
+    };
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).filter(named).collect();
+    files.sort();
+    Ok(files)
 }
 
-/// Reads the first struct column with `bytes` and the first integer column of every file, in order.
-pub fn read_parquet(paths: &[std::path::PathBuf]) -> Result<LabelledImages> {
-    let mut all = LabelledImages::default();
+/// Reads the first struct column with `bytes`, the first integer column and the first column of text of every file.
+pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
+    let mut all = Pictures::default();
     for path in paths {
-        let (rows, classes) = read_rows(path)?;
-        let images: Vec<Image> = rows
-            .par_iter()
-            .enumerate()
-            .map(|(i, (bytes, _))| Image::from_bytes(&path.join(format!("row {i}")), bytes))
-            .collect::<Result<_>>()?;
-        all.images.extend(images);
-        all.labels.extend(rows.into_iter().map(|(_, l)| l));
+        let file = std::fs::File::open(path).map_err(Error::io(path))?;
+        let bad = |e: String| Error::bad_file(path, e);
+        let reader = SerializedFileReader::new(file).map_err(|e| bad(format!("not a parquet file ({e})")))?;
         if all.classes.is_empty() {
-            all.classes = classes;
+            all.classes = class_names(&reader);
+        }
+        for (n, row) in reader.get_row_iter(None).map_err(|e| bad(e.to_string()))?.enumerate() {
+            let row = row.map_err(|e| bad(e.to_string()))?;
+            let name = path.join(format!("row {n}"));
+            all.items.push(
+                parse(&row, name)
+                    .ok_or_else(|| bad(format!("row {n}: no image {{bytes, path}} with a label or a caption")))?,
+            );
         }
     }
     Ok(all)
 }
 
-type Rows = Vec<(Vec<u8>, usize)>;
-
-fn read_rows(path: &Path) -> Result<(Rows, Vec<String>)> {
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let bad = |e: String| Error::bad_file(path, e);
-    let reader = SerializedFileReader::new(file).map_err(|e| bad(format!("not a parquet file ({e})")))?;
-    let classes = class_names(&reader);
-    let mut rows = Vec::new();
-    for row in reader.get_row_iter(None).map_err(|e| bad(e.to_string()))? {
-        let row = row.map_err(|e| bad(e.to_string()))?;
-        let n = rows.len();
-        rows.push(parse(&row).ok_or_else(|| bad(format!("row {n}: no image {{bytes, path}} with a label")))?);
-    }
-    Ok((rows, classes))
-}
-
-fn parse(row: &Row) -> Option<(Vec<u8>, usize)> {
-    let mut bytes = None;
-    let mut label = None;
+fn parse(row: &Row, name: PathBuf) -> Option<Item> {
+    let (mut bytes, mut class, mut words) = (None, None, None);
     for (_, field) in row.get_column_iter() {
         match field {
             Field::Group(g) => {
@@ -65,12 +53,13 @@ fn parse(row: &Row) -> Option<(Vec<u8>, usize)> {
                     }
                 }
             }
-            Field::Long(v) => label = label.or(usize::try_from(*v).ok()),
-            Field::Int(v) => label = label.or(usize::try_from(*v).ok()),
+            Field::Long(v) => class = class.or(usize::try_from(*v).ok()),
+            Field::Int(v) => class = class.or(usize::try_from(*v).ok()),
+            Field::Str(v) => words = words.or(Some(v.clone())),
             _ => {}
         }
     }
-    Some((bytes?, label?))
+    (class.is_some() || words.is_some()).then_some(Item { name, place: Place::Memory(bytes?), words, class })
 }
 
 fn class_names(reader: &SerializedFileReader<std::fs::File>) -> Vec<String> {

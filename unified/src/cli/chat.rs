@@ -1,7 +1,7 @@
 //! `unified chat`
 
 use super::common::{Common, free_name, out_dir};
-use super::terminal::show;
+use super::terminal::{Preview, show};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use qlip::Image;
@@ -174,7 +174,8 @@ impl Session<'_> {
         let mut failed = None;
         let clock = Instant::now();
         let mut first = None;
-        let (json, out, stop) = (self.json, self.out, self.stop.clone());
+        let (json, out, stop, model) = (self.json, self.out, self.stop.clone(), &self.model);
+        let mut preview = Preview::default();
         let mut on = |event: Event| {
             first.get_or_insert_with(|| clock.elapsed().as_secs_f64());
             match event {
@@ -182,7 +183,13 @@ impl Session<'_> {
                     print!("{t}");
                     let _ = std::io::stdout().flush();
                 }
+                Event::RowDone { done, rows, codes } if !json && done < rows && preview.is_due() => {
+                    if let Some(Ok(sketch)) = model.sketch(codes) {
+                        preview.show(&sketch);
+                    }
+                }
                 Event::ImageFinished(image) => {
+                    preview.clear();
                     let path = free_name(out);
                     match image.save_png(&path) {
                         Ok(()) if !json => {

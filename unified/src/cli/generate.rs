@@ -1,18 +1,19 @@
 //! `unified generate PROMPT`
 
 use super::common::{Common, free_name, out_dir, progress, tick};
-use super::llamagen_files::llamagen_files;
+use super::llamagen_files::{is_llamagen, llamagen_files};
 use super::recipe::Recipe;
-use super::terminal::show;
+use super::terminal::{Preview, show};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use lm::SampleSettings;
 use lm::draw::{DrawSettings, Schedule, draw};
-use lm::llamagen::{Condition, LlamaGen};
+use lm::llamagen::{Condition, LlamaGen, ModelType};
 use qlip::Image;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use unified::captions::{Captions, TextEncoder};
 use unified::config::Generation;
 use unified::runner::Unified;
 use unified::visual::VisualTokenizer;
@@ -26,18 +27,24 @@ pub struct Generate {
     #[command(flatten)]
     common: Common,
     /// What to draw: "a red circle above a blue square".
-    #[arg(required_unless_present_any = ["class", "from_png"])]
+    #[arg(required_unless_present_any = ["class", "features", "from_png"])]
     prompt: Option<String>,
     /// Classes to draw with a class-conditional LlamaGen, one picture each: --class 0,3.
     #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
     class: Vec<u32>,
+    /// Features of captions to draw with a text-conditional LlamaGen, as `unified features` writes them.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "class"])]
+    features: Option<PathBuf>,
+    /// Folder of the T5 encoder of a text-conditional LlamaGen, where it is not in the model's folder `t5`.
+    #[arg(long, value_name = "DIR", requires = "prompt")]
+    text_encoder: Option<PathBuf>,
     /// Draw the picture in a PNG file of this command again, with the model, words, seed and settings that it records.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "class", "n", "seed", "grid", "greedy", "guidance",
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "class", "features", "n", "seed", "grid", "greedy", "guidance",
         "temperature", "top_k", "top_p", "min_p", "best_of"])]
     from_png: Option<PathBuf>,
     /// Drawings for each picture, of which the one is kept that the model itself finds right most surely; as the model's
     /// config says if absent.
-    #[arg(long, value_name = "N", conflicts_with = "class")]
+    #[arg(long, value_name = "N")]
     best_of: Option<usize>,
     /// One PNG with all pictures side by side.
     #[arg(long)]
@@ -49,16 +56,16 @@ pub struct Generate {
     #[arg(short, long, default_value = ".")]
     out: PathBuf,
     /// Write `tokens` [pictures, tokens] and decode nothing (LlamaGen).
-    #[arg(long, requires = "class")]
+    #[arg(long)]
     codes_only: bool,
     /// Folder of the image tokenizer, where it is not in the model's folder `vq` (LlamaGen).
-    #[arg(long, requires = "class")]
+    #[arg(long)]
     tokenizer: Option<PathBuf>,
     /// Guidance for the first token and the N + 1 after it; -1 for all (LlamaGen).
-    #[arg(long, value_name = "N", requires = "class", allow_negative_numbers = true, default_value_t = -1)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = -1)]
     guidance_interval: i64,
     /// How the guidance scale goes from the first token to the last (LlamaGen).
-    #[arg(long, requires = "class", value_enum, default_value_t = Course::Constant)]
+    #[arg(long, value_enum, default_value_t = Course::Constant)]
     guidance_schedule: Course,
     /// Take the likeliest token always.
     #[arg(long, conflicts_with = "temperature")]
@@ -113,17 +120,32 @@ impl Generate {
         if self.codes_only {
             return self.codes();
         }
-        let (settings, best_of) = match self.prompt {
-            Some(_) => {
-                let g = self.common.unified_config()?.generation;
-                (self.settings(g.image, g.guidance_scale)?, self.best_of.unwrap_or(g.best_of))
+        self.draw(&self.recipe()?)?;
+        Ok(())
+    }
+
+    /// What is asked for, with the model's own settings where nothing else is said.
+    fn recipe(&self) -> Result<Recipe> {
+        let llamagen = self.features.is_some() || !self.class.is_empty() || is_llamagen(self.common.model.as_deref())?;
+        if llamagen && self.best_of.is_some() {
+            bail!("--best-of: LlamaGen does not judge its drawings");
+        }
+        let (settings, best_of) = if llamagen {
+            let scale = if self.class.is_empty() { 7.5 } else { 4.0 };
+            (self.settings(SampleSettings::default(), scale)?, 1)
+        } else {
+            if self.codes_only {
+                bail!("--codes-only is LlamaGen's: give its --model");
             }
-            None => (self.settings(SampleSettings::default(), 4.0)?, 1),
+            let g = self.common.unified_config()?.generation;
+            (self.settings(g.image, g.guidance_scale)?, self.best_of.unwrap_or(g.best_of))
         };
-        self.draw(&Recipe {
+        Ok(Recipe {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.common.model.clone(),
             tokenizer: self.tokenizer.clone(),
+            text_encoder: self.text_encoder.clone(),
+            features: self.features.clone(),
             dtype: self.common.dtype,
             prompt: self.prompt.clone(),
             class: self.class.clone(),
@@ -133,8 +155,7 @@ impl Generate {
             index: None,
             best_of,
             settings,
-        })?;
-        Ok(())
+        })
     }
 
     /// Draws, shows and writes what a recipe asks for: one picture, or all of them apart or in one grid.
@@ -152,8 +173,10 @@ impl Generate {
             bail!("the recipe asks for a picture that it does not draw");
         }
         let bar = progress(painter.rows() * chunks.len(), "draw");
-        let repeat = self.from_png.is_some();
+        // a picture of all of them has no index of its own
+        let together = self.grid || (self.from_png.is_some() && recipe.index.is_none());
         let (mut drawn, mut paths) = (Vec::new(), Vec::new());
+        let mut preview = Preview::default();
         let mut write = |image: &Image, recipe: &Recipe| -> Result<()> {
             let path = free_name(&self.out);
             recipe.save(image, &path)?;
@@ -165,15 +188,23 @@ impl Generate {
             Ok(())
         };
         for chunk in chunks {
-            let images = painter.draw(recipe, chunk.clone(), &mut || tick(&bar, 1))?;
+            let images = painter.draw(recipe, chunk.clone(), &mut |tokens| {
+                if !self.common.json && preview.is_due() {
+                    if let Ok(sketch) = painter.sketch(&tokens[0]) {
+                        bar.suspend(|| preview.show(&sketch));
+                    }
+                }
+                tick(&bar, 1);
+            })?;
+            bar.suspend(|| preview.clear());
             for (i, image) in chunk.zip(images).filter(|(i, _)| recipe.index.is_none_or(|want| want == *i)) {
-                if !self.grid && !(repeat && recipe.index.is_none()) {
+                if !together {
                     write(&image, &Recipe { index: Some(i), ..recipe.clone() })?;
                 }
                 drawn.push(image);
             }
         }
-        if self.grid || (repeat && recipe.index.is_none()) {
+        if together {
             let grid = Image::grid(&drawn, GAP);
             write(&grid, recipe)?;
             drawn = vec![grid];
@@ -208,15 +239,15 @@ impl Generate {
 
     /// LlamaGen's tokens alone.
     fn codes(&self) -> Result<()> {
+        let recipe = self.recipe()?;
         let model = llamagen(&self.common)?;
-        let settings = self.settings(SampleSettings::default(), 4.0)?;
-        let wanted = each(&self.class, self.n);
+        let wanted = conditions(&model, &recipe, self.common.model.as_deref())?;
         let batch = self.common.batch()?;
         let bar = progress(model.config.grid() * wanted.len().div_ceil(batch), "draw");
         let mut ids: Vec<i64> = Vec::new();
         for start in (0..wanted.len()).step_by(batch) {
             let chunk = start..wanted.len().min(start + batch);
-            let drawn = paint(&model, &wanted, chunk, self.common.seed, &settings, &mut || tick(&bar, 1))?;
+            let drawn = paint(&model, &wanted, chunk, &recipe, &mut |_| tick(&bar, 1))?;
             ids.extend(drawn.concat().into_iter().map(i64::from));
         }
         bar.finish_and_clear();
@@ -229,54 +260,70 @@ impl Generate {
 
 /// A model that draws, with what it draws.
 enum Painter {
-    Words(Box<Unified>, Vec<u32>),
-    Classes(Box<LlamaGen>, Box<VisualTokenizer>, Vec<u32>),
+    Unified(Box<Unified>, Vec<u32>),
+    LlamaGen(Box<LlamaGen>, Box<VisualTokenizer>, Condition),
 }
+
+/// Hears the tokens of all pictures of a batch after each row.
+type OnRow<'a> = &'a mut dyn FnMut(&[Vec<u32>]);
 
 impl Painter {
     fn load(common: &Common, recipe: &Recipe) -> Result<Self> {
-        if let Some(prompt) = &recipe.prompt {
+        if let (Some(prompt), false) = (&recipe.prompt, is_llamagen(common.model.as_deref())?) {
             let model = common.unified()?;
             let words = prompt.trim().strip_prefix("draw ").unwrap_or(prompt.trim());
             let context = model.drawing_context(words)?;
-            return Ok(Self::Words(Box::new(model), context));
+            return Ok(Self::Unified(Box::new(model), context));
         }
         let model = llamagen(common)?;
+        let wanted = conditions(&model, recipe, common.model.as_deref())?;
         let beside = |name| common.model.as_deref().map(|m| Path::new(m).join(name)).filter(|p| p.is_dir());
         let dir = recipe.tokenizer.clone().or_else(|| beside("vq")).or_else(|| beside("qlip")).context(
             "the model has no folder `vq` or `qlip` with its image tokenizer: give --tokenizer DIR, or --codes-only",
         )?;
         let c = &model.config;
-        let group_bits = (c.sub_tokens > 1).then(|| c.vocab_size.ilog2() as usize);
+        let group_bits = match &c.bitwise {
+            Some(b) => Some(b.bits),
+            None => (c.sub_tokens > 1).then(|| c.vocab_size.ilog2() as usize),
+        };
         let visual = VisualTokenizer::load(&dir, group_bits, Some(c.grid()), &common.placement()?)?;
-        if (visual.vocab(), visual.sub_tokens(), visual.grid()) != (c.vocab_size, c.sub_tokens, c.grid()) {
-            let (n, codes) = (visual.vocab(), c.vocab_size);
+        let codes = c.bitwise.map_or(c.vocab_size, |b| 1 << b.bits);
+        if (visual.vocab(), visual.sub_tokens(), visual.grid()) != (codes, c.sub_tokens, c.grid()) {
+            let n = visual.vocab();
             bail!("{}: a codebook of {n} for a model of {codes} codes; give its own tokenizer", dir.display());
         }
-        Ok(Self::Classes(Box::new(model), Box::new(visual), each(&recipe.class, recipe.n)))
+        Ok(Self::LlamaGen(Box::new(model), Box::new(visual), wanted))
     }
 
     /// Rows of a picture's grid.
     fn rows(&self) -> usize {
         match self {
-            Self::Words(model, _) => model.config.vocabulary.grid,
-            Self::Classes(model, ..) => model.config.grid(),
+            Self::Unified(model, _) => model.config.vocabulary.grid,
+            Self::LlamaGen(model, ..) => model.config.grid(),
         }
     }
 
     /// Pictures in all.
     fn count(&self, recipe: &Recipe) -> usize {
         match self {
-            Self::Words(..) => recipe.n,
-            Self::Classes(_, _, wanted) => wanted.len(),
+            Self::Unified(..) => recipe.n,
+            Self::LlamaGen(_, _, wanted) => wanted.len(),
+        }
+    }
+
+    /// A picture of which only the first rows are drawn.
+    fn sketch(&self, tokens: &[u32]) -> Result<Image> {
+        match self {
+            Self::Unified(model, _) => Ok(model.sketch(&model.config.vocabulary.cells(tokens)?)?),
+            Self::LlamaGen(_, visual, _) => Ok(visual.sketch(tokens)?),
         }
     }
 
     /// A range of the pictures, as one batch.
-    fn draw(&self, recipe: &Recipe, range: Range<usize>, on_row: &mut dyn FnMut()) -> Result<Vec<Image>> {
+    fn draw(&self, recipe: &Recipe, range: Range<usize>, on_row: OnRow) -> Result<Vec<Image>> {
         let s = &recipe.settings;
         match self {
-            Self::Words(model, context) => {
+            Self::Unified(model, context) => {
                 let g = Generation {
                     image: s.sample,
                     guidance_scale: s.guidance_scale,
@@ -284,22 +331,15 @@ impl Painter {
                     ..model.config.generation
                 };
                 let seeds: Vec<u64> = range.map(|i| recipe.seed.wrapping_add(i as u64)).collect();
-                let codes = model.draw_images(&vec![context.clone(); seeds.len()], &seeds, &g, &mut |_| {
-                    on_row();
+                let codes = model.draw_images(&vec![context.clone(); seeds.len()], &seeds, &g, &mut |tokens| {
+                    on_row(tokens);
                     true
                 })?;
                 Ok(model.decode(&codes)?)
             }
-            Self::Classes(model, visual, wanted) => {
-                Ok(visual.images(&paint(model, wanted, range, recipe.seed, s, on_row)?)?)
-            }
+            Self::LlamaGen(model, visual, wanted) => Ok(visual.images(&paint(model, wanted, range, recipe, on_row)?)?),
         }
     }
-}
-
-/// Every class `n` times.
-fn each(classes: &[u32], n: usize) -> Vec<u32> {
-    classes.iter().flat_map(|&c| std::iter::repeat_n(c, n)).collect()
 }
 
 fn llamagen(common: &Common) -> Result<LlamaGen> {
@@ -309,18 +349,44 @@ fn llamagen(common: &Common) -> Result<LlamaGen> {
     Ok(LlamaGen::new(&params, &config)?)
 }
 
-/// Tokens of a range of the wanted classes.
+/// What each picture is drawn from: classes, or features of captions that are read or made.
+fn conditions(model: &LlamaGen, recipe: &Recipe, dir: Option<&str>) -> Result<Condition> {
+    let n = recipe.n;
+    if model.config.model_type == ModelType::C2i {
+        if recipe.class.is_empty() {
+            bail!("this model draws classes: give --class, as in --class 0,3");
+        }
+        return Ok(Condition::Classes(recipe.class.iter().flat_map(|&c| std::iter::repeat_n(c, n)).collect()));
+    }
+    let positions = model.config.cls_token_num;
+    let device = &Device::Cpu;
+    let captions = match (&recipe.features, &recipe.prompt) {
+        (Some(path), _) => Captions::load(path, device)?,
+        (None, Some(prompt)) => {
+            let beside = dir.map(|m| Path::new(m).join("t5")).filter(|p| p.is_dir());
+            let encoder = recipe.text_encoder.clone().or(beside).context(
+                "this model draws captions through a T5 encoder: give its folder by --text-encoder DIR, or features by \
+                 --features FILE (unified features makes them)",
+            )?;
+            TextEncoder::load(&encoder, device)?.encode(std::slice::from_ref(prompt), positions)?
+        }
+        (None, None) => bail!("this model draws captions, not classes: give words"),
+    };
+    let each: Vec<usize> = (0..captions.len()).flat_map(|i| std::iter::repeat_n(i, n)).collect();
+    Ok(captions.condition(&each)?)
+}
+
+/// Tokens of a range of the wanted pictures.
 fn paint(
     model: &LlamaGen,
-    wanted: &[u32],
+    wanted: &Condition,
     range: Range<usize>,
-    seed: u64,
-    settings: &DrawSettings,
-    on_row: &mut dyn FnMut(),
+    recipe: &Recipe,
+    on_row: OnRow,
 ) -> Result<Vec<Vec<u32>>> {
-    let seeds: Vec<u64> = range.clone().map(|i| seed.wrapping_add(i as u64)).collect();
-    Ok(draw(model, &Condition::Classes(wanted[range].to_vec()), &seeds, settings, &mut |_| {
-        on_row();
+    let seeds: Vec<u64> = range.clone().map(|i| recipe.seed.wrapping_add(i as u64)).collect();
+    Ok(draw(model, &wanted.range(range)?, &seeds, &recipe.settings, &mut |tokens| {
+        on_row(tokens);
         true
     })?)
 }

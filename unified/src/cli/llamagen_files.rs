@@ -20,6 +20,17 @@ pub fn llamagen_files(model: &str, dtype: DType, device: &Device) -> Result<(Lla
     Ok((config, Params::from_dir(&dir, dtype, device)?))
 }
 
+/// Whether `model` is a LlamaGen: a .pt file, or a folder whose config.json has its fields.
+pub fn is_llamagen(model: Option<&str>) -> Result<bool> {
+    let Some(model) = model else { return Ok(false) };
+    if model.ends_with(".pt") {
+        return Ok(true);
+    }
+    let path = qlip::hub::resolve(model)?.join("config.json");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap_or_default()).unwrap_or_default();
+    Ok(json.get("n_layer").is_some() || json.get("cls_token_num").is_some())
+}
+
 /// c2i_B_256.pt, t2i_XL_stage2_512.pt: condition, size, pixels a side (16 to a token).
 fn from_name(path: &Path) -> Result<LlamaGenConfig> {
     let name = path.file_stem().and_then(|n| n.to_str()).unwrap_or_default();

@@ -2,6 +2,7 @@
 
 mod chat;
 mod common;
+mod features;
 mod forward;
 mod generate;
 mod images;
@@ -31,6 +32,7 @@ enum Command {
     Detokenize(images::Detokenize),
     Reconstruct(images::Reconstruct),
     Classify(images::Classify),
+    Features(features::Features),
     Train(train::Train),
     Forward(forward::Forward),
     Info(info::Info),
@@ -78,6 +80,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Detokenize(c) => c.run(),
         Command::Reconstruct(c) => c.run(),
         Command::Classify(c) => c.run(),
+        Command::Features(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Forward(c) => c.run(),
         Command::Info(c) => c.run(),

@@ -23,6 +23,12 @@ pub struct Recipe {
     pub model: Option<String>,
     /// Folder of LlamaGen's image tokenizer, where it was given.
     pub tokenizer: Option<PathBuf>,
+    /// Folder of its text encoder, where it was given.
+    #[serde(default)]
+    pub text_encoder: Option<PathBuf>,
+    /// File of caption features, where it was given.
+    #[serde(default)]
+    pub features: Option<PathBuf>,
     /// Type of the weights in memory.
     pub dtype: Type,
     /// Words.

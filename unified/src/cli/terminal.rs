@@ -37,3 +37,46 @@ fn graphics() -> (bool, bool) {
         || ["WezTerm", "mintty"].contains(&program.as_str());
     (kitty, sixel)
 }
+
+/// A picture that is drawn over itself as it comes into being, in half blocks.
+#[derive(Default)]
+pub struct Preview {
+    lines: u32,
+    shown: Option<std::time::Instant>,
+}
+
+/// Time between two looks at a picture that is being drawn.
+const PREVIEW_EVERY: std::time::Duration = std::time::Duration::from_millis(150);
+
+impl Preview {
+    /// Whether a terminal is there and it is time to look again.
+    pub fn is_due(&self) -> bool {
+        std::io::stdout().is_terminal() && self.shown.is_none_or(|t| t.elapsed() >= PREVIEW_EVERY)
+    }
+
+    /// Shows the picture in the place of the last.
+    pub fn show(&mut self, img: &Image) {
+        self.clear();
+        let Some(rgb) = RgbImage::from_raw(img.width() as u32, img.height() as u32, img.rgb().to_vec()) else { return };
+        let config = viuer::Config {
+            width: Some(40),
+            absolute_offset: false,
+            use_kitty: false,
+            use_iterm: false,
+            use_sixel: false,
+            ..viuer::Config::default()
+        };
+        self.lines = viuer::print(&DynamicImage::ImageRgb8(rgb), &config).map_or(0, |(_, lines)| lines);
+        self.shown = Some(std::time::Instant::now());
+    }
+
+    /// Takes the picture from the screen.
+    pub fn clear(&mut self) {
+        if self.lines > 0 {
+            // up to where it began, and everything below is blank again
+            print!("\x1b[{}A\r\x1b[J", self.lines);
+            let _ = std::io::Write::flush(&mut std::io::stdout());
+            self.lines = 0;
+        }
+    }
+}

@@ -1,15 +1,20 @@
-//! Training of LlamaGen by class (Sun et al. 2024, section 2.2) on the tokens of any image tokenizer.
+//! Training of LlamaGen (Sun et al. 2024, sections 2.2 and 2.3), by class or by caption, on the tokens of any image
+//! tokenizer.
 
 use super::Run;
+use crate::captions::{Captions, TextEncoder};
 use crate::files::Placement;
-use crate::photos::Photos;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
 use candle_core::DType;
+use lm::head::BitwiseConfig;
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
+use nn::dropout::{Dropout, DropoutConfig};
+use nn::rng::Rng;
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
-use nn::{Params, checkpoint, ops, rng};
+use nn::{Params, checkpoint, rng};
 use qlip::Image;
+use qlip::data::Pictures;
 use qlip::resample::{resize, resize_window};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -42,8 +47,29 @@ pub struct LlamaGenTraining {
     /// Cells along the side, for a VQ tokenizer; pictures of 256 pixels if absent.
     #[serde(default)]
     pub grid: Option<usize>,
-    /// Folder of photographs (train-*.parquet) with classes.
+    /// The pictures, with classes or captions: see [`Pictures::open`].
     pub photos: PathBuf,
+    /// Share of the pictures that may be unreadable.
+    #[serde(default = "broken")]
+    pub broken_share: f64,
+    /// Folder of the T5 encoder whose features of the captions are the condition; with it the model draws captions.
+    #[serde(default)]
+    pub text_encoder: Option<PathBuf>,
+    /// How tokens go in and out.
+    #[serde(default)]
+    pub head: Head,
+    /// Inner width of a bitwise head; the model's if absent.
+    #[serde(default)]
+    pub head_width: Option<usize>,
+    /// Most of a picture's bits that are flipped in what is read, never in what is to be drawn; with a bitwise head.
+    #[serde(default)]
+    pub bit_flip: f64,
+    /// Whether the sub-tokens of a cell share one table.
+    #[serde(default)]
+    pub shared_table: bool,
+    /// Noise.
+    #[serde(default)]
+    pub dropout: DropoutConfig,
     /// Codes of each picture that are made beforehand: 1 the whole, 2 mirrored too, 10 four corners and the centre, mirrored
     /// too (LlamaGen's ten-crop).
     pub crops: usize,
@@ -63,20 +89,71 @@ pub struct LlamaGenTraining {
 fn corner() -> f64 {
     0.9
 }
+fn broken() -> f64 {
+    0.01
+}
+
+/// How tokens go in and out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// Rows of a table, a token or a group of bits each.
+    #[default]
+    Tokens,
+    /// Bits: one token a cell, and no table.
+    Bits,
+}
+
+/// Positions of a published text-conditional model's caption.
+const CAPTION_POSITIONS: usize = 120;
+
+/// Most rows of a table of tokens.
+const MOST_ROWS: usize = 1 << 20;
+
+/// Captions of the pictures: features of the distinct ones, and which each picture has.
+struct Texts {
+    features: Captions,
+    of: Vec<usize>,
+}
+
+/// Tokens of whole pictures, of each a share of up to `most` of the bits flipped.
+fn flipped(tokens: &[u32], bits: usize, pictures: usize, most: f64, r: &mut Rng) -> Vec<u32> {
+    if most == 0.0 {
+        return tokens.to_vec();
+    }
+    let per = (tokens.len() / pictures.max(1)).max(1);
+    let mut out = tokens.to_vec();
+    for picture in out.chunks_mut(per) {
+        let share = most * f64::from(rng::uniform(r));
+        for token in picture {
+            for bit in 0..bits {
+                if f64::from(rng::uniform(r)) < share {
+                    *token ^= 1 << bit;
+                }
+            }
+        }
+    }
+    out
+}
 
 impl LlamaGenTraining {
-    /// Runs it; the folder becomes a model that `unified generate --class` draws with, image tokenizer included.
+    /// Runs it; the folder becomes a model that `unified generate` draws with, image tokenizer included.
     pub fn run(&self, run: &mut Run) -> Result<()> {
         let placement = Placement { device: run.device.clone(), ..Placement::cpu() };
         let visual = VisualTokenizer::load(&self.tokenizer, self.group_bits, self.grid, &placement)?;
-        let photos = Photos::open(&self.photos, "train")?;
-        let config = self.config(&visual, photos.0.classes.len())?;
+        let visual = if self.head == Head::Bits { visual.with_whole_codes()? } else { visual };
+        let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
+        let texts = self.texts(&photos, run.out)?;
+        let config = self.config(&visual, photos.classes.len(), texts.as_ref())?;
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&run.out.join("config.json"), json.as_bytes())?;
         self.copy_tokenizer(&visual, run.out)?;
         let tokens = self.tokens(&visual, &photos, &run.out.join("codes.safetensors"))?;
-        let params = Params::for_training(HashMap::new(), &[], self.seed, DType::F32, &run.device);
+        // the features of "no caption" are data, not a parameter
+        let freeze = ["cls_embedding.uncond_embedding"];
+        let params = Params::for_training(HashMap::new(), &freeze, self.seed, DType::F32, &run.device);
         let model = LlamaGen::new(&params, &config)?;
+        let labels = if texts.is_some() { Vec::new() } else { photos.labels()? };
         let trainer = Trainer {
             config: LoopConfig {
                 steps: self.steps,
@@ -94,44 +171,98 @@ impl LlamaGenTraining {
         trainer.run(
             |n| {
                 let mut r = rng::keyed(self.seed, &[n as u64]);
-                let (mut classes, mut drop, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+                let (mut pictures, mut drop, mut targets) = (Vec::new(), Vec::new(), Vec::new());
                 for _ in 0..self.batch_size {
-                    let (picture, crop) = (rng::below(&mut r, photos.len()), rng::below(&mut r, self.crops));
-                    classes.push(photos.0.labels[picture] as u32);
+                    let (picture, crop) = (rng::below(&mut r, tokens.pictures.len()), rng::below(&mut r, self.crops));
+                    pictures.push(tokens.pictures[picture]);
                     drop.push(f64::from(rng::uniform(&mut r)) < config.class_dropout_prob);
                     targets.extend(tokens.get(picture * self.crops + crop));
                 }
-                let logits = model.train_logits(&Condition::Classes(classes), &drop, &targets)?;
-                let loss = ops::cross_entropy(&logits.flatten_to(1)?, &targets)?.mean_all()?;
-                Ok(StepOutput { loss, metrics: Vec::new() })
+                let condition = match &texts {
+                    Some(t) => t.features.condition(&pictures.iter().map(|&p| t.of[p]).collect::<Vec<_>>())?,
+                    None => Condition::Classes(pictures.iter().map(|&p| labels[p] as u32).collect()),
+                };
+                let seen = match &config.bitwise {
+                    Some(b) => flipped(&targets, b.bits, self.batch_size, self.bit_flip, &mut r),
+                    None => targets.clone(),
+                };
+                let mut noise = (!self.dropout.is_none()).then(|| Dropout::new(self.dropout, r));
+                let loss = model.train_loss(&condition, &drop, &seen, &targets, noise.as_mut())?;
+                // comparable between heads and tokenizers: nats a cell
+                let cell = f64::from(loss.to_scalar::<f32>()?) * config.sub_tokens as f64;
+                Ok(StepOutput { loss, metrics: vec![("nats_per_cell", cell)] })
             },
             |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
             |p| (run.progress)(p),
         )
     }
 
-    fn config(&self, visual: &VisualTokenizer, classes: usize) -> Result<LlamaGenConfig> {
+    /// Features of the pictures' captions, each caption's made once and kept beside the model.
+    fn texts(&self, photos: &Pictures, out: &Path) -> Result<Option<Texts>> {
+        let Some(dir) = &self.text_encoder else { return Ok(None) };
+        let mut distinct: HashMap<String, usize> = HashMap::new();
+        let mut captions = Vec::new();
+        let of = (0..photos.len())
+            .map(|i| {
+                let words = photos.words(i);
+                *distinct.entry(words.clone()).or_insert_with(|| {
+                    captions.push(words);
+                    captions.len() - 1
+                })
+            })
+            .collect();
+        let path = out.join("captions.safetensors");
+        let features = if path.is_file() {
+            Captions::load(&path, &candle_core::Device::Cpu)?
+        } else {
+            let positions = self.model.as_ref().map_or(CAPTION_POSITIONS, |m| m.cls_token_num);
+            let made = TextEncoder::load(dir, &candle_core::Device::Cpu)?.encode(&captions, positions)?;
+            made.save(&path)?;
+            made
+        };
+        if features.len() != captions.len() {
+            let why = format!("{} captions; the pictures have {}", features.len(), captions.len());
+            return Err(Error::bad_file(&path, why + "; remove the file, or choose another folder"));
+        }
+        Ok(Some(Texts { features, of }))
+    }
+
+    fn config(&self, visual: &VisualTokenizer, classes: usize, texts: Option<&Texts>) -> Result<LlamaGenConfig> {
+        let kind = if texts.is_some() { ModelType::T2i } else { ModelType::C2i };
         let size = match (&self.preset, &self.model) {
-            (Some(name), None) => LlamaGenConfig::preset(name, ModelType::C2i, visual.grid())?,
+            (Some(name), None) => LlamaGenConfig::preset(name, kind, visual.grid())?,
             (None, Some(model)) => model.clone(),
             _ => return Err(Error::invalid("give either `preset` (a published size) or a section [model]")),
         };
-        if size.model_type != ModelType::C2i {
-            return Err(Error::invalid("[model]: training knows classes only; leave model_type out or write \"c2i\""));
-        }
         if !matches!(self.crops, 1 | 2 | 10) {
             return Err(Error::invalid(format!("crops = {}: write 1, 2 or 10", self.crops)));
         }
         if !(self.crop_share > 0.0 && self.crop_share <= 1.0) {
             return Err(Error::invalid(format!("crop_share = {}: write a share of the side", self.crop_share)));
         }
+        if !(0.0..=0.5).contains(&self.bit_flip) || (self.bit_flip > 0.0 && self.head != Head::Bits) {
+            let why = "write a share from 0 to 0.5, with head = \"bits\"";
+            return Err(Error::invalid(format!("bit_flip = {}: {why}", self.bit_flip)));
+        }
+        self.dropout.check()?;
+        let bits = visual.code_bits();
+        let caption = texts.map(|t| t.features.features.dims3()).transpose()?;
         let config = LlamaGenConfig {
-            vocab_size: visual.vocab(),
+            model_type: kind,
+            vocab_size: if self.head == Head::Bits { 0 } else { visual.vocab() },
+            bitwise: (self.head == Head::Bits).then(|| BitwiseConfig::of(bits, self.head_width.unwrap_or(size.dim))),
             sub_tokens: visual.sub_tokens(),
+            shared_table: self.shared_table,
             block_size: visual.grid() * visual.grid() * visual.sub_tokens(),
-            num_classes: classes,
+            num_classes: if texts.is_some() { size.num_classes } else { classes },
+            cls_token_num: caption.map_or(1, |c| c.1),
+            caption_dim: caption.map_or(size.caption_dim, |c| c.2),
             ..size
         };
+        if self.head == Head::Tokens && visual.vocab() > MOST_ROWS {
+            let why = format!("a table of 2^{bits} rows; write group_bits, or head = \"bits\"");
+            return Err(Error::invalid(why));
+        }
         config.check()?;
         Ok(config)
     }
@@ -150,13 +281,14 @@ impl LlamaGenTraining {
         Ok(())
     }
 
-    /// Tokens of all crops of all pictures, made once and kept beside the model.
-    fn tokens(&self, visual: &VisualTokenizer, photos: &Photos, path: &Path) -> Result<PackedTokens> {
-        let (count, per) = (photos.len() * self.crops, visual.grid() * visual.grid() * visual.sub_tokens());
+    /// Tokens of all crops of all pictures that can be read, made once and kept beside the model.
+    fn tokens(&self, visual: &VisualTokenizer, photos: &Pictures, path: &Path) -> Result<PackedTokens> {
+        let per = visual.grid() * visual.grid() * visual.sub_tokens();
         let bits = (visual.vocab().max(2) - 1).ilog2() as usize + 1;
         if path.is_file() {
             let found = PackedTokens::load(path)?;
-            if (found.count, found.per, found.bits) == (count, per, bits) {
+            let fits = found.pictures.iter().all(|&p| p < photos.len()) && !found.pictures.is_empty();
+            if fits && (found.count, found.per, found.bits) == (found.pictures.len() * self.crops, per, bits) {
                 return Ok(found);
             }
             return Err(Error::bad_file(path, "codes of another training; remove the file, or choose another folder"));
@@ -164,14 +296,25 @@ impl LlamaGenTraining {
         let mut all = PackedTokens::new(per, bits);
         let pictures: Vec<usize> = (0..photos.len()).collect();
         for chunk in pictures.chunks(CHUNK) {
-            let images: Vec<Image> = chunk
+            let read = |&i: &usize| -> Result<Option<(usize, Image)>> {
+                match photos.image(i) {
+                    Ok(image) => Ok(Some((i, image))),
+                    Err(e) => photos.note(i, e).map(|()| None),
+                }
+            };
+            let images: Vec<(usize, Image)> =
+                chunk.par_iter().filter_map(|i| read(i).transpose()).collect::<Result<_>>()?;
+            let crops: Vec<Image> = images
                 .par_iter()
-                .flat_map_iter(|&i| (0..self.crops).map(move |c| (i, c)))
-                .map(|(i, c)| self.crop(&photos.0.images[i], c, visual.side()))
+                .flat_map_iter(|(_, image)| (0..self.crops).map(move |c| self.crop(image, c, visual.side())))
                 .collect();
-            for t in visual.tokens(&images)? {
+            for t in visual.tokens(&crops)? {
                 all.push(&t);
             }
+            all.pictures.extend(images.iter().map(|(i, _)| *i));
+        }
+        if all.pictures.is_empty() {
+            return Err(Error::bad_file(&self.photos, "no picture could be read"));
         }
         all.save(path)?;
         Ok(all)
@@ -196,11 +339,13 @@ struct PackedTokens {
     per: usize,
     bits: usize,
     words: Vec<u8>,
+    /// Which pictures of the source they are; each has as many rows as there are crops.
+    pictures: Vec<usize>,
 }
 
 impl PackedTokens {
     fn new(per: usize, bits: usize) -> Self {
-        Self { count: 0, per, bits, words: Vec::new() }
+        Self { count: 0, per, bits, words: Vec::new(), pictures: Vec::new() }
     }
 
     /// Bytes a picture.
@@ -230,12 +375,15 @@ impl PackedTokens {
         })
     }
 
-    /// `packed` [pictures, bytes]; bits and tokens a picture are metadata.
+    /// `packed` [rows, bytes] and `pictures`; bits and tokens a picture are metadata.
     fn save(&self, path: &Path) -> Result<()> {
         let shape = (self.count, self.stride());
         let packed = candle_core::Tensor::from_vec(self.words.clone(), shape, &candle_core::Device::Cpu)?;
         let meta = [("bits", self.bits.to_string()), ("tokens", self.per.to_string())];
-        checkpoint::save(path, &[("packed".to_owned(), packed)].into(), &meta)
+        let pictures: Vec<u32> = self.pictures.iter().map(|&p| p as u32).collect();
+        let pictures = candle_core::Tensor::from_vec(pictures, self.pictures.len(), &candle_core::Device::Cpu)?;
+        let tensors = [("packed".to_owned(), packed), ("pictures".to_owned(), pictures)];
+        checkpoint::save(path, &tensors.into(), &meta)
     }
 
     fn load(path: &Path) -> Result<Self> {
@@ -249,7 +397,9 @@ impl PackedTokens {
         if bits == 0 || bits > 32 || per.checked_mul(bits).map(|n| n.div_ceil(8)) != Some(stride) {
             return Err(bad());
         }
-        Ok(Self { count, per, bits, words: packed.flatten_all()?.to_vec1::<u8>().map_err(|_| bad())? })
+        let pictures = tensors.get("pictures").ok_or_else(bad)?.to_vec1::<u32>().map_err(|_| bad())?;
+        let pictures = pictures.into_iter().map(|p| p as usize).collect();
+        Ok(Self { count, per, bits, pictures, words: packed.flatten_all()?.to_vec1::<u8>().map_err(|_| bad())? })
     }
 }
 
@@ -266,8 +416,10 @@ mod tests {
         rows.iter().for_each(|r| p.push(r));
         // fifty bits are seven bytes
         assert_eq!(p.words.len(), 14);
+        p.pictures = vec![0, 3];
         p.save(&path).unwrap();
         let p = PackedTokens::load(&path).unwrap();
+        assert_eq!(p.pictures, [0, 3]);
         for (i, r) in rows.iter().enumerate() {
             assert_eq!(p.get(i).collect::<Vec<_>>(), r);
         }

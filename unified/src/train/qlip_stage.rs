@@ -1,7 +1,7 @@
 //! Training of the visual tokenizer on photographs and scenes.
 
 use super::Run;
-use crate::photos::{Photos, augment};
+use crate::photos::augment;
 use crate::scenes::{Scene, SceneRng, Split, caption, render};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -9,6 +9,7 @@ use nn::train::{LoopConfig, OptimConfig, Precision, Trainer};
 use nn::{Params, checkpoint, rng};
 use qlip::Qlip;
 use qlip::config::QlipConfig;
+use qlip::data::Pictures;
 use qlip::image::{Image, Preprocess};
 use qlip::tokenizer::TextTokenizer;
 use qlip::train::{LossWeights, PairBatch, STAGE2_FROZEN, stage1, stage2};
@@ -76,7 +77,7 @@ impl QlipTraining {
         let params = Params::for_training(start.clone(), freeze, self.seed, DType::F32, &run.device);
         let model = Qlip::new(&params, &config, self.stage == 1)?;
         let preprocess = Preprocess::clip(config.vision_config.image_size);
-        let photos = Photos::open(&self.photos, "train")?;
+        let photos = Pictures::open(&self.photos, "train")?;
         let out = run.out;
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&out.join("config.json"), json.as_bytes())?;
@@ -98,7 +99,7 @@ impl QlipTraining {
         };
         trainer.run(
             |n| {
-                let pairs = self.pictures(&photos, n, preprocess.crop_size);
+                let pairs = self.pictures(&photos, n, preprocess.crop_size)?;
                 let (images, captions): (Vec<Image>, Vec<String>) = pairs.into_iter().unzip();
                 let pixels = preprocess.normalise(&images, &run.device)?;
                 match (&text, &self.loss) {
@@ -171,7 +172,7 @@ impl QlipTraining {
     }
 
     /// Pictures and captions of update `n`, from nothing but the seed and n.
-    fn pictures(&self, photos: &Photos, n: usize, side: usize) -> Vec<(Image, String)> {
+    fn pictures(&self, photos: &Pictures, n: usize, side: usize) -> Result<Vec<(Image, String)>> {
         (0..self.batch_size)
             .into_par_iter()
             .map(|i| {
@@ -179,11 +180,10 @@ impl QlipTraining {
                 if f64::from(rng::uniform(&mut r)) < self.scene_share {
                     let mut s = SceneRng::new(Split::Train, self.seed, (n * self.batch_size + i) as u64);
                     let scene = Scene::random(&mut s, Split::Train, 1, self.scene_objects);
-                    (render(&scene, side), caption(&scene))
+                    Ok((render(&scene, side), caption(&scene)))
                 } else {
-                    let at = rng::below(&mut r, photos.len());
-                    let class = &photos.0.classes[photos.0.labels[at]];
-                    (augment(&photos.0.images[at], side, self.smallest_crop, &mut r), Photos::caption(class))
+                    let (at, image) = photos.draw(&mut r)?;
+                    Ok((augment(&image, side, self.smallest_crop, &mut r), photos.words(at)))
                 }
             })
             .collect()

@@ -7,7 +7,6 @@ use crate::documents::Documents;
 use crate::eyes::Eyes;
 use crate::files::{ModelFiles, Placement};
 use crate::mixture::{Mixture, Piece, Sample, Source};
-use crate::photos::Photos;
 use crate::sequence::{Segment, Sequence, pack};
 use crate::template::{DEFAULT_TEMPLATE, Marks};
 use crate::words::Words;
@@ -19,6 +18,7 @@ use lm::{Llama, LlamaConfig, MergedVocab};
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
 use nn::{Init, Params, checkpoint};
 use qlip::config::parse_json;
+use qlip::data::Pictures;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -144,7 +144,7 @@ impl UnifiedTraining {
         let params = Params::for_training(tensors, &[], self.seed, DType::F32, &run.device);
         let model = Llama::new(&params, &config.text_config)?;
         let shared = if self.shared_bits { Some(SharedBits::new(&params, &vocab, &config.text_config)?) } else { None };
-        let photos = Photos::open(&self.photos, "train")?;
+        let photos = Pictures::open(&self.photos, "train")?;
         let open = |d| Documents::open(d, vocab.bits, vocab.grid);
         let documents = self.mixture.documents.iter().map(open).collect::<Result<Vec<_>>>()?;
         let source = Source {
