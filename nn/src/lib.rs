@@ -13,6 +13,7 @@ pub mod optim;
 pub mod params;
 pub mod rng;
 pub mod stored;
+pub mod tensorboard;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -1,9 +1,12 @@
 //! The bones of a training loop: step, clip, update, log, save, resume. What differs between trainings is passed in.
 
 use crate::optim::{Cosine, Ema, Group, Optimizer, Rule, Settings, clip_factor};
+use crate::tensorboard::EventFile;
 use crate::{Error, Params, Result, checkpoint};
-use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -75,12 +78,65 @@ pub struct LoopConfig {
     pub precision: Precision,
 }
 
-/// What one step computed: the loss to minimise, and named numbers for the log.
+/// What one step computed.
 pub struct StepOutput {
-    /// Scalar.
-    pub loss: Tensor,
-    /// Parts of the loss and other measurements.
+    /// The loss that the gradients are of.
+    pub loss: f64,
+    /// Gradients of the variables.
+    pub grads: GradStore,
+    /// Parts of the loss and other measurements, for the log.
     pub metrics: Vec<(&'static str, f64)>,
+}
+
+impl StepOutput {
+    /// The backward pass of a scalar loss.
+    pub fn of(loss: &Tensor, metrics: Vec<(&'static str, f64)>) -> Result<Self> {
+        Ok(Self { loss: finite(loss)?, grads: loss.backward()?, metrics })
+    }
+}
+
+/// The value of a scalar loss.
+fn finite(loss: &Tensor) -> Result<f64> {
+    let value = f64::from(loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
+    if value.is_finite() {
+        return Ok(value);
+    }
+    Err(Error::invalid(format!("the loss is {value}: lower the learning rate")))
+}
+
+/// The gradient of a batch as the sum of its parts' gradients, so that only one part's graph is in memory.
+#[derive(Default)]
+pub struct Accumulator {
+    loss: f64,
+    grads: Option<GradStore>,
+}
+
+impl Accumulator {
+    /// Adds a part's loss, which already has the part's share of the batch as its weight.
+    pub fn add(&mut self, loss: &Tensor, vars: &BTreeMap<String, Var>) -> Result<()> {
+        self.loss += finite(loss)?;
+        let mut grads = loss.backward()?;
+        let Some(sum) = &mut self.grads else {
+            self.grads = Some(grads);
+            return Ok(());
+        };
+        for var in vars.values() {
+            let var = var.as_tensor();
+            let Some(g) = grads.remove(var) else { continue };
+            let g = match sum.remove(var) {
+                Some(before) => (before + g)?,
+                None => g,
+            };
+            sum.insert(var, g);
+        }
+        Ok(())
+    }
+
+    /// The whole batch.
+    pub fn finish(self, metrics: Vec<(&'static str, f64)>) -> Result<StepOutput> {
+        let grads = self.grads.ok_or_else(|| Error::invalid("a batch of no parts"))?;
+        Ok(StepOutput { loss: self.loss, grads, metrics })
+    }
 }
 
 /// A line of the log, as the progress display sees it.
@@ -96,6 +152,21 @@ pub struct Progress {
 /// The name of the file that holds everything `--resume` needs.
 pub const STATE_FILE: &str = "training.safetensors";
 
+/// What a training leaves to say.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// Updates in all.
+    pub steps: usize,
+    /// Updates of this run.
+    pub ran: usize,
+    /// Samples an update.
+    pub batch_size: usize,
+    /// Seconds of this run.
+    pub seconds: f64,
+    /// Loss and measurements, each the mean over the last tenth of the updates (at most 100).
+    pub last: BTreeMap<&'static str, f64>,
+}
+
 /// A training in a folder.
 pub struct Trainer<'a> {
     /// Loop settings.
@@ -108,17 +179,26 @@ pub struct Trainer<'a> {
     pub out: &'a Path,
     /// Continue from the folder's state.
     pub resume: bool,
+    /// Beginnings of names whose gradients are clipped by themselves, apart from all others.
+    pub apart: &'static [&'static str],
+    /// Numbers beside the variables that a step reads and changes; they are saved and restored with the state.
+    pub numbers: RefCell<BTreeMap<String, f64>>,
 }
 
-impl Trainer<'_> {
-    /// Runs to the end. `step` computes the loss of update n from nothing but n and the variables, so that a resumed
-    /// run repeats an uninterrupted one; `export` writes the model from named tensors at every checkpoint.
+impl<'a> Trainer<'a> {
+    /// A training of these variables.
+    pub fn new(config: LoopConfig, optim: &OptimConfig, params: &'a Params, out: &'a Path, resume: bool) -> Self {
+        Self { config, optim: optim.clone(), params, out, resume, apart: &[], numbers: RefCell::default() }
+    }
+
+    /// Runs to the end. `step` computes the gradients of update n from nothing but n, the variables and the numbers, so
+    /// that a resumed run repeats an uninterrupted one; `export` writes the model from named tensors at every checkpoint.
     pub fn run(
         &self,
         mut step: impl FnMut(usize) -> Result<StepOutput>,
         mut export: impl FnMut(&BTreeMap<String, Tensor>) -> Result<()>,
         mut progress: impl FnMut(&Progress),
-    ) -> Result<()> {
+    ) -> Result<Summary> {
         for (key, n) in [("steps", self.config.steps), ("batch_size", self.config.batch_size)] {
             if n == 0 {
                 return Err(Error::invalid(format!("{key} = 0: nothing to train; write 1 or more")));
@@ -133,9 +213,15 @@ impl Trainer<'_> {
         let mut start = 0;
         let state = self.out.join(STATE_FILE);
         if self.resume && state.exists() {
-            start = restore(&state, &vars, &mut optimizer, ema.as_mut())?;
+            let numbers;
+            (start, numbers) = restore(&state, &vars, &mut optimizer, ema.as_mut())?;
+            *self.numbers.borrow_mut() = numbers;
         }
         let mut log = Log::open(&self.out.join("metrics.jsonl"), start)?;
+        let mut events = EventFile::create(self.out)?;
+        let mut summary =
+            Summary { steps: self.config.steps, batch_size: self.config.batch_size, ..Summary::default() };
+        let tail = (self.config.steps / 10).clamp(1, 100);
         let schedule = Cosine {
             peak: self.optim.lr,
             floor: self.optim.lr_floor,
@@ -145,20 +231,33 @@ impl Trainer<'_> {
         crate::ops::set_bf16_matmul(self.config.precision == Precision::Bf16);
         let clock = Instant::now();
         for n in start..self.config.steps {
-            let out = step(n)?;
-            let loss = f64::from(out.loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
-            if !loss.is_finite() {
-                return Err(Error::invalid(format!("the loss is {loss} at step {n}: lower the learning rate")));
-            }
-            let grads = out.loss.backward()?;
-            let norm = optimizer.grad_norm(&grads)?;
+            let StepOutput { loss, grads, metrics } =
+                step(n).map_err(|e| if n == start { e } else { Error::invalid(format!("step {n}: {e}")) })?;
+            let apart = self.apart;
+            let is_apart = |name: &str| apart.iter().any(|a| name.starts_with(a));
+            let clip = self.optim.clip;
+            let norm = optimizer.grad_norm(&grads, |name| !is_apart(name))?;
+            let norm_apart = optimizer.grad_norm(&grads, is_apart)?;
             // the schedule's value at 0 is 0, so update n uses the value at n + 1
             let lr = schedule.at(n + 1);
-            optimizer.step(&grads, lr, clip_factor(norm, self.optim.clip))?;
+            optimizer.step(&grads, lr, |name| {
+                clip_factor(if is_apart(name) { norm_apart } else { norm }, clip)
+            })?;
             if let Some(ema) = &mut ema {
                 ema.update(&vars)?;
             }
-            log.line(n + 1, loss, lr, norm, clock.elapsed().as_secs_f64(), &out.metrics)?;
+            let seconds = (clock.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+            let mut line = vec![("loss", loss), ("lr", lr), ("grad_norm", norm), ("seconds", seconds)];
+            line.extend(metrics);
+            log.line(n + 1, &line)?;
+            events.scalars(n + 1, &line)?;
+            (summary.ran, summary.seconds) = (n + 1 - start, seconds);
+            if n + tail >= self.config.steps {
+                let of = (self.config.steps - start.max(self.config.steps - tail)) as f64;
+                for (name, v) in line.iter().filter(|l| !["lr", "seconds"].contains(&l.0)) {
+                    *summary.last.entry(name).or_default() += v / of;
+                }
+            }
             progress(&Progress { step: n + 1, steps: self.config.steps, loss });
             let done = n + 1;
             if done.is_multiple_of(self.config.checkpoint_every.max(1)) || done == self.config.steps {
@@ -170,11 +269,11 @@ impl Trainer<'_> {
                     None => weights.extend(vars.iter().map(|(k, v)| (k.clone(), v.as_detached_tensor()))),
                 }
                 export(&weights)?;
-                save(&state, done, &vars, &optimizer, ema.as_ref())?;
+                save(&state, done, &vars, &optimizer, ema.as_ref(), &self.numbers.borrow())?;
             }
         }
         crate::ops::set_bf16_matmul(false);
-        Ok(())
+        Ok(summary)
     }
 }
 
@@ -184,6 +283,7 @@ fn save(
     vars: &BTreeMap<String, candle_core::Var>,
     opt: &Optimizer,
     ema: Option<&Ema>,
+    numbers: &BTreeMap<String, f64>,
 ) -> Result<()> {
     let mut all = opt.state()?;
     for (name, var) in vars {
@@ -192,7 +292,8 @@ fn save(
     if let Some(e) = ema {
         all.extend(e.tensors(vars)?.into_iter().map(|(k, v)| (format!("ema.{k}"), v)));
     }
-    checkpoint::save(path, &all, &[("step", step.to_string())])
+    let numbers = serde_json::to_string(numbers).map_err(|e| Error::invalid(e.to_string()))?;
+    checkpoint::save(path, &all, &[("step", step.to_string()), ("numbers", numbers)])
 }
 
 fn restore(
@@ -200,8 +301,10 @@ fn restore(
     vars: &BTreeMap<String, candle_core::Var>,
     opt: &mut Optimizer,
     ema: Option<&mut Ema>,
-) -> Result<usize> {
-    let step: usize = checkpoint::metadata(path)?
+) -> Result<(usize, BTreeMap<String, f64>)> {
+    let metadata = checkpoint::metadata(path)?;
+    let numbers = metadata.get("numbers").and_then(|n| serde_json::from_str(n).ok()).unwrap_or_default();
+    let step: usize = metadata
         .get("step")
         .and_then(|s| s.parse().ok())
         .ok_or_else(|| Error::bad_file(path, "no step number: not a training state"))?;
@@ -217,7 +320,7 @@ fn restore(
     if let Some(e) = ema {
         e.restore(&state)?;
     }
-    Ok(step)
+    Ok((step, numbers))
 }
 
 /// metrics.jsonl: one JSON object a step.
@@ -245,11 +348,10 @@ impl Log {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    fn line(&mut self, step: usize, loss: f64, lr: f64, norm: f64, seconds: f64, more: &[(&str, f64)]) -> Result<()> {
+    fn line(&mut self, step: usize, values: &[(&str, f64)]) -> Result<()> {
         let mut line = serde_json::Map::new();
         line.insert("step".into(), step.into());
-        let seconds = (seconds * 1000.0).round() / 1000.0;
-        for (k, v) in [("loss", loss), ("lr", lr), ("grad_norm", norm), ("seconds", seconds)].iter().chain(more) {
+        for (k, v) in values {
             line.insert((*k).into(), (*v).into());
         }
         let text = serde_json::Value::Object(line).to_string() + "\n";

@@ -150,6 +150,9 @@ pub struct TowerConfig {
     pub hidden_size_post_q: Option<usize>,
     #[serde(default)]
     pub quantizer_cfg: QuantizerConfig,
+    /// Layers below the last (1 is the first) whose outputs the bottleneck reads too; none as published.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quantizer_levels: Vec<usize>,
 }
 
 /// Arguments of the quantizer.
@@ -241,13 +244,17 @@ impl TowerConfig {
                 self.quantizer
             )));
         }
+        if let Some(l) = self.quantizer_levels.iter().find(|&&l| l == 0 || l >= self.num_hidden_layers) {
+            let last = self.num_hidden_layers.saturating_sub(1);
+            return Err(Error::invalid(format!("quantizer_levels: layer {l}; write layers from 1 to {last}")));
+        }
         if q.embed_dim == 0
-            || q.embed_dim > 63
+            || q.embed_dim > 128
             || q.group_size == 0
             || !q.embed_dim.is_multiple_of(q.group_size)
             || q.group_size > 24
         {
-            return Err(Error::invalid("quantizer_cfg: embed_dim must be 1 to 63 bits in equal groups of at most 24"));
+            return Err(Error::invalid("quantizer_cfg: embed_dim must be 1 to 128 bits in equal groups of at most 24"));
         }
         Ok(())
     }

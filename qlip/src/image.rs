@@ -112,9 +112,14 @@ impl Image {
         Ok(out)
     }
 
-    /// Pictures in rows, as square as it gets, `gap` white pixels between them; cells have the largest picture's size.
+    /// Pictures in rows, as square as it gets, `gap` white pixels between them.
     pub fn grid(images: &[Self], gap: usize) -> Self {
-        let columns = (1..).find(|c| c * c >= images.len()).unwrap_or(1);
+        Self::table(images, (1..).find(|c| c * c >= images.len()).unwrap_or(1), gap)
+    }
+
+    /// Pictures in rows of `columns` (at least 1), `gap` white pixels between them; cells have the largest picture's size.
+    pub fn table(images: &[Self], columns: usize, gap: usize) -> Self {
+        let columns = columns.max(1);
         let rows = images.len().div_ceil(columns).max(1);
         let cell = |side: fn(&Self) -> usize| images.iter().map(side).max().unwrap_or(1);
         let (w, h) = (cell(Self::width), cell(Self::height));

@@ -9,6 +9,7 @@ pub mod codes;
 pub mod config;
 pub mod data;
 pub mod decoder;
+pub mod discriminator;
 mod embeddings;
 pub mod hub;
 pub mod image;

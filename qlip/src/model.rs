@@ -93,6 +93,10 @@ impl Qlip {
 
     /// Latents to integer codes.
     pub fn codes(&self, latents: &Latents) -> Result<Codes> {
+        if self.bsq.bits > 63 {
+            let why = format!("codes of {} bits are no integers here; up to 63 bits are", self.bsq.bits);
+            return Err(Error::invalid(why));
+        }
         Ok(Codes { bits: self.bsq.bits, grid: self.grid(), indices: self.bsq.indices(latents)? })
     }
 

@@ -62,6 +62,8 @@ pub struct VisionTower {
     layers: Vec<Block>,
     post_norm: Norm,
     quant_embed: Option<Bottleneck>,
+    /// Earlier layers that the bottleneck reads too, each through a linear layer of its own.
+    levels: Vec<(usize, Linear)>,
     bsq: Bsq,
     l2: bool,
     rope: Option<Rope>,
@@ -81,6 +83,8 @@ impl VisionTower {
         } else {
             None
         };
+        let level = |&l: &usize| Ok((l, Linear::new(&p.at("quant_levels").at(l), d, d, false, std)?));
+        let levels = c.quantizer_levels.iter().map(level).collect::<Result<_>>()?;
         let patches = PatchConfig {
             width: d,
             channels: c.num_channels,
@@ -94,6 +98,7 @@ impl VisionTower {
             layers,
             post_norm: Norm::new(&p.at("post_layernorm"), NormKind::Layer, d, c.layer_norm_eps)?,
             quant_embed,
+            levels,
             bsq: Bsq::new(&c.quantizer_cfg),
             l2: c.quantizer_l2_norm,
             rope: c.rope.then(|| grid_rope(c.grid(), d / c.num_attention_heads, 1)),
@@ -111,7 +116,11 @@ impl VisionTower {
             hidden.push(x.clone());
         }
         let pooled = self.post_norm.forward(&x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;
-        let patches = x.narrow(1, 1, x.dim(1)? - 1)?.contiguous()?;
+        let of_patches = |x: &Tensor| x.narrow(1, 1, x.dim(1)? - 1)?.contiguous();
+        let mut patches = of_patches(&x)?;
+        for (level, linear) in &self.levels {
+            patches = (patches + linear.forward(&of_patches(&hidden[*level])?)?)?;
+        }
         let z = match &self.quant_embed {
             Some(mlp) => mlp.forward(&patches)?,
             None => patches,

@@ -192,7 +192,7 @@ impl Source<'_> {
             (Kind::ImageToText, false) => {
                 let scene = Scene::random(&mut s, Split::Train, 1, 4);
                 let image = scenes::render(&scene, self.side);
-                self.scene_words(&mut out, Some(image), &scene, 4, &mut s);
+                self.scene_words(&mut out, Some(image), &scene, 6, &mut s);
             }
             (_, true) => {
                 let (image, class) = self.photo(&mut r)?;

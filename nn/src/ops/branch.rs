@@ -12,6 +12,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Parameters of a branch in one vector, in the order they were added.
 #[derive(Default)]
@@ -128,6 +129,14 @@ pub struct MlpBranch {
     pub down: LinearAt,
 }
 
+static RECOMPUTE: AtomicBool = AtomicBool::new(false);
+
+/// Lets branches forget their inner tensors and compute them again in the backward pass: the memory of a training is then
+/// one input a branch, for a forward pass more. Off by default; training turns it on with `recompute = true`.
+pub fn set_recompute(on: bool) {
+    RECOMPUTE.store(on, Ordering::Relaxed);
+}
+
 /// Applies a branch to x [batch, tokens, width].
 pub fn branch(x: &Tensor, flat: &Flat, op: impl Branch + 'static) -> Result<Tensor> {
     op.check(x)?;
@@ -164,13 +173,15 @@ impl<B: Branch> CustomOp2 for Saving<B> {
     }
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, p: &CpuStorage, lp: &Layout) -> Result<(CpuStorage, Shape)> {
         let (y, saved) = self.op.forward(lx.dims()[0], values(x, lx)?, values(p, lp)?);
-        *self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(saved);
+        if !RECOMPUTE.load(Ordering::Relaxed) {
+            *self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(saved);
+        }
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }
     fn bwd(&self, x: &Tensor, p: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let batch = x.dim(0)?;
         let (dx, dp) = with_values([x, p, &g.contiguous()?], |[xv, pv, g]| {
-            // a second backward over the same graph computes the tensors again
+            // a second backward over the same graph computes the tensors again, as does the first where memory is saved
             let saved = self.take().unwrap_or_else(|| self.op.forward(batch, xv, pv).1);
             self.op.backward(batch, xv, pv, saved, g)
         })?;

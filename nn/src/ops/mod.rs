@@ -17,7 +17,7 @@ mod vector;
 
 pub use activation::{Activation, gated_silu};
 pub use attention::{Mask, attention};
-pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch};
+pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch, set_recompute};
 pub use conv::{conv2d, max_pool2d};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use gemm_bf16::bf16_available;

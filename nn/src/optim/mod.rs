@@ -100,10 +100,10 @@ impl Optimizer {
         self.steps
     }
 
-    /// Global norm of the gradients; an error names a variable that has none (a cut graph) or a norm that is not finite.
-    pub fn grad_norm(&self, grads: &GradStore) -> Result<f64> {
+    /// Norm of the gradients of the variables that `of` names, all together; an error names a variable that has none (a cut graph) or a norm that is not finite.
+    pub fn grad_norm(&self, grads: &GradStore, of: impl Fn(&str) -> bool) -> Result<f64> {
         let mut sum = 0f64;
-        for (name, slot) in &self.slots {
+        for (name, slot) in self.slots.iter().filter(|s| of(s.0)) {
             let g = grads
                 .get(slot.var.as_tensor())
                 .ok_or_else(|| Error::invalid(format!("`{name}` got no gradient: something cuts the graph")))?;
@@ -116,8 +116,8 @@ impl Optimizer {
         }
     }
 
-    /// One update at learning rate `lr`, gradients multiplied by `grad_scale` first.
-    pub fn step(&mut self, grads: &GradStore, lr: f64, grad_scale: f64) -> Result<()> {
+    /// One update at learning rate `lr`, each gradient multiplied by its variable's `grad_scale` first.
+    pub fn step(&mut self, grads: &GradStore, lr: f64, grad_scale: impl Fn(&str) -> f64 + Sync) -> Result<()> {
         self.steps += 1;
         self.slots.par_iter().try_for_each(|(name, slot)| {
             let g = grads
@@ -129,7 +129,7 @@ impl Optimizer {
                 lr: lr * slot.lr_scale,
                 weight_decay: slot.weight_decay,
                 matrix: slot.matrix,
-                grad_scale: grad_scale as f32,
+                grad_scale: grad_scale(name) as f32,
                 moments: &slot.moments,
             };
             update.apply(&slot.var, g)

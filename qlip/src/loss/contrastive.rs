@@ -42,3 +42,23 @@ pub fn accuracy(text: &Tensor, image: &Tensor, caption_of: &[usize]) -> Result<f
     let right = best.iter().enumerate().filter(|&(i, &b)| caption_of[i] == caption_of[b as usize]).count();
     Ok(right as f64 / caption_of.len().max(1) as f64)
 }
+
+/// Mean over pictures of the summed logistic losses of all pairs (SigLIP, Zhai et al. 2023, equation 1), logits = scale *
+/// text x image + bias; a pair belongs together where the captions are equal.
+pub fn sigmoid(
+    text: &Tensor,
+    image: &Tensor,
+    logit_scale: &Tensor,
+    bias: &Tensor,
+    caption_of: &[usize],
+) -> Result<Tensor> {
+    let n = caption_of.len();
+    let logits = text.matmul(&image.t()?)?.broadcast_mul(&logit_scale.exp()?)?.broadcast_add(bias)?;
+    let signs: Vec<f32> = (0..n * n).map(|i| if caption_of[i / n] == caption_of[i % n] { 1.0 } else { -1.0 }).collect();
+    let signs = Tensor::from_vec(signs, (n, n), logits.device())?.to_dtype(logits.dtype())?;
+    // -log sigmoid(x) = log(1 + exp(-x)), without overflow
+    let x = (logits * signs)?.neg()?;
+    let positive = (&x * x.gt(0f64)?.to_dtype(x.dtype())?)?;
+    let all = (positive + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
+    Ok((all.sum_all()? / n as f64)?)
+}

@@ -160,12 +160,6 @@ impl Lpips {
         }
         Ok((sum, layers))
     }
-
-    /// Mean distance of pictures to the ones that they should be; the latter get no gradient.
-    pub fn loss(&self, pixels: &Tensor, target: &Tensor) -> Result<Tensor> {
-        let want: Vec<Tensor> = self.features(&target.detach())?.iter().map(Tensor::detach).collect();
-        Ok(self.distance(&self.features(pixels)?, &want)?.0.mean_all()?)
-    }
 }
 
 /// Zero where negative; the slope at zero is zero.

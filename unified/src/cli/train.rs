@@ -40,9 +40,22 @@ impl Train {
             bar.set_message(format!("{:.4}", p.loss));
         };
         let device = self.device.device()?;
-        training.run(&mut Run { out: &self.out, resume: self.resume, device, progress: &mut progress })?;
+        let done = training.run(&mut Run { out: &self.out, resume: self.resume, device, progress: &mut progress })?;
         bar.finish_and_clear();
+        if let Some(s) = done {
+            summarise(&s);
+        }
         eprintln!("{}", self.out.display());
         Ok(())
+    }
+}
+
+/// A line of what was done, and a line of what it came to.
+fn summarise(s: &nn::train::Summary) {
+    let rate = (s.ran * s.batch_size) as f64 / s.seconds.max(1e-9);
+    eprintln!("{} of {} updates in {:.0} s, {rate:.1} samples/s", s.ran, s.steps, s.seconds);
+    let last: Vec<String> = s.last.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
+    if !last.is_empty() {
+        eprintln!("mean of the last updates: {}", last.join(", "));
     }
 }

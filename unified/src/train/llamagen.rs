@@ -11,7 +11,7 @@ use lm::head::BitwiseConfig;
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use nn::dropout::{Dropout, DropoutConfig};
 use nn::rng::Rng;
-use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
+use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
 use nn::{Params, checkpoint, rng};
 use qlip::Image;
 use qlip::data::Pictures;
@@ -138,7 +138,7 @@ fn flipped(tokens: &[u32], bits: usize, pictures: usize, most: f64, r: &mut Rng)
 
 impl LlamaGenTraining {
     /// Runs it; the folder becomes a model that `unified generate` draws with, image tokenizer included.
-    pub fn run(&self, run: &mut Run) -> Result<()> {
+    pub fn run(&self, run: &mut Run) -> Result<Summary> {
         let placement = Placement { device: run.device.clone(), ..Placement::cpu() };
         let visual = VisualTokenizer::load(&self.tokenizer, self.group_bits, self.grid, &placement)?;
         let visual = if self.head == Head::Bits { visual.with_whole_codes()? } else { visual };
@@ -154,19 +154,14 @@ impl LlamaGenTraining {
         let params = Params::for_training(HashMap::new(), &freeze, self.seed, DType::F32, &run.device);
         let model = LlamaGen::new(&params, &config)?;
         let labels = if texts.is_some() { Vec::new() } else { photos.labels()? };
-        let trainer = Trainer {
-            config: LoopConfig {
-                steps: self.steps,
-                batch_size: self.batch_size,
-                checkpoint_every: self.checkpoint_every,
-                seed: self.seed,
-                precision: self.precision,
-            },
-            optim: self.optim.clone(),
-            params: &params,
-            out: run.out,
-            resume: run.resume,
+        let steps = LoopConfig {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            checkpoint_every: self.checkpoint_every,
+            seed: self.seed,
+            precision: self.precision,
         };
+        let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
         let out = run.out;
         trainer.run(
             |n| {
@@ -190,7 +185,7 @@ impl LlamaGenTraining {
                 let loss = model.train_loss(&condition, &drop, &seen, &targets, noise.as_mut())?;
                 // comparable between heads and tokenizers: nats a cell
                 let cell = f64::from(loss.to_scalar::<f32>()?) * config.sub_tokens as f64;
-                Ok(StepOutput { loss, metrics: vec![("nats_per_cell", cell)] })
+                StepOutput::of(&loss, vec![("nats_per_cell", cell)])
             },
             |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
             |p| (run.progress)(p),

@@ -13,7 +13,7 @@ use candle_core::{DType, Tensor};
 use nn::linear::adapted;
 use nn::ops::cross_entropy;
 use nn::params::Lora;
-use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
+use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
 use nn::{Params, checkpoint, rng};
 use qlip::config::parse_json;
 use qlip::{Image, Preprocess};
@@ -79,7 +79,7 @@ struct Base {
 
 impl LlavaTraining {
     /// Runs it; the folder becomes a LLaVA checkpoint in the llava-hf layout.
-    pub fn run(&self, run: &mut Run) -> Result<()> {
+    pub fn run(&self, run: &mut Run) -> Result<Summary> {
         if !(1..=2).contains(&self.stage) {
             return Err(Error::invalid(format!("stage = {}: write 1 or 2", self.stage)));
         }
@@ -100,19 +100,14 @@ impl LlavaTraining {
         let order =
             Order { lengths: samples.iter().map(|s| s.ids.len()).collect(), batch: self.batch_size, seed: self.seed };
         self.write_folder(run.out, &base)?;
-        let trainer = Trainer {
-            config: LoopConfig {
-                steps: self.steps,
-                batch_size: self.batch_size,
-                checkpoint_every: self.checkpoint_every,
-                seed: self.seed,
-                precision: self.precision,
-            },
-            optim: self.optim.clone(),
-            params: &params,
-            out: run.out,
-            resume: run.resume,
+        let steps = LoopConfig {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            checkpoint_every: self.checkpoint_every,
+            seed: self.seed,
+            precision: self.precision,
         };
+        let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
         let (out, device) = (run.out, run.device.clone());
         trainer.run(
             |n| {
@@ -156,7 +151,7 @@ impl LlavaTraining {
                     loss = (loss + model.project(&nothing)?.sum_all()?.mul(&zero)?)?;
                 }
                 let metrics = vec![("targets", count as f64), ("rows", packed.rows as f64)];
-                Ok(StepOutput { loss, metrics })
+                StepOutput::of(&loss, metrics)
             },
             |weights| {
                 let mut all: BTreeMap<String, Tensor> =

@@ -14,7 +14,7 @@ pub use tokenizer::TokenizerTraining;
 pub use um::UnifiedTraining;
 
 use crate::{Error, Result};
-use nn::train::{Progress, STATE_FILE};
+use nn::train::{Progress, STATE_FILE, Summary};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -59,7 +59,7 @@ impl Training {
     }
 
     /// Runs it, leaving config, log, state and model in the folder.
-    pub fn run(&self, run: &mut Run) -> Result<()> {
+    pub fn run(&self, run: &mut Run) -> Result<Option<Summary>> {
         let state = run.out.join(STATE_FILE);
         if !run.resume && state.exists() {
             let why = "a training is here already; go on with --resume, or choose another --out";
@@ -92,13 +92,13 @@ impl Training {
         }
     }
 
-    fn begin(&self, run: &mut Run) -> Result<()> {
+    fn begin(&self, run: &mut Run) -> Result<Option<Summary>> {
         match self {
-            Self::Tokenizer(t) => t.run(run),
-            Self::Qlip(t) => t.run(run),
-            Self::Llava(t) => t.run(run),
-            Self::LlamaGen(t) => t.run(run),
-            Self::Unified(t) => t.run(run),
+            Self::Tokenizer(t) => t.run(run).map(|()| None),
+            Self::Qlip(t) => t.run(run).map(Some),
+            Self::Llava(t) => t.run(run).map(Some),
+            Self::LlamaGen(t) => t.run(run).map(Some),
+            Self::Unified(t) => t.run(run).map(Some),
         }
     }
 }

@@ -4,15 +4,19 @@ use super::Run;
 use crate::photos::augment;
 use crate::scenes::{Scene, SceneRng, Split, caption, render};
 use crate::{Error, Result};
-use candle_core::DType;
-use nn::train::{LoopConfig, OptimConfig, Precision, Trainer};
+use candle_core::{DType, Device};
+use nn::train::{LoopConfig, OptimConfig, Precision, Summary, Trainer};
 use nn::{Params, checkpoint, rng};
 use qlip::Qlip;
 use qlip::config::QlipConfig;
 use qlip::data::Pictures;
-use qlip::image::{Image, Preprocess};
+use qlip::image::{Image, Pixels, Preprocess};
+use qlip::loss::{Lpips, LpipsConfig};
 use qlip::tokenizer::TextTokenizer;
-use qlip::train::{LossWeights, PairBatch, STAGE2_FROZEN, stage1, stage2};
+use qlip::train::{
+    AdversaryConfig, CLIPPED_APART, LossConfig, Objective, PairBatch, Parts, STAGE2_FROZEN, TRAINING_ONLY, Teacher,
+    warm_tensors,
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -51,9 +55,33 @@ pub struct QlipTraining {
     /// Smallest side of a random crop, as a share of the photograph.
     #[serde(default = "whole")]
     pub smallest_crop: f32,
-    /// Loss weights of stage 1.
+    /// Loss weights; stage 1 needs them, stage 2 has pixels alone where they are absent.
     #[serde(default)]
-    pub loss: Option<LossWeights>,
+    pub loss: Option<LossConfig>,
+    /// Trunk and heads of the perceptual loss.
+    #[serde(default)]
+    pub lpips: Option<LpipsConfig>,
+    /// The other player of the adversarial loss.
+    #[serde(default)]
+    pub adversary: Option<AdversaryConfig>,
+    /// Folder of a CLIP or QLIP whose features are learned too.
+    #[serde(default)]
+    pub teacher: Option<PathBuf>,
+    /// Safetensors file or folder of CLIP, OpenCLIP or EVA weights that a new model's towers begin with.
+    #[serde(default)]
+    pub warm_start: Option<PathBuf>,
+    /// Pictures whose graph is in memory at once; the gradient is still the whole batch's.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
+    /// Whether blocks forget their inner values and compute them again in the backward pass.
+    #[serde(default)]
+    pub recompute: bool,
+    /// Share of the pictures that may be unreadable.
+    #[serde(default = "broken")]
+    pub broken_share: f64,
+    /// Updates between sheets of originals and reconstructions in the folder `samples`; 0 for none.
+    #[serde(default)]
+    pub sample_every: usize,
     /// Optimiser.
     pub optim: OptimConfig,
     /// The model, where no checkpoint gives it: the fields of config.json.
@@ -67,65 +95,99 @@ fn four() -> usize {
 fn whole() -> f32 {
     1.0
 }
+fn broken() -> f64 {
+    0.01
+}
+
+/// Pictures on a sheet of samples.
+const SHEET: usize = 8;
 
 impl QlipTraining {
     /// Runs the stage.
-    pub fn run(&self, run: &mut Run) -> Result<()> {
+    pub fn run(&self, run: &mut Run) -> Result<Summary> {
         let (config, start) = self.model()?;
         let text = if self.stage == 1 { Some(self.text(&config)?) } else { None };
         let freeze = if self.stage == 2 { STAGE2_FROZEN } else { &[] };
+        let start = self.warm(start, &config)?;
         let params = Params::for_training(start.clone(), freeze, self.seed, DType::F32, &run.device);
         let model = Qlip::new(&params, &config, self.stage == 1)?;
         let preprocess = Preprocess::clip(config.vision_config.image_size);
-        let photos = Pictures::open(&self.photos, "train")?;
+        let parts = Parts {
+            lpips: self.lpips.as_ref().map(|c| Lpips::load(c, &run.device)).transpose()?,
+            adversary: self.adversary.clone(),
+            teacher: self.teacher.as_ref().map(|t| Teacher::load(t, &run.device)).transpose()?,
+            micro_batch: self.micro_batch,
+        };
+        let objective =
+            Objective::new(&params, model, self.stage, &self.loss.clone().unwrap_or_default(), &preprocess, parts)?;
+        let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
         let out = run.out;
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&out.join("config.json"), json.as_bytes())?;
         let json = serde_json::to_string_pretty(&preprocess).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&out.join("preprocessor_config.json"), json.as_bytes())?;
         self.copy_tokenizer(out)?;
-        let trainer = Trainer {
-            config: LoopConfig {
-                steps: self.steps,
-                batch_size: self.batch_size,
-                checkpoint_every: self.checkpoint_every,
-                seed: self.seed,
-                precision: self.precision,
-            },
-            optim: self.optim.clone(),
-            params: &params,
-            out,
-            resume: run.resume,
+        let steps = LoopConfig {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            checkpoint_every: self.checkpoint_every,
+            seed: self.seed,
+            precision: self.precision,
         };
-        trainer.run(
+        let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
+        let trainer = Trainer { apart: CLIPPED_APART, ..trainer };
+        nn::ops::set_recompute(self.recompute);
+        let vars = params.vars();
+        let done = trainer.run(
             |n| {
-                let pairs = self.pictures(&photos, n, preprocess.crop_size)?;
-                let (images, captions): (Vec<Image>, Vec<String>) = pairs.into_iter().unzip();
-                let pixels = preprocess.normalise(&images, &run.device)?;
-                match (&text, &self.loss) {
-                    (Some(text), Some(weights)) => {
-                        let (text_ids, text_tokens) = text.encode_batch(&captions)?;
-                        let mut ids = HashMap::new();
-                        let caption_of = captions
-                            .iter()
-                            .map(|c| {
-                                let next = ids.len();
-                                *ids.entry(c.as_str()).or_insert(next)
-                            })
-                            .collect();
-                        stage1(&model, &PairBatch { pixels, text_ids, text_tokens, caption_of }, weights)
-                    }
-                    _ => stage2(&model, &pixels),
+                let (pixels, captions) = self.pictures(&photos, n, &preprocess, &run.device)?;
+                let (text_ids, text_tokens) = match &text {
+                    Some(text) => text.encode_batch(&captions)?,
+                    None => (Vec::new(), 0),
+                };
+                let mut ids = HashMap::new();
+                let caption_of = captions
+                    .iter()
+                    .map(|c| {
+                        let next = ids.len();
+                        *ids.entry(c.as_str()).or_insert(next)
+                    })
+                    .collect();
+                let batch = PairBatch { pixels, text_ids, text_tokens, caption_of };
+                if self.sample_every > 0 && n.is_multiple_of(self.sample_every) {
+                    sheet(objective.model(), &preprocess, &batch.pixels, &out.join("samples"), n)?;
                 }
+                objective.step(n, &batch, &vars, &mut trainer.numbers.borrow_mut())
             },
             |weights| {
                 // what the stage does not touch (the text tower in stage 2) stays in the checkpoint
                 let mut all: BTreeMap<_, _> = start.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-                all.extend(weights.iter().map(|(k, v)| (k.clone(), v.clone())));
+                let ours = weights.iter().filter(|(k, _)| !k.starts_with(TRAINING_ONLY));
+                all.extend(ours.map(|(k, v)| (k.clone(), v.clone())));
                 checkpoint::save(&out.join("model.safetensors"), &all, &[])
             },
             |p| (run.progress)(p),
-        )
+        );
+        nn::ops::set_recompute(false);
+        let broken = photos.broken();
+        if !broken.is_empty() {
+            checkpoint::write_atomic(&out.join("broken.txt"), (broken.join("\n") + "\n").as_bytes())?;
+        }
+        done
+    }
+
+    /// First values: of the checkpoint, or of published towers.
+    fn warm(
+        &self,
+        start: HashMap<String, candle_core::Tensor>,
+        config: &QlipConfig,
+    ) -> Result<HashMap<String, candle_core::Tensor>> {
+        let Some(from) = &self.warm_start else { return Ok(start) };
+        if self.start.is_some() {
+            return Err(Error::invalid("`start` and `warm_start` both say what to begin with; give one"));
+        }
+        let file = if from.is_dir() { checkpoint::load_dir(from)? } else { checkpoint::load(from)? };
+        Ok(warm_tensors(from, file, config)?.tensors)
     }
 
     fn model(&self) -> Result<(QlipConfig, HashMap<String, candle_core::Tensor>)> {
@@ -171,9 +233,16 @@ impl QlipTraining {
         Ok(())
     }
 
-    /// Pictures and captions of update `n`, from nothing but the seed and n.
-    fn pictures(&self, photos: &Pictures, n: usize, side: usize) -> Result<Vec<(Image, String)>> {
-        (0..self.batch_size)
+    /// Pixels and captions of update `n`, from nothing but the seed and n.
+    fn pictures(
+        &self,
+        photos: &Pictures,
+        n: usize,
+        preprocess: &Preprocess,
+        device: &Device,
+    ) -> Result<(Pixels, Vec<String>)> {
+        let side = preprocess.crop_size;
+        let pairs: Vec<(Image, String)> = (0..self.batch_size)
             .into_par_iter()
             .map(|i| {
                 let mut r = rng::keyed(self.seed, &[n as u64, i as u64]);
@@ -186,6 +255,20 @@ impl QlipTraining {
                     Ok((augment(&image, side, self.smallest_crop, &mut r), photos.words(at)))
                 }
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        let (images, captions): (Vec<Image>, Vec<String>) = pairs.into_iter().unzip();
+        Ok((preprocess.normalise(&images, device)?, captions))
     }
+}
+
+/// A PNG of pictures above their reconstructions.
+fn sheet(model: &Qlip, preprocess: &Preprocess, pixels: &Pixels, dir: &std::path::Path, n: usize) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let some = Pixels(pixels.0.narrow(0, 0, SHEET.min(pixels.0.dim(0)?))?.contiguous()?);
+    let latents = nn::ops::in_float32(|| model.encode(&some))?.latents;
+    let back = model.paint(&model.expand(&model.bsq.quantize(&latents)?)?)?.0;
+    let mut images = preprocess.images(&some)?;
+    let columns = images.len();
+    images.extend(preprocess.images(&Pixels(back.0.detach()))?);
+    Image::table(&images, columns, 2).save_png(&dir.join(format!("{n:06}.png")))
 }

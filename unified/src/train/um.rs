@@ -15,7 +15,7 @@ use candle_core::{DType, Tensor};
 use lm::grow::grow;
 use lm::loss::split_loss;
 use lm::{Llama, LlamaConfig, MergedVocab};
-use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Trainer};
+use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
 use nn::{Init, Params, checkpoint};
 use qlip::config::parse_json;
 use qlip::data::Pictures;
@@ -107,7 +107,7 @@ pub enum LossOn {
 
 impl UnifiedTraining {
     /// Runs it; the folder becomes a whole unified model, image tokenizer included.
-    pub fn run(&self, run: &mut Run) -> Result<()> {
+    pub fn run(&self, run: &mut Run) -> Result<Summary> {
         self.mixture.check()?;
         let marks = Marks::default();
         let eyes = Eyes::load(
@@ -156,19 +156,14 @@ impl UnifiedTraining {
             seed: self.seed,
         };
         let pad = words.mark(&marks.end)?;
-        let trainer = Trainer {
-            config: LoopConfig {
-                steps: self.steps,
-                batch_size: self.batch_size,
-                checkpoint_every: self.checkpoint_every,
-                seed: self.seed,
-                precision: self.precision,
-            },
-            optim: self.optim.clone(),
-            params: &params,
-            out: run.out,
-            resume: run.resume,
+        let steps = LoopConfig {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            checkpoint_every: self.checkpoint_every,
+            seed: self.seed,
+            precision: self.precision,
         };
+        let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
         let out = run.out;
         trainer.run(
             |n| {
@@ -206,7 +201,7 @@ impl UnifiedTraining {
                     }
                 }
                 let loss = total.ok_or_else(|| Error::invalid("a batch without anything to learn"))?;
-                Ok(StepOutput { loss, metrics })
+                StepOutput::of(&loss, metrics)
             },
             |weights| {
                 let mut weights = weights.clone();

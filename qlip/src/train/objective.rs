@@ -1,0 +1,518 @@
+//! The loss of one update, and its gradient for batches of any size.
+//!
+//! What looks at the whole batch (alignment, the entropies) needs only embeddings and latents, which are small. A batch
+//! in parts therefore runs twice (Gao et al. 2021, "GradCache"): once without a graph to collect them, then, with their
+//! gradients known, part by part with a graph. The result is the gradient of the whole batch, not an approximation.
+
+use super::TRAINING_ONLY;
+use super::adversary::{Adversary, AdversaryConfig};
+use super::balance::Balance;
+use super::probes::{Imitation, Pool};
+use super::teacher::Teacher;
+use crate::bsq::Latents;
+use crate::image::{Pixels, Preprocess};
+use crate::loss::{Lpips, accuracy, info_nce, sigmoid};
+use crate::model::Qlip;
+use candle_core::{DType, Tensor, Var};
+use nn::train::{Accumulator, StepOutput};
+use nn::{Error, Init, Params, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Weights of the terms (alpha_r, alpha_a, alpha_q, alpha_z, alpha_p, alpha_g in table 8, then terms beyond the paper). A
+/// term of weight 0 is not computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// Mean squared error of normalised pixels.
+    pub reconstruction: f64,
+    /// Mean absolute error of normalised pixels; sharper edges than the squared error alone.
+    pub l1: f64,
+    /// Image and text (stage 1).
+    pub alignment: f64,
+    /// Which loss that is.
+    pub alignment_loss: Alignment,
+    /// Entropies of the soft codes: (gamma_0 H_sample - gamma_1 H_codebook) / inv_temperature (stage 1).
+    pub quantizer: f64,
+    /// Distance of latents to their corners (stage 1).
+    pub commitment: f64,
+    /// Distance in the features of a trained network; needs a section [lpips].
+    pub lpips: f64,
+    /// Against a discriminator; needs a section [adversary].
+    pub adversarial: f64,
+    /// Differences of the Gram matrices of the LPIPS trunk's features: texture, without a discriminator (AToken).
+    pub gram: f64,
+    /// Alignment of the quantised tokens with the text (stage 1).
+    pub quantized_alignment: f64,
+    /// The class token's likeness to the teacher's; needs `teacher` (stage 1).
+    pub distillation: f64,
+    /// The quantised tokens' likeness to the teacher's patches; needs `teacher` of the same grid (stage 1).
+    pub quantized_distillation: f64,
+    /// How pixels are weighed against alignment.
+    pub balance: Balance,
+    /// Steps without signs: the decoder reads the latents themselves, which are only bounded (stage 1).
+    pub proximal_steps: usize,
+    /// Steps after those in which signs take over in a straight line.
+    pub proximal_ramp: usize,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self {
+            reconstruction: 1.0,
+            l1: 0.0,
+            alignment: 0.0,
+            alignment_loss: Alignment::default(),
+            quantizer: 0.0,
+            commitment: 0.0,
+            lpips: 0.0,
+            adversarial: 0.0,
+            gram: 0.0,
+            quantized_alignment: 0.0,
+            distillation: 0.0,
+            quantized_distillation: 0.0,
+            balance: Balance::default(),
+            proximal_steps: 0,
+            proximal_ramp: 0,
+        }
+    }
+}
+
+/// Losses of image and text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Alignment {
+    /// Softmax over the batch (the paper's).
+    #[default]
+    InfoNce,
+    /// Every pair by itself (SigLIP).
+    Sigmoid,
+}
+
+/// Pictures with their captions.
+pub struct PairBatch {
+    /// Pixels [batch, 3, size, size].
+    pub pixels: Pixels,
+    /// Token ids of the captions, padded, `text_tokens` each; empty in stage 2.
+    pub text_ids: Vec<u32>,
+    /// Tokens a caption.
+    pub text_tokens: usize,
+    /// An id a caption; equal captions share one.
+    pub caption_of: Vec<usize>,
+}
+
+/// What an objective is made of besides the model.
+#[derive(Default)]
+pub struct Parts {
+    /// For `lpips` and `gram`.
+    pub lpips: Option<Lpips>,
+    /// For `adversarial`.
+    pub adversary: Option<AdversaryConfig>,
+    /// For the distillation terms.
+    pub teacher: Option<Teacher>,
+    /// Pictures whose graph is in memory at once; the whole batch if absent.
+    pub micro_batch: Option<usize>,
+}
+
+/// The loss.
+pub struct Objective {
+    model: Qlip,
+    stage: u8,
+    w: LossConfig,
+    lpips: Option<Lpips>,
+    adversary: Option<Adversary>,
+    teacher: Option<Teacher>,
+    micro_batch: Option<usize>,
+    /// Pixels come normalised by these; LPIPS and discriminators take -1..1.
+    preprocess: Preprocess,
+    pool: Option<Pool>,
+    imitation: Option<Imitation>,
+    patch_imitation: Option<Imitation>,
+    logit_bias: Option<Tensor>,
+}
+
+/// What the terms over the whole batch look at, one row a picture.
+struct Seen {
+    image: Tensor,
+    text: Tensor,
+    latents: Tensor,
+    quantized: Option<Tensor>,
+}
+
+impl Seen {
+    fn fields(&self) -> Vec<&Tensor> {
+        [&self.image, &self.text, &self.latents].into_iter().chain(&self.quantized).collect()
+    }
+
+    fn from_fields(mut fields: Vec<Tensor>) -> Result<Self> {
+        let quantized = if fields.len() > 3 { fields.pop() } else { None };
+        match <[Tensor; 3]>::try_from(fields) {
+            Ok([image, text, latents]) => Ok(Self { image, text, latents, quantized }),
+            Err(_) => Err(Error::invalid("what a batch is seen as has three or four fields")),
+        }
+    }
+}
+
+/// Named numbers for the log.
+type Metrics = BTreeMap<&'static str, f64>;
+
+/// A loss and what is to be said of it.
+struct Term {
+    loss: Option<Tensor>,
+    metrics: Metrics,
+}
+
+impl Term {
+    fn new() -> Self {
+        Self { loss: None, metrics: Metrics::new() }
+    }
+
+    fn add(&mut self, name: &'static str, weight: f64, value: &Tensor) -> Result<()> {
+        self.metrics.insert(name, number(value)?);
+        if weight != 0.0 {
+            let part = (value * weight)?;
+            self.loss = Some(match self.loss.take() {
+                Some(l) => (l + part)?,
+                None => part,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn number(t: &Tensor) -> Result<f64> {
+    Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?))
+}
+
+impl Objective {
+    /// For a model in training; heads and discriminator take their tensors below [`TRAINING_ONLY`].
+    pub fn new(
+        p: &Params,
+        model: Qlip,
+        stage: u8,
+        w: &LossConfig,
+        preprocess: &Preprocess,
+        parts: Parts,
+    ) -> Result<Self> {
+        let need = |is: bool, what: &str| if is { Ok(()) } else { Err(Error::invalid(format!("[loss]: {what}"))) };
+        need(parts.lpips.is_some() || w.lpips == 0.0 && w.gram == 0.0, "lpips and gram need a section [lpips]")?;
+        need(parts.adversary.is_some() || w.adversarial == 0.0, "adversarial needs a section [adversary]")?;
+        let distils = w.distillation != 0.0 || w.quantized_distillation != 0.0;
+        need(parts.teacher.is_some() || !distils, "distillation needs `teacher`, a folder of a CLIP or QLIP")?;
+        let v = &model.config.vision_config;
+        if let Some(t) = &parts.teacher {
+            need(t.side() == v.image_size, "the teacher takes pictures of another size")?;
+            let fits = w.quantized_distillation == 0.0 || t.patches() == v.grid() * v.grid();
+            need(fits, "quantized_distillation needs a teacher with the same grid of patches")?;
+        }
+        let split = parts.micro_batch.is_some();
+        need(
+            !split || w.balance != Balance::Gradient,
+            "balance = \"gradient\" works on whole batches: leave out micro_batch",
+        )?;
+        let own = p.at(TRAINING_ONLY.trim_end_matches('.'));
+        let (width, after) = (v.hidden_size, v.width_after_quantizer());
+        let imitate = |weight: f64, name: &str, from: usize, to: usize| -> Result<Option<Imitation>> {
+            if weight == 0.0 { Ok(None) } else { Ok(Some(Imitation::new(&own.at(name), from, to)?)) }
+        };
+        let (pooled, patches) = parts.teacher.as_ref().map_or((0, 0), Teacher::widths);
+        let adversary = match &parts.adversary {
+            Some(c) if w.adversarial != 0.0 => Some(Adversary::new(&own.at("discriminator"), c, v.image_size)?),
+            _ => None,
+        };
+        Ok(Self {
+            imitation: imitate(w.distillation, "imitation", width, pooled)?,
+            patch_imitation: imitate(w.quantized_distillation, "patch_imitation", after, patches)?,
+            pool: match w.quantized_alignment {
+                0.0 => None,
+                _ => Some(Pool::new(&own.at("quantized_pool"), after, model.config.projection_dim)?),
+            },
+            logit_bias: match w.alignment_loss {
+                Alignment::Sigmoid if stage == 1 => Some(own.get((), "logit_bias", Init::Const(-10.0))?),
+                _ => None,
+            },
+            lpips: parts.lpips,
+            teacher: parts.teacher,
+            micro_batch: parts.micro_batch,
+            preprocess: preprocess.clone(),
+            w: w.clone(),
+            stage,
+            adversary,
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Qlip {
+        &self.model
+    }
+
+    /// Gradients of update `step`.
+    pub fn step(
+        &self,
+        step: usize,
+        batch: &PairBatch,
+        vars: &BTreeMap<String, Var>,
+        numbers: &mut BTreeMap<String, f64>,
+    ) -> Result<StepOutput> {
+        let n = batch.pixels.0.dim(0)?;
+        let factor = self.w.balance.factor(numbers);
+        let out = match self.micro_batch {
+            Some(size) if size > 0 && size < n => self.in_parts(step, batch, size, vars, factor)?,
+            _ => self.at_once(step, batch, vars, factor, numbers)?,
+        };
+        for (name, metric) in [("balance.align", "align"), ("balance.pixels", "mse")] {
+            if let Some((_, v)) = out.metrics.iter().find(|m| m.0 == metric) {
+                Balance::note(numbers, name, *v);
+            }
+        }
+        Ok(out)
+    }
+
+    fn at_once(
+        &self,
+        step: usize,
+        batch: &PairBatch,
+        vars: &BTreeMap<String, Var>,
+        factor: f64,
+        numbers: &mut BTreeMap<String, f64>,
+    ) -> Result<StepOutput> {
+        let n = batch.pixels.0.dim(0)?;
+        let (seen, mut own) = self.part(step, batch, 0..n, factor)?;
+        if let Some(seen) = &seen {
+            let whole = self.whole(seen, batch)?;
+            if self.w.balance == Balance::Gradient && step.is_multiple_of(Balance::EVERY) {
+                self.measure(&whole, &own, factor, vars, numbers)?;
+            }
+            own.metrics.extend(whole.metrics);
+            if let Some(l) = whole.loss {
+                own.loss = Some(match own.loss {
+                    Some(o) => (o + l)?,
+                    None => l,
+                });
+            }
+        }
+        let loss = own.loss.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?;
+        StepOutput::of(&loss, own.metrics.into_iter().collect())
+    }
+
+    fn in_parts(
+        &self,
+        step: usize,
+        batch: &PairBatch,
+        size: usize,
+        vars: &BTreeMap<String, Var>,
+        factor: f64,
+    ) -> Result<StepOutput> {
+        let n = batch.pixels.0.dim(0)?;
+        let parts: Vec<Range<usize>> = (0..n).step_by(size).map(|a| a..(a + size).min(n)).collect();
+        let mut sum = Accumulator::default();
+        let mut metrics = Metrics::new();
+        let mut pulls: Vec<Tensor> = Vec::new();
+        if self.stage == 1 {
+            let mut rows: Vec<Vec<Tensor>> = Vec::new();
+            for r in &parts {
+                let seen = self.look(step, batch, r.clone())?.0;
+                rows.push(seen.fields().into_iter().map(Tensor::detach).collect());
+            }
+            let columns = (0..rows[0].len()).map(|f| {
+                let all: Vec<&Tensor> = rows.iter().map(|r| &r[f]).collect();
+                Ok(Var::from_tensor(&Tensor::cat(&all, 0)?)?)
+            });
+            let columns: Vec<Var> = columns.collect::<Result<_>>()?;
+            let whole =
+                self.whole(&Seen::from_fields(columns.iter().map(|v| v.as_tensor().clone()).collect())?, batch)?;
+            metrics.extend(whole.metrics);
+            if let Some(loss) = whole.loss {
+                let grads = loss.backward()?;
+                for c in &columns {
+                    let none = || c.as_tensor().zeros_like().map_err(Error::from);
+                    pulls.push(grads.get(c.as_tensor()).map_or_else(none, |g| Ok(g.detach()))?);
+                }
+                sum.add(&loss, vars)?;
+            }
+        }
+        for r in &parts {
+            let share = r.len() as f64 / n as f64;
+            let (seen, own) = self.part(step, batch, r.clone(), factor)?;
+            for (k, v) in own.metrics {
+                *metrics.entry(k).or_default() += v * share;
+            }
+            // the pull's own value is not part of the loss: it carries a gradient
+            let mut pull: Option<Tensor> = own.loss.map(|l| l * share).transpose()?;
+            for (field, g) in seen.iter().flat_map(Seen::fields).zip(&pulls) {
+                let rows = g.narrow(0, r.start, r.len())?;
+                let p = (field * rows)?.sum_all()?;
+                let p = (&p - p.detach())?;
+                pull = Some(match pull {
+                    Some(s) => (s + p)?,
+                    None => p,
+                });
+            }
+            sum.add(&pull.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?, vars)?;
+        }
+        sum.finish(metrics.into_iter().collect())
+    }
+
+    /// A part of the batch, with a graph: what the whole-batch terms look at (stage 1), and its own terms.
+    fn part(&self, step: usize, batch: &PairBatch, rows: Range<usize>, factor: f64) -> Result<(Option<Seen>, Term)> {
+        let pixels = Pixels(batch.pixels.0.narrow(0, rows.start, rows.len())?.contiguous()?);
+        if self.stage == 2 {
+            let latents = nn::ops::in_float32(|| self.model.encode(&pixels))?.latents;
+            let zhat = self.model.expand(&self.model.bsq.quantize(&latents)?.detach())?;
+            return Ok((None, self.pixel_terms(step, &zhat, &pixels, 1.0)?));
+        }
+        let (seen, zhat, pooled) = self.look(step, batch, rows)?;
+        let mut own = self.pixel_terms(step, &zhat, &pixels, factor)?;
+        if let Some(teacher) = &self.teacher {
+            let t = teacher.see(&pixels)?;
+            if let Some(head) = &self.imitation {
+                own.add("distillation", self.w.distillation, &head.loss(&pooled, &t.pooled)?)?;
+            }
+            if let Some(head) = &self.patch_imitation {
+                own.add("quantized_distillation", self.w.quantized_distillation, &head.loss(&zhat, &t.patches)?)?;
+            }
+        }
+        Ok((Some(seen), own))
+    }
+
+    /// Embeddings and latents of a part, the decoder's input, and the class token's feature.
+    fn look(&self, step: usize, batch: &PairBatch, rows: Range<usize>) -> Result<(Seen, Tensor, Tensor)> {
+        let pixels = Pixels(batch.pixels.0.narrow(0, rows.start, rows.len())?.contiguous()?);
+        let out = self.model.encode(&pixels)?;
+        let zhat = self.model.expand(&self.corners(step, &out.latents)?)?;
+        let t = batch.text_tokens;
+        let text = self.model.embed_text(&batch.text_ids[rows.start * t..rows.end * t], t)?;
+        let quantized = self.pool.as_ref().map(|p| p.forward(&zhat)).transpose()?;
+        let image = self.model.embed_image(&out.pooled)?;
+        Ok((Seen { image, text, latents: out.latents.0, quantized }, zhat, out.pooled))
+    }
+
+    /// Corners of latents; in the proximal steps the latents themselves, then a mixture.
+    fn corners(&self, step: usize, latents: &Latents) -> Result<Tensor> {
+        let w = &self.w;
+        let corners = self.model.bsq.quantize(latents)?;
+        let share = match step < w.proximal_steps {
+            true => 0.0,
+            false => ((step - w.proximal_steps + 1) as f64 / (w.proximal_ramp + 1) as f64).min(1.0),
+        };
+        if w.proximal_steps == 0 || share >= 1.0 {
+            return Ok(corners);
+        }
+        Ok(((corners * share)? + (&latents.0 * (1.0 - share))?)?)
+    }
+
+    /// Terms of the painted pixels.
+    fn pixel_terms(&self, step: usize, zhat: &Tensor, pixels: &Pixels, factor: f64) -> Result<Term> {
+        let w = &self.w;
+        let mut out = Term::new();
+        let painted = self.model.paint(zhat)?.0.0;
+        let difference = (&painted - &pixels.0)?;
+        out.add("mse", w.reconstruction * factor, &difference.sqr()?.mean_all()?)?;
+        if w.l1 != 0.0 {
+            out.add("l1", w.l1 * factor, &difference.abs()?.mean_all()?)?;
+        }
+        if out.loss.is_none() {
+            // the decoder stays in the graph, at no weight
+            out.loss = Some((painted.sum_all()? * 0.0)?);
+        }
+        if self.lpips.is_none() && self.adversary.is_none() {
+            return Ok(out);
+        }
+        let (fake, real) = (self.half(&painted)?, self.half(&pixels.0)?);
+        if let Some(lpips) = &self.lpips {
+            let want: Vec<Tensor> = lpips.features(&real.detach())?.iter().map(Tensor::detach).collect();
+            let got = lpips.features(&fake)?;
+            if w.lpips != 0.0 {
+                out.add("lpips", w.lpips, &lpips.distance(&got, &want)?.0.mean_all()?)?;
+            }
+            if w.gram != 0.0 {
+                out.add("gram", w.gram, &crate::loss::gram(&got, &want)?)?;
+            }
+        }
+        if let Some(adversary) = &self.adversary {
+            let turn = adversary.turn(step, &fake, &real)?;
+            if let Some(g) = &turn.generator {
+                out.add("adversarial", w.adversarial, g)?;
+            }
+            out.add("discriminator", 1.0, &turn.discriminator)?;
+            if let Some(r1) = turn.r1 {
+                // the log keeps the penalty itself, not the difference that has its gradient
+                out.metrics.insert("r1", r1);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Normalised pixels to -1..1.
+    fn half(&self, pixels: &Tensor) -> Result<Tensor> {
+        let row = |v: [f32; 3]| Tensor::new(&v, pixels.device())?.reshape((1, 3, 1, 1))?.to_dtype(pixels.dtype());
+        let scaled = pixels.broadcast_mul(&row(self.preprocess.image_std)?)?;
+        Ok(scaled.broadcast_add(&row(self.preprocess.image_mean)?)?.affine(2.0, -1.0)?)
+    }
+
+    /// Terms over the whole batch (stage 1).
+    fn whole(&self, seen: &Seen, batch: &PairBatch) -> Result<Term> {
+        let (w, model) = (&self.w, &self.model);
+        let mut out = Term::new();
+        let align = |image: &Tensor| -> Result<Tensor> {
+            match &self.logit_bias {
+                Some(bias) => sigmoid(&seen.text, image, &model.logit_scale, bias, &batch.caption_of),
+                None => info_nce(&seen.text, image, &model.logit_scale, &batch.caption_of),
+            }
+        };
+        if w.alignment != 0.0 {
+            out.add("align", w.alignment, &align(&seen.image)?)?;
+            out.metrics.insert("align_accuracy", accuracy(&seen.text, &seen.image, &batch.caption_of)?);
+            out.metrics.insert("logit_scale", number(&model.logit_scale.exp()?)?);
+        } else {
+            // both towers stay in the graph, at no weight, so that one list of variables serves every choice
+            let idle = ((&seen.image * &seen.text)?.sum_all()? + &model.logit_scale)?;
+            out.loss = Some((idle * 0.0)?);
+        }
+        if let Some(q) = &seen.quantized {
+            out.add("quantized_align", w.quantized_alignment, &align(q)?)?;
+            out.metrics.insert("quantized_align_accuracy", accuracy(&seen.text, q, &batch.caption_of)?);
+        }
+        let latents = Latents(seen.latents.clone());
+        let e = model.bsq.entropies(&latents)?;
+        let q = &model.config.vision_config.quantizer_cfg;
+        let spread = ((&e.sample * q.gamma_0)? - (&e.codebook * q.gamma_1)?)?.affine(1.0 / q.inv_temperature, 0.0)?;
+        out.add("quantizer", w.quantizer, &spread)?;
+        out.metrics.insert("sample_entropy", number(&e.sample)?);
+        out.metrics.insert("codebook_entropy", number(&e.codebook)?);
+        out.add("commitment", w.commitment, &model.bsq.commitment(&latents)?)?;
+        Ok(out)
+    }
+
+    /// Norms of both terms' gradients at the vision tower's last linear layer.
+    fn measure(
+        &self,
+        whole: &Term,
+        own: &Term,
+        factor: f64,
+        vars: &BTreeMap<String, Var>,
+        numbers: &mut BTreeMap<String, f64>,
+    ) -> Result<()> {
+        let last = self.model.config.vision_config.num_hidden_layers - 1;
+        let layer = format!("vision_model.encoder.layers.{last}.mlp.");
+        let at: Vec<&Var> =
+            vars.iter().filter(|(k, _)| k.starts_with(&layer) && k.ends_with("weight")).map(|v| v.1).collect();
+        let norm = |t: &Term| -> Result<f64> {
+            let Some(loss) = &t.loss else { return Ok(0.0) };
+            let grads = loss.backward()?;
+            let mut sum = 0.0;
+            for v in &at {
+                if let Some(g) = grads.get(v.as_tensor()) {
+                    sum += number(&g.sqr()?.sum_all()?)?;
+                }
+            }
+            Ok(sum.sqrt())
+        };
+        Balance::note(numbers, "balance.align_grad", norm(whole)?);
+        // without the factor that it is there to find
+        Balance::note(numbers, "balance.pixels_grad", norm(own)? / factor);
+        Ok(())
+    }
+}
