@@ -234,7 +234,7 @@ enum Codebook {
         tokens: Tensor,
         output: Tensor,
     },
-    Bits(BitwiseHead),
+    Bits(Box<BitwiseHead>),
 }
 
 /// The decoder.
@@ -268,7 +268,7 @@ impl LlamaGen {
             },
         };
         let codebook = match &config.bitwise {
-            Some(b) => Codebook::Bits(BitwiseHead::new(p, b, d)?),
+            Some(b) => Codebook::Bits(Box::new(BitwiseHead::new(p, b, d)?)),
             None => Codebook::Table {
                 tokens: p.at("tok_embeddings").get((config.rows(), d), "weight", init)?,
                 output: p.at("output").get((config.rows(), d), "weight", Init::Const(0.0))?,

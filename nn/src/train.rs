@@ -97,7 +97,7 @@ impl StepOutput {
 
 /// The value of a scalar loss.
 fn finite(loss: &Tensor) -> Result<f64> {
-    let value = f64::from(loss.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
+    let value = loss.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
     if value.is_finite() {
         return Ok(value);
     }
@@ -240,9 +240,7 @@ impl<'a> Trainer<'a> {
             let norm_apart = optimizer.grad_norm(&grads, is_apart)?;
             // the schedule's value at 0 is 0, so update n uses the value at n + 1
             let lr = schedule.at(n + 1);
-            optimizer.step(&grads, lr, |name| {
-                clip_factor(if is_apart(name) { norm_apart } else { norm }, clip)
-            })?;
+            optimizer.step(&grads, lr, |name| clip_factor(if is_apart(name) { norm_apart } else { norm }, clip))?;
             if let Some(ema) = &mut ema {
                 ema.update(&vars)?;
             }

@@ -106,14 +106,15 @@ fn cross_entropy() {
     assert!(ops::cross_entropy(&random(&[2, 3], 0), &[0, 3]).is_err());
 }
 
+/// Sizes that the stride divides: candle's own convolution, the other side of the comparison, has no backward for others.
 #[test]
 fn convolution() {
     check("conv 3x3", &[&[2, 3, 7, 6], &[5, 3, 3, 3]], |x| ops::conv2d(&x[0], &x[1], 1, 1));
-    check("conv 3x3, stride 2", &[&[2, 3, 9, 8], &[4, 3, 3, 3]], |x| ops::conv2d(&x[0], &x[1], 1, 2));
-    check("conv 4x4, no padding", &[&[1, 2, 6, 9], &[3, 2, 4, 4]], |x| ops::conv2d(&x[0], &x[1], 0, 2));
-    check("conv 11x11, stride 4", &[&[1, 2, 23, 26], &[3, 2, 11, 11]], |x| ops::conv2d(&x[0], &x[1], 2, 4));
+    check("conv 3x3, stride 2", &[&[2, 3, 9, 7], &[4, 3, 3, 3]], |x| ops::conv2d(&x[0], &x[1], 1, 2));
+    check("conv 4x4, no padding", &[&[1, 2, 6, 8], &[3, 2, 4, 4]], |x| ops::conv2d(&x[0], &x[1], 0, 2));
+    check("conv 11x11, stride 4", &[&[1, 2, 23, 27], &[3, 2, 11, 11]], |x| ops::conv2d(&x[0], &x[1], 2, 4));
     check("conv 1x1", &[&[2, 3, 4, 5], &[6, 3, 1, 1]], |x| ops::conv2d(&x[0], &x[1], 0, 1));
-    check("padding wider than the picture", &[&[1, 1, 2, 2], &[1, 1, 5, 5]], |x| ops::conv2d(&x[0], &x[1], 4, 3));
+    check("padding wider than the picture", &[&[1, 1, 3, 3], &[1, 1, 5, 5]], |x| ops::conv2d(&x[0], &x[1], 4, 3));
 }
 
 #[test]
@@ -124,4 +125,59 @@ fn max_pooling_sends_its_gradient_to_the_largest() {
     assert_eq!(y.flatten_all().unwrap().to_vec1::<f64>().unwrap(), [5.0, 5.0, 8.0, 7.0]);
     let g = y.sum_all().unwrap().backward().unwrap().get(x.as_tensor()).unwrap().flatten_all().unwrap();
     assert_eq!(g.to_vec1::<f64>().unwrap(), [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
+}
+
+#[test]
+fn a_block_that_forgets_has_the_same_gradients() {
+    use nn::Params;
+    use nn::block::{Block, BlockConfig, BlockContext, CLIP_NAMES, MlpKind, NormKind};
+    let params = Params::for_training(Default::default(), &[], 1, DType::F32, &Device::Cpu);
+    let config = BlockConfig {
+        width: 32,
+        mlp_width: 48,
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 16,
+        norm: NormKind::Layer,
+        eps: 1e-5,
+        mlp: MlpKind::SwiGlu,
+        bias: [true; 5],
+        sub_norm: true,
+        qk_norm: None,
+        init_std: 0.2,
+        residual_std: 0.2,
+    };
+    let block = Block::new(&params, &config, &CLIP_NAMES).unwrap();
+    let x = random(&[2, 5, 32], 3);
+    let grads = |recompute: bool| {
+        ops::set_recompute(recompute);
+        let y = block.forward(&x, &BlockContext { rope: None, mask: &Mask::Full }, None).unwrap();
+        let g = (&y * random(y.dims(), 4)).unwrap().sum_all().unwrap().backward().unwrap();
+        ops::set_recompute(false);
+        let of = |v: &Var| g.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        params.vars().values().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(grads(false), grads(true));
+}
+
+/// A stride that leaves a column over: the gradient against central differences.
+#[test]
+fn a_convolution_that_does_not_reach_the_edge() {
+    let (x, w) = (random(&[1, 2, 5, 8], 1), random(&[3, 2, 3, 3], 2));
+    let loss = |x: &Tensor| {
+        let y = ops::conv2d(x, &w, 1, 2).unwrap();
+        (&y * random(y.dims(), 3)).unwrap().sum_all().unwrap()
+    };
+    let var = Var::from_tensor(&x).unwrap();
+    let g = loss(var.as_tensor()).backward().unwrap().get(var.as_tensor()).unwrap().flatten_all().unwrap();
+    for (i, g) in g.to_vec1::<f32>().unwrap().into_iter().enumerate() {
+        let value = |s: f32| {
+            let mut v = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            v[i] += s;
+            loss(&Tensor::from_vec(v, x.shape(), &Device::Cpu).unwrap()).to_scalar::<f32>().unwrap()
+        };
+        // linear in x, so a large step is exact
+        let want = (value(0.5) - value(-0.5)) as f64;
+        assert!((f64::from(g) - want).abs() < 1e-4, "{i}: {g} against {want}");
+    }
 }

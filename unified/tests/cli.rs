@@ -374,6 +374,57 @@ fn tokenizer_training_resumes_exactly() {
 }
 
 #[test]
+fn the_balance_of_pixels_and_alignment_is_probed_and_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/qlip-stage1.toml");
+    std::fs::copy(config, d.join("c.toml")).unwrap();
+    let mut sets = tiny();
+    for tower in ["vision_config", "decoder_config"] {
+        sets.extend([format!("model.{tower}.num_hidden_layers=1"), format!("model.{tower}.image_size=16")]);
+    }
+    let mut args = vec!["train", "c.toml", "--out", "p", "--probe-balance"];
+    sets.iter().for_each(|s| args.extend(["--set", s]));
+    let said = ok(d, &args);
+    let config = std::fs::read_to_string(d.join("c.toml")).unwrap();
+    let line = config.lines().find(|l| l.starts_with("reconstruction = ")).unwrap();
+    assert!(said.contains(line) && line != "reconstruction = 10.0", "{said}");
+    let value: f64 = line.trim_start_matches("reconstruction = ").parse().unwrap();
+    assert!(value > 0.01 && value < 1000.0, "{value}");
+    fails(
+        d,
+        &["train", "c.toml", "--out", "q", "--probe-balance", "--set", "stage=2", "--set", "start=x"],
+        &["stage 1"],
+    );
+}
+
+#[test]
+fn tokenizer_training_with_every_term_resumes_exactly() {
+    let mut sets = tiny();
+    for tower in ["vision_config", "decoder_config"] {
+        sets.push(format!("model.{tower}.num_hidden_layers=2"));
+    }
+    let more = [
+        "loss.quantized_alignment=0.5",
+        "loss.distillation=0.5",
+        "loss.quantized_distillation=0.5",
+        "loss.balance=running",
+        "loss.adversarial=0.1",
+        "loss.alignment_loss=sigmoid",
+        "loss.proximal_steps=3",
+        "loss.proximal_ramp=3",
+        "adversary={net={kind=\"patch\",width=4,layers=2},r1_gamma=1.0,r1_every=2}",
+        "model.vision_config.quantizer_levels=[1]",
+        "micro_batch=3",
+        "recompute=true",
+        "sample_every=5",
+    ];
+    sets.extend(more.map(str::to_owned));
+    sets.push(format!("teacher={}", nano().join("qlip").display()));
+    resumes("nano/qlip-stage1.toml", &sets);
+}
+
+#[test]
 fn unified_training_resumes_exactly() {
     let mut sets = tiny();
     sets.push(format!("qlip={}", nano().join("qlip").display()));
@@ -416,10 +467,101 @@ fn llamagen_trains_on_either_tokenizer_and_draws() {
         }
     }
     // the same codes are not made twice, another tokenizer's are not taken
-    let other = train("q", &vq);
+    std::fs::create_dir(d.join("c")).unwrap();
+    std::fs::copy(d.join("q/codes.safetensors"), d.join("c/codes.safetensors")).unwrap();
+    let again = train("q", &[]);
+    assert!(text(&again.stderr).contains("--resume"), "{}", text(&again.stderr));
+    let other = train("c", &vq);
     assert!(!other.status.success() && text(&other.stderr).contains("codes.safetensors"), "{}", text(&other.stderr));
     let wrong = train("w", &["crops=3".to_owned()]);
     assert!(!wrong.status.success() && text(&wrong.stderr).contains("1, 2 or 10"), "{}", text(&wrong.stderr));
+}
+
+/// A T5 encoder of the published names with random weights, and nano's words.
+fn tiny_t5(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    let config = serde_json::json!({
+        "model_type": "t5", "vocab_size": 700, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2,
+        "relative_attention_num_buckets": 8, "dropout_rate": 0.1, "layer_norm_epsilon": 1e-6, "initializer_factor": 1.0,
+        "feed_forward_proj": "gated-gelu", "is_encoder_decoder": true, "use_cache": true, "pad_token_id": 0,
+        "eos_token_id": 1, "tie_word_embeddings": false,
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(nano().join("tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+    let mut all = BTreeMap::new();
+    let mut add = |name: &str, shape: &[usize]| {
+        let n: usize = shape.iter().product();
+        let key = all.len();
+        let v: Vec<f32> = (0..n).map(|i| ((i * 37 + key * 11) as f32 * 0.61).sin() * 0.3).collect();
+        all.insert(name.to_owned(), Tensor::from_vec(v, shape, &Device::Cpu).unwrap());
+    };
+    add("shared.weight", &[700, 16]);
+    add("encoder.final_layer_norm.weight", &[16]);
+    add("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", &[8, 2]);
+    for i in 0..2 {
+        for p in ["q", "k", "v", "o"] {
+            add(&format!("encoder.block.{i}.layer.0.SelfAttention.{p}.weight"), &[16, 16]);
+        }
+        for (p, shape) in [("wi_0", [24, 16]), ("wi_1", [24, 16]), ("wo", [16, 24])] {
+            add(&format!("encoder.block.{i}.layer.1.DenseReluDense.{p}.weight"), &shape);
+        }
+        add(&format!("encoder.block.{i}.layer.0.layer_norm.weight"), &[16]);
+        add(&format!("encoder.block.{i}.layer.1.layer_norm.weight"), &[16]);
+    }
+    add("decoder.not.read", &[3]);
+    nn::checkpoint::save(&dir.join("model.safetensors"), &all, &[]).unwrap();
+}
+
+#[test]
+fn captions_are_learned_and_drawn_through_a_text_encoder() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    tiny_t5(&d.join("t5"));
+    std::fs::create_dir(d.join("pictures")).unwrap();
+    for (name, words) in [("photo", "a photo of a ship"), ("grey", "a grey thing")] {
+        let from = if name == "photo" { fixture("images/photo.jpg") } else { fixture("preprocess/3.png") };
+        let ending = from.extension().unwrap().to_str().unwrap().to_owned();
+        std::fs::copy(&from, d.join("pictures").join(format!("{name}.{ending}"))).unwrap();
+        std::fs::write(d.join("pictures").join(format!("{name}.txt")), words).unwrap();
+    }
+    std::fs::write(d.join("pictures/broken.png"), b"no picture").unwrap();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/llamagen/cifar-qlip.toml");
+    let mut args = vec!["train", config.to_str().unwrap(), "--out", "m"];
+    let mut sets: Vec<String> = llamagen_sets().into_iter().filter(|s| !s.starts_with("photos=")).collect();
+    let more = [
+        "photos=pictures",
+        "text_encoder=t5",
+        "model.cls_token_num=9",
+        "head=bits",
+        "bit_flip=0.2",
+        "dropout.token=0.1",
+    ];
+    sets.extend(more.iter().chain(&["dropout.path=0.2"]).map(|s| (*s).to_owned()));
+    sets.iter().for_each(|s| args.extend(["--set", s]));
+    ok(d, &args);
+    let draw = ["generate", "--model", "m", "a photo of a ship", "-n", "2", "-o"];
+    ok(d, &[&draw[..], &["a", "--text-encoder", "t5"]].concat());
+    // features made beforehand are the same condition
+    std::fs::write(d.join("captions.txt"), "a photo of a ship\n").unwrap();
+    ok(d, &["features", "captions.txt", "--text-encoder", "t5", "--positions", "9", "-o", "f.safetensors"]);
+    ok(d, &["generate", "--model", "m", "--features", "f.safetensors", "-n", "2", "-o", "b"]);
+    for i in 1..=2 {
+        let picture = |f: &str| qlip::Image::open(&d.join(f).join(format!("unified-000{i}.png"))).unwrap();
+        assert_eq!(picture("a"), picture("b"));
+    }
+    ok(d, &["generate", "--from-png", "a/unified-0002.png", "-o", "c"]);
+    assert_eq!(
+        qlip::Image::open(&d.join("c/unified-0001.png")).unwrap(),
+        qlip::Image::open(&d.join("a/unified-0002.png")).unwrap()
+    );
+    fails(d, &[&draw[..], &["x"]].concat(), &["--text-encoder", "--features"]);
+    fails(d, &["generate", "--model", "m", "--class", "1", "-o", "x"], &["captions, not classes"]);
+    fails(d, &["generate", "--model", "m", "--features", "no.safetensors", "-o", "x"], &["no.safetensors"]);
+    let bits =
+        ["generate", "--model", "m", "a ship", "--text-encoder", "t5", "--greedy", "--guidance", "2", "--codes-only"];
+    ok(d, &[&bits[..], &["-o", "codes.safetensors"]].concat());
+    let tokens = nn::checkpoint::load(&d.join("codes.safetensors")).unwrap()["tokens"].to_vec2::<i64>().unwrap();
+    assert!(tokens[0].len() == 64 && tokens[0].iter().all(|t| (0..1 << 20).contains(t)));
 }
 
 /// Three pictures with conversations, one of them with two pictures, one with none.
@@ -546,8 +688,12 @@ fn a_text_model_grows_into_a_unified_one() {
     std::fs::write(d.join("llama/config.json"), llama.to_string()).unwrap();
     let mut tensors: BTreeMap<String, Tensor> = nn::checkpoint::load_dir(&nano()).unwrap().into_iter().collect();
     tensors.retain(|k, _| !k.contains("_norm.weight") || k.contains("layernorm") || k == "model.norm.weight");
-    let table = tensors["model.embed_tokens.weight"].narrow(0, 0, text).unwrap().contiguous().unwrap();
-    tensors.insert("model.embed_tokens.weight".into(), table);
+    for table in ["model.embed_tokens.weight", "lm_head.weight"] {
+        if let Some(t) = tensors.get(table) {
+            let rows = t.narrow(0, 0, text).unwrap().contiguous().unwrap();
+            tensors.insert(table.into(), rows);
+        }
+    }
     nn::checkpoint::save(&d.join("llama/model.safetensors"), &tensors, &[]).unwrap();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/unified.toml");
     let sets = [

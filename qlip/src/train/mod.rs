@@ -13,7 +13,7 @@ mod warm;
 
 pub use adversary::AdversaryConfig;
 pub use balance::Balance;
-pub use objective::{LossConfig, Objective, PairBatch, Parts};
+pub use objective::{Alignment, LossConfig, Objective, PairBatch, Parts};
 pub use teacher::Teacher;
 pub use warm::{WarmStart, warm_tensors};
 

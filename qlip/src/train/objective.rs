@@ -181,6 +181,11 @@ impl Term {
     }
 }
 
+/// Zero, with gradients of zero: times a tensor, because candle cuts the graph where it multiplies by the number 0.
+fn idle(t: &Tensor) -> Result<Tensor> {
+    Ok((t * t.zeros_like()?)?)
+}
+
 fn number(t: &Tensor) -> Result<f64> {
     Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?))
 }
@@ -415,7 +420,7 @@ impl Objective {
         }
         if out.loss.is_none() {
             // the decoder stays in the graph, at no weight
-            out.loss = Some((painted.sum_all()? * 0.0)?);
+            out.loss = Some(idle(&painted.sum_all()?)?);
         }
         if self.lpips.is_none() && self.adversary.is_none() {
             return Ok(out);
@@ -468,8 +473,8 @@ impl Objective {
             out.metrics.insert("logit_scale", number(&model.logit_scale.exp()?)?);
         } else {
             // both towers stay in the graph, at no weight, so that one list of variables serves every choice
-            let idle = ((&seen.image * &seen.text)?.sum_all()? + &model.logit_scale)?;
-            out.loss = Some((idle * 0.0)?);
+            let towers = ((&seen.image * &seen.text)?.sum_all()? + &model.logit_scale)?;
+            out.loss = Some(idle(&towers)?);
         }
         if let Some(q) = &seen.quantized {
             out.add("quantized_align", w.quantized_alignment, &align(q)?)?;

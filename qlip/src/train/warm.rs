@@ -232,12 +232,13 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn resampling_keeps_planes_and_means() {
-        // a plane is linear, so its middle rows come out exactly
+    fn resampling_is_torchs_bicubic_interpolation() {
+        // torch's weights a quarter of a pixel beyond the middle: -0.03515625, 0.26171875, 0.87890625, -0.10546875
         let v: Vec<f32> = (0..64).map(|i| (i / 8) as f32 + 0.5 * (i % 8) as f32).collect();
+        let at = 2.0 * -0.035_156_25 + 3.0 * 0.261_718_75 + 4.0 * 0.878_906_25 + 5.0 * -0.105_468_75;
         let t = Tensor::from_vec(v, (1, 1, 8, 8), &Device::Cpu).unwrap();
         let up = resample(&t, 2, 8, 16).unwrap().reshape((16, 16)).unwrap().to_vec2::<f32>().unwrap();
-        assert!((up[8][8] - (3.75 + 0.5 * 3.75)).abs() < 1e-5, "{}", up[8][8]);
+        assert!((up[8][8] - 1.5 * at).abs() < 1e-5, "{}", up[8][8]);
         let ones = Tensor::ones((2, 3, 14, 14), DType::F32, &Device::Cpu).unwrap();
         let all = resample(&ones, 2, 14, 16).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(all.iter().all(|v| (v - 1.0).abs() < 1e-5));

@@ -189,10 +189,11 @@ impl Generate {
         };
         for chunk in chunks {
             let images = painter.draw(recipe, chunk.clone(), &mut |tokens| {
-                if !self.common.json && preview.is_due() {
-                    if let Ok(sketch) = painter.sketch(&tokens[0]) {
-                        bar.suspend(|| preview.show(&sketch));
-                    }
+                if !self.common.json
+                    && preview.is_due()
+                    && let Ok(sketch) = painter.sketch(&tokens[0])
+                {
+                    bar.suspend(|| preview.show(&sketch));
                 }
                 tick(&bar, 1);
             })?;

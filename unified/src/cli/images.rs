@@ -83,7 +83,6 @@ pub struct Reconstruct {
 
 impl Reconstruct {
     pub fn run(&self) -> Result<()> {
-        out_dir(&self.out)?;
         let eyes = self.common.eyes()?;
         let bar = progress(self.images.len(), "reconstruct");
         let mut images = Vec::new();
@@ -92,6 +91,7 @@ impl Reconstruct {
             tick(&bar, chunk.len());
         }
         bar.finish_and_clear();
+        out_dir(&self.out)?;
         let names: Vec<String> = self.images.iter().map(|p| stem(p)).collect();
         save(&self.common, &self.out, &names, &images, &self.images)
     }

@@ -1,9 +1,10 @@
 //! `unified train CONFIG --out DIR`
 
 use super::common::OnDevice;
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use unified::train::{Run, Training};
 
 /// Train a tokenizer, a visual tokenizer or a unified model from a config file.
@@ -20,6 +21,10 @@ pub struct Train {
     /// Continue from the folder's last checkpoint.
     #[arg(long)]
     resume: bool,
+    /// Find the weight of pixels against alignment as QLIP does (section 4): train with each alone, divide the losses that
+    /// they end with, and write the ratio into the config. Stage 1 of a QLIP training; both runs stay in --out.
+    #[arg(long, conflicts_with = "resume")]
+    probe_balance: bool,
     #[command(flatten)]
     device: OnDevice,
     /// Seed of initial values, data order and augmentation; as --set seed=N.
@@ -28,10 +33,18 @@ pub struct Train {
 }
 
 impl Train {
-    pub fn run(&self) -> anyhow::Result<()> {
+    pub fn run(&self) -> Result<()> {
         let mut set = self.set.clone();
         set.extend(self.seed.map(|s| format!("seed={s}")));
-        let training = Training::from_file(&self.config, &set)?;
+        if self.probe_balance {
+            return self.probe(&set);
+        }
+        self.one(&set, &self.out).map(|_| ())
+    }
+
+    /// One training in a folder.
+    fn one(&self, set: &[String], out: &Path) -> Result<Option<nn::train::Summary>> {
+        let training = Training::from_file(&self.config, set)?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} eta {eta} loss {msg}")?;
         let bar = ProgressBar::new(0).with_style(style);
         let mut progress = |p: &nn::train::Progress| {
@@ -40,14 +53,59 @@ impl Train {
             bar.set_message(format!("{:.4}", p.loss));
         };
         let device = self.device.device()?;
-        let done = training.run(&mut Run { out: &self.out, resume: self.resume, device, progress: &mut progress })?;
+        let done = training.run(&mut Run { out, resume: self.resume, device, progress: &mut progress })?;
         bar.finish_and_clear();
-        if let Some(s) = done {
-            summarise(&s);
+        if let Some(s) = &done {
+            summarise(s);
         }
-        eprintln!("{}", self.out.display());
+        eprintln!("{}", out.display());
+        Ok(done)
+    }
+
+    /// Both objectives alone, and the ratio of what is left of each.
+    fn probe(&self, set: &[String]) -> Result<()> {
+        if !matches!(Training::from_file(&self.config, set)?, Training::Qlip(t) if t.stage == 1) {
+            bail!("{}: --probe-balance is for stage 1 of a QLIP training", self.config.display());
+        }
+        let end = |folder: &str, without: &[&str], metric: &str| -> Result<f64> {
+            let mut set = set.to_vec();
+            set.extend(without.iter().map(|key| format!("loss.{key}=0.0")));
+            let done = self.one(&set, &self.out.join(folder))?;
+            done.and_then(|s| s.last.get(metric).copied())
+                .with_context(|| format!("no `{metric}` in the log of {folder}"))
+        };
+        let pixels = end("probe-pixels", &["alignment", "quantized_alignment", "distillation"], "mse")?;
+        let align = end("probe-align", &["reconstruction", "l1", "lpips", "adversarial", "gram"], "align")?;
+        let ratio = align / pixels.max(1e-12);
+        let text = std::fs::read_to_string(&self.config).with_context(|| self.config.display().to_string())?;
+        let text =
+            with_key(&with_key(&text, "loss", "alignment", "1.0"), "loss", "reconstruction", &format!("{ratio:.4}"));
+        nn::checkpoint::write_atomic(&self.config, text.as_bytes())?;
+        println!(
+            "alignment alone ends at {align:.4}, pixels alone at {pixels:.6}: reconstruction = {ratio:.4}, alignment = 1"
+        );
+        println!("{}", self.config.display());
         Ok(())
     }
+}
+
+/// A TOML text with a key of a section set, everything else as it was.
+fn with_key(text: &str, section: &str, key: &str, value: &str) -> String {
+    let header = format!("[{section}]");
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let start = lines.iter().position(|l| l.trim() == header).unwrap_or_else(|| {
+        lines.extend([String::new(), header.clone()]);
+        lines.len() - 1
+    });
+    let rest = &lines[start + 1..];
+    let end = start + 1 + rest.iter().position(|l| l.trim_start().starts_with('[')).unwrap_or(rest.len());
+    let is_key = |l: &String| l.split_once('=').is_some_and(|(k, _)| k.trim() == key);
+    let line = format!("{key} = {value}");
+    match lines[start + 1..end].iter().position(is_key) {
+        Some(i) => lines[start + 1 + i] = line,
+        None => lines.insert(start + 1, line),
+    }
+    lines.join("\n") + "\n"
 }
 
 /// A line of what was done, and a line of what it came to.
@@ -57,5 +115,18 @@ fn summarise(s: &nn::train::Summary) {
     let last: Vec<String> = s.last.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
     if !last.is_empty() {
         eprintln!("mean of the last updates: {}", last.join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_set_in_its_section_alone() {
+        let text = "a = 1\n[loss]\n# why\nalignment = 2.0\n\n[optim]\nreconstruction = 9\n";
+        let out = with_key(&with_key(text, "loss", "alignment", "1.0"), "loss", "reconstruction", "3.5");
+        assert_eq!(out, "a = 1\n[loss]\nreconstruction = 3.5\n# why\nalignment = 1.0\n\n[optim]\nreconstruction = 9\n");
+        assert_eq!(with_key("a = 1\n", "loss", "b", "2"), "a = 1\n\n[loss]\nb = 2\n");
     }
 }
