@@ -684,16 +684,14 @@ fn a_text_model_grows_into_a_unified_one() {
     llama["model_type"] = "llama".into();
     llama["vocab_size"] = text.into();
     llama["qk_norm"] = false.into();
+    llama["tie_word_embeddings"] = true.into();
     std::fs::create_dir(d.join("llama")).unwrap();
     std::fs::write(d.join("llama/config.json"), llama.to_string()).unwrap();
     let mut tensors: BTreeMap<String, Tensor> = nn::checkpoint::load_dir(&nano()).unwrap().into_iter().collect();
     tensors.retain(|k, _| !k.contains("_norm.weight") || k.contains("layernorm") || k == "model.norm.weight");
-    for table in ["model.embed_tokens.weight", "lm_head.weight"] {
-        if let Some(t) = tensors.get(table) {
-            let rows = t.narrow(0, 0, text).unwrap().contiguous().unwrap();
-            tensors.insert(table.into(), rows);
-        }
-    }
+    let table = tensors["model.embed_tokens.weight"].narrow(0, 0, text).unwrap().contiguous().unwrap();
+    tensors.insert("model.embed_tokens.weight".into(), table);
+    tensors.remove("lm_head.weight");
     nn::checkpoint::save(&d.join("llama/model.safetensors"), &tensors, &[]).unwrap();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/unified.toml");
     let sets = [
