@@ -221,6 +221,7 @@ impl<'a> Trainer<'a> {
         let mut events = EventFile::create(self.out)?;
         let mut summary =
             Summary { steps: self.config.steps, batch_size: self.config.batch_size, ..Summary::default() };
+        let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
         let tail = (self.config.steps / 10).clamp(1, 100);
         let schedule = Cosine {
             peak: self.optim.lr,
@@ -251,9 +252,12 @@ impl<'a> Trainer<'a> {
             events.scalars(n + 1, &line)?;
             (summary.ran, summary.seconds) = (n + 1 - start, seconds);
             if n + tail >= self.config.steps {
-                let of = (self.config.steps - start.max(self.config.steps - tail)) as f64;
                 for (name, v) in line.iter().filter(|l| !["lr", "seconds"].contains(&l.0)) {
-                    *summary.last.entry(name).or_default() += v / of;
+                    // the mean so far, over the updates that have it
+                    let count = counts.entry(*name).or_insert(0.0);
+                    *count += 1.0;
+                    let mean = summary.last.entry(name).or_default();
+                    *mean += (v - *mean) / *count;
                 }
             }
             progress(&Progress { step: n + 1, steps: self.config.steps, loss });
@@ -290,7 +294,9 @@ fn save(
     if let Some(e) = ema {
         all.extend(e.tensors(vars)?.into_iter().map(|(k, v)| (format!("ema.{k}"), v)));
     }
-    let numbers = serde_json::to_string(numbers).map_err(|e| Error::invalid(e.to_string()))?;
+    // bits, not decimals: what is read must be what was written
+    let bits: BTreeMap<&String, u64> = numbers.iter().map(|(k, v)| (k, v.to_bits())).collect();
+    let numbers = serde_json::to_string(&bits).map_err(|e| Error::invalid(e.to_string()))?;
     checkpoint::save(path, &all, &[("step", step.to_string()), ("numbers", numbers)])
 }
 
@@ -301,7 +307,11 @@ fn restore(
     ema: Option<&mut Ema>,
 ) -> Result<(usize, BTreeMap<String, f64>)> {
     let metadata = checkpoint::metadata(path)?;
-    let numbers = metadata.get("numbers").and_then(|n| serde_json::from_str(n).ok()).unwrap_or_default();
+    let bits: BTreeMap<String, u64> = match metadata.get("numbers") {
+        Some(n) => serde_json::from_str(n).map_err(|e| Error::bad_file(path, format!("its numbers: {e}")))?,
+        None => BTreeMap::new(),
+    };
+    let numbers = bits.into_iter().map(|(k, v)| (k, f64::from_bits(v))).collect();
     let step: usize = metadata
         .get("step")
         .and_then(|s| s.parse().ok())

@@ -105,6 +105,9 @@ impl TextEncoder {
     /// Features of captions over `positions` positions; longer ones lose their end. Each is encoded by itself at its own
     /// length, which is what a mask over padding computes.
     pub fn encode(&mut self, captions: &[String], positions: usize) -> Result<Captions> {
+        if positions < 2 {
+            return Err(Error::invalid(format!("{positions} positions hold no caption and its end; use 2 or more")));
+        }
         let device = self.model.device().clone();
         let (mut features, mut pads) = (Vec::new(), Vec::new());
         for caption in captions {

@@ -142,7 +142,7 @@ impl Pictures {
         let mut broken = self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         broken.insert(at, e.to_string());
         let allowed = (self.broken_share * self.len() as f64).max(BROKEN_AT_LEAST.min(self.len() - 1) as f64);
-        if broken.len() as f64 <= allowed {
+        if broken.len() as f64 <= allowed && broken.len() < self.len() {
             return Ok(());
         }
         let (n, all, share) = (broken.len(), self.len(), self.broken_share);

@@ -1,6 +1,7 @@
 //! Parquet files in the Hugging Face layout: an image struct {bytes, path}, an integer label or a caption, class names in
 //! metadata. The compressed pictures are held in memory.
 
+use super::table::WORDS;
 use super::{Item, Pictures, Place};
 use nn::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -20,7 +21,7 @@ pub(super) fn files(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Reads the first struct column with `bytes`, the first integer column and the first column of text of every file.
+/// Reads the first struct column with `bytes`, the first integer column where classes have names, and captions.
 pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
     let mut all = Pictures::default();
     for path in paths {
@@ -34,7 +35,7 @@ pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
             let row = row.map_err(|e| bad(e.to_string()))?;
             let name = path.join(format!("row {n}"));
             all.items.push(
-                parse(&row, name)
+                parse(&row, name, !all.classes.is_empty())
                     .ok_or_else(|| bad(format!("row {n}: no image {{bytes, path}} with a label or a caption")))?,
             );
         }
@@ -42,9 +43,10 @@ pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
     Ok(all)
 }
 
-fn parse(row: &Row, name: PathBuf) -> Option<Item> {
+/// Integers are classes where the file names classes.
+fn parse(row: &Row, name: PathBuf, named: bool) -> Option<Item> {
     let (mut bytes, mut class, mut words) = (None, None, None);
-    for (_, field) in row.get_column_iter() {
+    for (column, field) in row.get_column_iter() {
         match field {
             Field::Group(g) => {
                 for (name, f) in g.get_column_iter() {
@@ -53,9 +55,9 @@ fn parse(row: &Row, name: PathBuf) -> Option<Item> {
                     }
                 }
             }
-            Field::Long(v) => class = class.or(usize::try_from(*v).ok()),
-            Field::Int(v) => class = class.or(usize::try_from(*v).ok()),
-            Field::Str(v) => words = words.or(Some(v.clone())),
+            Field::Long(v) if named => class = class.or(usize::try_from(*v).ok()),
+            Field::Int(v) if named => class = class.or(usize::try_from(*v).ok()),
+            Field::Str(v) if WORDS.contains(&column.as_str()) => words = words.or(Some(v.clone())),
             _ => {}
         }
     }

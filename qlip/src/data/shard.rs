@@ -6,6 +6,9 @@ use nn::{Error, Result};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+/// Largest number of a class.
+const MOST_CLASSES: usize = 1 << 20;
+
 /// Longest words or JSON that is read beside a picture.
 const MOST_WORDS: u64 = 1 << 20;
 
@@ -100,7 +103,7 @@ fn read(path: &Path, out: &mut Pictures) -> Result<()> {
         let readable = entry.size() <= MOST_WORDS && entry.read_to_string(&mut text).is_ok();
         match ending.as_str() {
             "txt" | "caption" if readable => words = Some(text.trim().to_owned()),
-            "cls" if readable => class = text.trim().parse().ok(),
+            "cls" if readable => class = text.trim().parse().ok().filter(|c| *c < MOST_CLASSES),
             "json" if readable => {
                 let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
                 let found = ["caption", "text"].iter().find_map(|k| json[*k].as_str());

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Names under which tables keep paths and captions.
 const PATHS: [&str; 6] = ["path", "image", "file_name", "filepath", "file", "image_path"];
-const WORDS: [&str; 4] = ["caption", "text", "title", "words"];
+pub(super) const WORDS: [&str; 4] = ["caption", "text", "title", "words"];
 
 pub(super) fn open(path: &Path) -> Result<Pictures> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();

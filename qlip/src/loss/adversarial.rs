@@ -1,5 +1,6 @@
 //! Adversarial losses over logits of "real", and the gradient penalty on real pictures.
 
+use super::{relu, softplus};
 use crate::discriminator::Discriminator;
 use candle_core::{Tensor, Var};
 use nn::Result;
@@ -33,16 +34,6 @@ impl Game {
         };
         Ok(((real.mean_all()? + fake.mean_all()?)? * 0.5)?)
     }
-}
-
-/// log(1 + exp x), without overflow.
-fn softplus(x: &Tensor) -> Result<Tensor> {
-    let rest = (x.abs()?.neg()?.exp()? + 1.0)?.log()?;
-    Ok((relu(x)? + rest)?)
-}
-
-fn relu(x: &Tensor) -> Result<Tensor> {
-    Ok((x * x.gt(0f64)?.to_dtype(x.dtype())?)?)
 }
 
 /// How far pixels are moved to measure the slope of a gradient: the root mean square of the step, in pixel units.

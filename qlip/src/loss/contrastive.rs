@@ -1,5 +1,6 @@
 //! Symmetric InfoNCE (QLIP equation 2), where equal captions in a batch are positives of each other.
 
+use super::softplus;
 use candle_core::{D, DType, Tensor};
 use nn::{Result, ops};
 
@@ -56,9 +57,7 @@ pub fn sigmoid(
     let logits = text.matmul(&image.t()?)?.broadcast_mul(&logit_scale.exp()?)?.broadcast_add(bias)?;
     let signs: Vec<f32> = (0..n * n).map(|i| if caption_of[i / n] == caption_of[i % n] { 1.0 } else { -1.0 }).collect();
     let signs = Tensor::from_vec(signs, (n, n), logits.device())?.to_dtype(logits.dtype())?;
-    // -log sigmoid(x) = log(1 + exp(-x)), without overflow
-    let x = (logits * signs)?.neg()?;
-    let positive = (&x * x.gt(0f64)?.to_dtype(x.dtype())?)?;
-    let all = (positive + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
+    // -log sigmoid(x) = softplus(-x)
+    let all = softplus(&(logits * signs)?.neg()?)?;
     Ok((all.sum_all()? / n as f64)?)
 }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use nn::{Error, Result};
 
 /// Mean squared difference of the features' Gram matrices [pictures, channels, channels], averaged over the taps; features
-/// [pictures, channels, rows, columns], divided by their number of values first.
+/// [pictures, channels, rows, columns], their products divided by the number of places.
 pub fn gram(got: &[Tensor], want: &[Tensor]) -> Result<Tensor> {
     let matrix = |f: &Tensor| -> Result<Tensor> {
         let (n, c, h, w) = f.dims4()?;

@@ -3,6 +3,7 @@
 //! The trunk (VGG16 or AlexNet, torchvision's names) and the heads (`lin0.model.1.weight`, ...) come from files of the
 //! user. Both are held; the gradient goes to the pictures alone.
 
+use super::relu;
 use candle_core::{DType, Tensor};
 use nn::ops::{conv2d, max_pool2d};
 use nn::{Error, Init, Params, Result, checkpoint};
@@ -160,11 +161,6 @@ impl Lpips {
         }
         Ok((sum, layers))
     }
-}
-
-/// Zero where negative; the slope at zero is zero.
-fn relu(x: &Tensor) -> Result<Tensor> {
-    Ok((x * x.gt(0f64)?.to_dtype(x.dtype())?)?)
 }
 
 /// Weighted squared difference of the channels' unit vectors, averaged over places: [pictures].

@@ -64,7 +64,9 @@ impl Adversary {
         let mut penalty = None;
         if c.r1_gamma > 0.0 && step.is_multiple_of(c.r1_every.max(1)) {
             let (value, slope) = r1(&self.net, &real, c.r1_gamma)?;
-            discriminator = (discriminator + (slope * c.r1_every.max(1) as f64)?)?;
+            // its value is not the penalty's: only its gradient counts
+            let slope = ((&slope - slope.detach())? * c.r1_every.max(1) as f64)?;
+            discriminator = (discriminator + slope)?;
             penalty = Some(value);
         }
         Ok(Turn { generator, discriminator, r1: penalty })

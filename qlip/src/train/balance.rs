@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// Decay of the running averages.
 const DECAY: f64 = 0.99;
 
-/// A rule. Each multiplies the weight `reconstruction`.
+/// A rule. Each multiplies the weights `reconstruction` and `l1`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Balance {

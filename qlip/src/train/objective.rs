@@ -1,8 +1,9 @@
 //! The loss of one update, and its gradient for batches of any size.
 //!
 //! What looks at the whole batch (alignment, the entropies) needs only embeddings and latents, which are small. A batch
-//! in parts therefore runs twice (Gao et al. 2021, "GradCache"): once without a graph to collect them, then, with their
-//! gradients known, part by part with a graph. The result is the gradient of the whole batch, not an approximation.
+//! in parts therefore runs twice (Gao et al. 2021, "GradCache"): once to collect them, a part's graph at a time, then, with
+//! their gradients known, once more. The result is the gradient of the whole batch, not an approximation; the exception is
+//! a discriminator, which looks at a part's statistics.
 
 use super::TRAINING_ONLY;
 use super::adversary::{Adversary, AdversaryConfig};
@@ -160,12 +161,14 @@ type Metrics = BTreeMap<&'static str, f64>;
 /// A loss and what is to be said of it.
 struct Term {
     loss: Option<Tensor>,
+    /// What the gradient rule weighs against each other: the pixel terms by their own weights, and alignment.
+    balanced: Option<Tensor>,
     metrics: Metrics,
 }
 
 impl Term {
     fn new() -> Self {
-        Self { loss: None, metrics: Metrics::new() }
+        Self { loss: None, balanced: None, metrics: Metrics::new() }
     }
 
     fn add(&mut self, name: &'static str, weight: f64, value: &Tensor) -> Result<()> {
@@ -219,7 +222,7 @@ impl Objective {
         let own = p.at(TRAINING_ONLY.trim_end_matches('.'));
         let (width, after) = (v.hidden_size, v.width_after_quantizer());
         let imitate = |weight: f64, name: &str, from: usize, to: usize| -> Result<Option<Imitation>> {
-            if weight == 0.0 { Ok(None) } else { Ok(Some(Imitation::new(&own.at(name), from, to)?)) }
+            if weight == 0.0 || stage != 1 { Ok(None) } else { Ok(Some(Imitation::new(&own.at(name), from, to)?)) }
         };
         let (pooled, patches) = parts.teacher.as_ref().map_or((0, 0), Teacher::widths);
         let adversary = match &parts.adversary {
@@ -230,11 +233,13 @@ impl Objective {
             imitation: imitate(w.distillation, "imitation", width, pooled)?,
             patch_imitation: imitate(w.quantized_distillation, "patch_imitation", after, patches)?,
             pool: match w.quantized_alignment {
-                0.0 => None,
+                w if w == 0.0 || stage != 1 => None,
                 _ => Some(Pool::new(&own.at("quantized_pool"), after, model.config.projection_dim)?),
             },
             logit_bias: match w.alignment_loss {
-                Alignment::Sigmoid if stage == 1 => Some(own.get((), "logit_bias", Init::Const(-10.0))?),
+                Alignment::Sigmoid if stage == 1 && (w.alignment != 0.0 || w.quantized_alignment != 0.0) => {
+                    Some(own.get((), "logit_bias", Init::Const(-10.0))?)
+                }
                 _ => None,
             },
             lpips: parts.lpips,
@@ -288,7 +293,7 @@ impl Objective {
         if let Some(seen) = &seen {
             let whole = self.whole(seen, batch)?;
             if self.w.balance == Balance::Gradient && step.is_multiple_of(Balance::EVERY) {
-                self.measure(&whole, &own, factor, vars, numbers)?;
+                self.measure(&whole, &own, vars, numbers)?;
             }
             own.metrics.extend(whole.metrics);
             if let Some(l) = whole.loss {
@@ -414,9 +419,13 @@ impl Objective {
         let mut out = Term::new();
         let painted = self.model.paint(zhat)?.0.0;
         let difference = (&painted - &pixels.0)?;
-        out.add("mse", w.reconstruction * factor, &difference.sqr()?.mean_all()?)?;
+        let mse = difference.sqr()?.mean_all()?;
+        out.add("mse", w.reconstruction * factor, &mse)?;
+        out.balanced = Some((mse * w.reconstruction)?);
         if w.l1 != 0.0 {
-            out.add("l1", w.l1 * factor, &difference.abs()?.mean_all()?)?;
+            let l1 = difference.abs()?.mean_all()?;
+            out.add("l1", w.l1 * factor, &l1)?;
+            out.balanced = out.balanced.map(|b| b + (l1 * w.l1)?).transpose()?;
         }
         if out.loss.is_none() {
             // the decoder stays in the graph, at no weight
@@ -443,7 +452,6 @@ impl Objective {
             }
             out.add("discriminator", 1.0, &turn.discriminator)?;
             if let Some(r1) = turn.r1 {
-                // the log keeps the penalty itself, not the difference that has its gradient
                 out.metrics.insert("r1", r1);
             }
         }
@@ -468,7 +476,9 @@ impl Objective {
             }
         };
         if w.alignment != 0.0 {
-            out.add("align", w.alignment, &align(&seen.image)?)?;
+            let loss = align(&seen.image)?;
+            out.add("align", w.alignment, &loss)?;
+            out.balanced = Some((loss * w.alignment)?);
             out.metrics.insert("align_accuracy", accuracy(&seen.text, &seen.image, &batch.caption_of)?);
             out.metrics.insert("logit_scale", number(&model.logit_scale.exp()?)?);
         } else {
@@ -496,16 +506,14 @@ impl Objective {
         &self,
         whole: &Term,
         own: &Term,
-        factor: f64,
         vars: &BTreeMap<String, Var>,
         numbers: &mut BTreeMap<String, f64>,
     ) -> Result<()> {
         let last = self.model.config.vision_config.num_hidden_layers - 1;
         let layer = format!("vision_model.encoder.layers.{last}.mlp.");
-        let at: Vec<&Var> =
-            vars.iter().filter(|(k, _)| k.starts_with(&layer) && k.ends_with("weight")).map(|v| v.1).collect();
+        let at: Vec<&Var> = ["w3", "fc2"].iter().filter_map(|n| vars.get(&format!("{layer}{n}.weight"))).collect();
         let norm = |t: &Term| -> Result<f64> {
-            let Some(loss) = &t.loss else { return Ok(0.0) };
+            let Some(loss) = &t.balanced else { return Ok(0.0) };
             let grads = loss.backward()?;
             let mut sum = 0.0;
             for v in &at {
@@ -515,9 +523,12 @@ impl Objective {
             }
             Ok(sum.sqrt())
         };
-        Balance::note(numbers, "balance.align_grad", norm(whole)?);
-        // without the factor that it is there to find
-        Balance::note(numbers, "balance.pixels_grad", norm(own)? / factor);
+        let (align, pixels) = (norm(whole)?, norm(own)?);
+        // a term that is not there is not weighed
+        if align > 0.0 && pixels > 0.0 {
+            Balance::note(numbers, "balance.align_grad", align);
+            Balance::note(numbers, "balance.pixels_grad", pixels);
+        }
         Ok(())
     }
 }

@@ -137,7 +137,7 @@ fn fitted(name: &str, t: &Tensor, c: &QlipConfig) -> Result<Option<Tensor>> {
     if name == "vision_model.embeddings.position_embedding.weight" {
         let &[rows, width] = t.dims() else { return Ok(None) };
         let side = (rows.saturating_sub(1)).isqrt();
-        if width != d || side * side + 1 != rows {
+        if width != d || side == 0 || side * side + 1 != rows {
             return Ok(None);
         }
         let cells = t.narrow(0, 1, rows - 1)?.reshape((1, side, side, width))?.permute((0, 3, 1, 2))?.contiguous()?;
@@ -180,8 +180,12 @@ fn fitted(name: &str, t: &Tensor, c: &QlipConfig) -> Result<Option<Tensor>> {
                     "self_attn.k_proj.bias" => {
                         (if name.starts_with("vision") { v.k_bias } else { x.k_bias }) && dims == [width]
                     }
-                    p if p.starts_with("self_attn.") && p.ends_with("weight") => dims == [width, width],
-                    _ => dims == [width],
+                    p if p.starts_with("self_attn.") && p.ends_with("_proj.weight") => dims == [width, width],
+                    p if p.starts_with("self_attn.") && p.ends_with("_proj.bias") => dims == [width],
+                    "layer_norm1.weight" | "layer_norm1.bias" | "layer_norm2.weight" | "layer_norm2.bias" => {
+                        dims == [width]
+                    }
+                    _ => false,
                 }
         }
         None => match tower {

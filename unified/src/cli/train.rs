@@ -67,20 +67,30 @@ impl Train {
         if !matches!(Training::from_file(&self.config, set)?, Training::Qlip(t) if t.stage == 1) {
             bail!("{}: --probe-balance is for stage 1 of a QLIP training", self.config.display());
         }
-        let end = |folder: &str, without: &[&str], metric: &str| -> Result<f64> {
+        let text = std::fs::read_to_string(&self.config).with_context(|| self.config.display().to_string())?;
+        let written = |ratio: f64| {
+            let one = with_key(&text, "loss", "alignment", "1.0");
+            with_key(&one, "loss", "reconstruction", &format!("{ratio:.4}"))
+        };
+        // before hours of training rather than after them
+        toml::from_str::<toml::Table>(&written(1.0)).with_context(|| {
+            format!(
+                "{}: write its weights below a line [loss], so that the ratio can be put there",
+                self.config.display()
+            )
+        })?;
+        let end = |folder: &str, keys: &[&str], metric: &str| -> Result<f64> {
             let mut set = set.to_vec();
-            set.extend(without.iter().map(|key| format!("loss.{key}=0.0")));
+            set.extend(keys.iter().map(|key| format!("loss.{key}")));
+            set.push("loss.balance=constant".into());
             let done = self.one(&set, &self.out.join(folder))?;
             done.and_then(|s| s.last.get(metric).copied())
                 .with_context(|| format!("no `{metric}` in the log of {folder}"))
         };
-        let pixels = end("probe-pixels", &["alignment", "quantized_alignment", "distillation"], "mse")?;
-        let align = end("probe-align", &["reconstruction", "l1", "lpips", "adversarial", "gram"], "align")?;
+        let pixels = end("probe-pixels", &PIXELS_ALONE, "mse")?;
+        let align = end("probe-align", &ALIGNMENT_ALONE, "align")?;
         let ratio = align / pixels.max(1e-12);
-        let text = std::fs::read_to_string(&self.config).with_context(|| self.config.display().to_string())?;
-        let text =
-            with_key(&with_key(&text, "loss", "alignment", "1.0"), "loss", "reconstruction", &format!("{ratio:.4}"));
-        nn::checkpoint::write_atomic(&self.config, text.as_bytes())?;
+        nn::checkpoint::write_atomic(&self.config, written(ratio).as_bytes())?;
         println!(
             "alignment alone ends at {align:.4}, pixels alone at {pixels:.6}: reconstruction = {ratio:.4}, alignment = 1"
         );
@@ -89,14 +99,21 @@ impl Train {
     }
 }
 
+/// What a probe of one objective leaves out.
+const PIXELS_ALONE: [&str; 4] =
+    ["alignment=0.0", "quantized_alignment=0.0", "distillation=0.0", "quantized_distillation=0.0"];
+const ALIGNMENT_ALONE: [&str; 6] =
+    ["alignment=1.0", "reconstruction=0.0", "l1=0.0", "lpips=0.0", "adversarial=0.0", "gram=0.0"];
+
 /// A TOML text with a key of a section set, everything else as it was.
 fn with_key(text: &str, section: &str, key: &str, value: &str) -> String {
     let header = format!("[{section}]");
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let start = lines.iter().position(|l| l.trim() == header).unwrap_or_else(|| {
-        lines.extend([String::new(), header.clone()]);
-        lines.len() - 1
-    });
+    let start =
+        lines.iter().position(|l| l.split('#').next().unwrap_or_default().trim() == header).unwrap_or_else(|| {
+            lines.extend([String::new(), header.clone()]);
+            lines.len() - 1
+        });
     let rest = &lines[start + 1..];
     let end = start + 1 + rest.iter().position(|l| l.trim_start().starts_with('[')).unwrap_or(rest.len());
     let is_key = |l: &String| l.split_once('=').is_some_and(|(k, _)| k.trim() == key);
@@ -124,9 +141,12 @@ mod tests {
 
     #[test]
     fn a_key_is_set_in_its_section_alone() {
-        let text = "a = 1\n[loss]\n# why\nalignment = 2.0\n\n[optim]\nreconstruction = 9\n";
+        let text = "a = 1\n[loss] # weights\n# why\nalignment = 2.0\n\n[optim]\nreconstruction = 9\n";
         let out = with_key(&with_key(text, "loss", "alignment", "1.0"), "loss", "reconstruction", "3.5");
-        assert_eq!(out, "a = 1\n[loss]\nreconstruction = 3.5\n# why\nalignment = 1.0\n\n[optim]\nreconstruction = 9\n");
+        assert_eq!(
+            out,
+            "a = 1\n[loss] # weights\nreconstruction = 3.5\n# why\nalignment = 1.0\n\n[optim]\nreconstruction = 9\n"
+        );
         assert_eq!(with_key("a = 1\n", "loss", "b", "2"), "a = 1\n\n[loss]\nb = 2\n");
     }
 }

@@ -207,14 +207,14 @@ impl LlamaGenTraining {
             })
             .collect();
         let path = out.join("captions.safetensors");
-        let features = if path.is_file() {
-            Captions::load(&path, &candle_core::Device::Cpu)?
-        } else {
-            let positions = self.model.as_ref().map_or(CAPTION_POSITIONS, |m| m.cls_token_num);
-            let made = TextEncoder::load(dir, &candle_core::Device::Cpu)?.encode(&captions, positions)?;
-            made.save(&path)?;
-            made
-        };
+        if !path.is_file() {
+            // a config by class has one position, the published ones by caption 120
+            let own = self.model.as_ref().map(|m| m.cls_token_num).filter(|&n| n > 1);
+            let mut encoder = TextEncoder::load(dir, &candle_core::Device::Cpu)?;
+            encoder.encode(&captions, own.unwrap_or(CAPTION_POSITIONS))?.save(&path)?;
+        }
+        // as the file rounds them, so that a resumed run reads what the first one read
+        let features = Captions::load(&path, &candle_core::Device::Cpu)?;
         if features.len() != captions.len() {
             let why = format!("{} captions; the pictures have {}", features.len(), captions.len());
             return Err(Error::bad_file(&path, why + "; remove the file, or choose another folder"));

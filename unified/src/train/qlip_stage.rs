@@ -20,7 +20,7 @@ use qlip::train::{
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Config of stage 1 or 2.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ pub struct QlipTraining {
     /// Safetensors file or folder of CLIP, OpenCLIP or EVA weights that a new model's towers begin with.
     #[serde(default)]
     pub warm_start: Option<PathBuf>,
-    /// Pictures whose graph is in memory at once; the gradient is still the whole batch's.
+    /// Pictures whose graph is in memory at once; the gradient is still the whole batch's, but for the adversarial term.
     #[serde(default)]
     pub micro_batch: Option<usize>,
     /// Whether blocks forget their inner values and compute them again in the backward pass.
@@ -108,7 +108,7 @@ impl QlipTraining {
         let (config, start) = self.model()?;
         let text = if self.stage == 1 { Some(self.text(&config)?) } else { None };
         let freeze = if self.stage == 2 { STAGE2_FROZEN } else { &[] };
-        let start = self.warm(start, &config)?;
+        let start = self.warm(start, &config, run.out)?;
         let params = Params::for_training(start.clone(), freeze, self.seed, DType::F32, &run.device);
         let model = Qlip::new(&params, &config, self.stage == 1)?;
         let preprocess = Preprocess::clip(config.vision_config.image_size);
@@ -176,18 +176,22 @@ impl QlipTraining {
         done
     }
 
-    /// First values: of the checkpoint, or of published towers.
+    /// First values: of the checkpoint, or of published towers, of which warm-start.txt says what was taken.
     fn warm(
         &self,
         start: HashMap<String, candle_core::Tensor>,
         config: &QlipConfig,
+        out: &Path,
     ) -> Result<HashMap<String, candle_core::Tensor>> {
         let Some(from) = &self.warm_start else { return Ok(start) };
         if self.start.is_some() {
             return Err(Error::invalid("`start` and `warm_start` both say what to begin with; give one"));
         }
         let file = if from.is_dir() { checkpoint::load_dir(from)? } else { checkpoint::load(from)? };
-        Ok(warm_tensors(from, file, config)?.tensors)
+        let warm = warm_tensors(from, file, config)?;
+        let told = format!("{} tensors taken\n{}\n", warm.tensors.len(), warm.left_out.join("\n"));
+        checkpoint::write_atomic(&out.join("warm-start.txt"), told.as_bytes())?;
+        Ok(warm.tensors)
     }
 
     fn model(&self) -> Result<(QlipConfig, HashMap<String, candle_core::Tensor>)> {
@@ -225,7 +229,7 @@ impl QlipTraining {
         TextTokenizer::from_bytes(&path, &bytes, t.max_position_embeddings, t.eos_token_id)
     }
 
-    fn copy_tokenizer(&self, out: &std::path::Path) -> Result<()> {
+    fn copy_tokenizer(&self, out: &Path) -> Result<()> {
         if let Some(path) = self.tokenizer_file().filter(|p| p.exists()) {
             let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
             checkpoint::write_atomic(&out.join("tokenizer.json"), &bytes)?;
@@ -262,7 +266,7 @@ impl QlipTraining {
 }
 
 /// A PNG of pictures above their reconstructions.
-fn sheet(model: &Qlip, preprocess: &Preprocess, pixels: &Pixels, dir: &std::path::Path, n: usize) -> Result<()> {
+fn sheet(model: &Qlip, preprocess: &Preprocess, pixels: &Pixels, dir: &Path, n: usize) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let some = Pixels(pixels.0.narrow(0, 0, SHEET.min(pixels.0.dim(0)?))?.contiguous()?);
     let latents = nn::ops::in_float32(|| model.encode(&some))?.latents;

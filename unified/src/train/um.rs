@@ -145,6 +145,8 @@ impl UnifiedTraining {
         let model = Llama::new(&params, &config.text_config)?;
         let shared = if self.shared_bits { Some(SharedBits::new(&params, &vocab, &config.text_config)?) } else { None };
         let photos = Pictures::open(&self.photos, "train")?;
+        // photographs are asked for by class
+        photos.labels()?;
         let open = |d| Documents::open(d, vocab.bits, vocab.grid);
         let documents = self.mixture.documents.iter().map(open).collect::<Result<Vec<_>>>()?;
         let source = Source {
