@@ -26,8 +26,12 @@ pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
     let mut all = Pictures::default();
     for path in paths {
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
+        let size = file.metadata().map_err(Error::io(path))?.len();
         let bad = |e: String| Error::bad_file(path, e);
         let reader = SerializedFileReader::new(file).map_err(|e| bad(format!("not a parquet file ({e})")))?;
+        if !columns_lie_within(&reader, size) {
+            return Err(bad("damaged: a column lies outside the file".into()));
+        }
         if all.classes.is_empty() {
             all.classes = class_names(&reader);
         }
@@ -62,6 +66,16 @@ fn parse(row: &Row, name: PathBuf, named: bool) -> Option<Item> {
         }
     }
     (class.is_some() || words.is_some()).then_some(Item { name, place: Place::Memory(bytes?), words, class })
+}
+
+/// Whether every column's bytes are in the file: the library takes their places on trust and panics on negative ones.
+fn columns_lie_within(reader: &SerializedFileReader<std::fs::File>, size: u64) -> bool {
+    let mut columns = reader.metadata().row_groups().iter().flat_map(|g| g.columns());
+    columns.all(|c| {
+        let start = u64::try_from(c.dictionary_page_offset().unwrap_or_else(|| c.data_page_offset()));
+        let length = u64::try_from(c.compressed_size());
+        matches!((start, length), (Ok(s), Ok(l)) if s.checked_add(l).is_some_and(|end| end <= size))
+    })
 }
 
 fn class_names(reader: &SerializedFileReader<std::fs::File>) -> Vec<String> {
