@@ -124,11 +124,7 @@ impl BitwiseHead {
         let mut sum: Option<Tensor> = None;
         for g in 0..self.config.groups() {
             let targets: Vec<u32> = codes.iter().map(|&c| self.config.group(c, g)).collect();
-            let l = ops::cross_entropy(&self.group(&trunk, codes, g)?, &targets)?.mean_all()?;
-            sum = Some(match sum {
-                Some(s) => (s + l)?,
-                None => l,
-            });
+            ops::add_term(&mut sum, ops::cross_entropy(&self.group(&trunk, codes, g)?, &targets)?.mean_all()?)?;
         }
         sum.ok_or_else(|| Error::invalid("a bitwise head without groups"))
     }

@@ -28,6 +28,15 @@ pub use rope::{Positions, Rope, RopeStyle};
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 
+/// Adds a term to a sum that may not have begun.
+pub fn add_term(sum: &mut Option<Tensor>, term: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(s) => (s + term)?,
+        None => term,
+    });
+    Ok(())
+}
+
 /// Whether the kernels of this module run on this tensor.
 pub fn is_fused(t: &Tensor) -> bool {
     t.device().is_cpu() && t.dtype() == DType::F32

@@ -72,16 +72,7 @@ fn read(path: &Path, out: &mut Pictures) -> Result<()> {
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let bad = |e: std::io::Error| Error::bad_file(path, format!("not a tar file, or a cut one ({e})"));
     let mut archive = tar::Archive::new(std::io::BufReader::new(file));
-    let mut current: Option<(PathBuf, Item)> = None;
-    let mut words: Option<String> = None;
-    let mut class: Option<usize> = None;
-    let mut finish = |item: Option<(PathBuf, Item)>, words: &mut Option<String>, class: &mut Option<usize>| {
-        let (words, class) = (words.take(), class.take());
-        if let Some((_, item)) = item {
-            out.items.push(Item { words: words.or(item.words), class: class.or(item.class), ..item });
-        }
-    };
-    let mut stem_of_words: Option<PathBuf> = None;
+    let mut sample = Sample::default();
     for entry in archive.entries().map_err(bad)? {
         let mut entry = entry.map_err(bad)?;
         if !entry.header().entry_type().is_file() {
@@ -89,31 +80,47 @@ fn read(path: &Path, out: &mut Pictures) -> Result<()> {
         }
         let name = entry.path().map_err(bad)?.into_owned();
         let Some((stem, ending)) = split(&name) else { continue };
-        let known = current.as_ref().map(|c| &c.0).or(stem_of_words.as_ref());
-        if known.is_some_and(|k| *k != stem) {
-            finish(current.take(), &mut words, &mut class);
+        if stem != sample.stem {
+            out.items.extend(std::mem::take(&mut sample).item());
+            sample.stem = stem;
         }
-        stem_of_words = Some(stem.clone());
         if is_picture(&name) {
             let place = Place::Within(path.to_owned(), entry.raw_file_position(), entry.size() as usize);
-            current = Some((stem, Item { name: path.join(&name), place, words: None, class: None }));
+            sample.picture = Some((path.join(&name), place));
             continue;
         }
         let mut text = String::new();
         let readable = entry.size() <= MOST_WORDS && entry.read_to_string(&mut text).is_ok();
         match ending.as_str() {
-            "txt" | "caption" if readable => words = Some(text.trim().to_owned()),
-            "cls" if readable => class = text.trim().parse().ok().filter(|c| *c < MOST_CLASSES),
+            "txt" | "caption" if readable => sample.words = Some(text.trim().to_owned()),
+            "cls" if readable => sample.class = text.trim().parse().ok().filter(|c| *c < MOST_CLASSES),
             "json" if readable => {
                 let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
                 let found = ["caption", "text"].iter().find_map(|k| json[*k].as_str());
-                words = words.or(found.map(str::to_owned));
+                sample.words = sample.words.or(found.map(str::to_owned));
             }
             _ => {}
         }
     }
-    finish(current, &mut words, &mut class);
+    out.items.extend(sample.item());
     Ok(())
+}
+
+/// What neighbours with one stem have said so far.
+#[derive(Default)]
+struct Sample {
+    stem: PathBuf,
+    picture: Option<(PathBuf, Place)>,
+    words: Option<String>,
+    class: Option<usize>,
+}
+
+impl Sample {
+    /// The sample, if it has a picture.
+    fn item(self) -> Option<Item> {
+        let (name, place) = self.picture?;
+        Some(Item { name, place, words: self.words, class: self.class })
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Texture without a discriminator: Gram matrices of a trained network's features (Gatys et al. 2016; AToken).
 
 use candle_core::Tensor;
+use nn::ops::add_term;
 use nn::{Error, Result};
 
 /// Mean squared difference of the features' Gram matrices [pictures, channels, channels], averaged over the taps; features
@@ -13,11 +14,7 @@ pub fn gram(got: &[Tensor], want: &[Tensor]) -> Result<Tensor> {
     };
     let mut sum: Option<Tensor> = None;
     for (a, b) in got.iter().zip(want) {
-        let d = (matrix(a)? - matrix(b)?)?.sqr()?.mean_all()?;
-        sum = Some(match sum {
-            Some(s) => (s + d)?,
-            None => d,
-        });
+        add_term(&mut sum, (matrix(a)? - matrix(b)?)?.sqr()?.mean_all()?)?;
     }
     let sum = sum.ok_or_else(|| Error::invalid("Gram matrices of no features"))?;
     Ok((sum / got.len() as f64)?)

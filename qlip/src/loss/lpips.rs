@@ -5,7 +5,7 @@
 
 use super::relu;
 use candle_core::{DType, Tensor};
-use nn::ops::{conv2d, max_pool2d};
+use nn::ops::{add_term, conv2d, max_pool2d};
 use nn::{Error, Init, Params, Result, checkpoint};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -155,10 +155,11 @@ impl Lpips {
         for ((a, b), head) in a.iter().zip(b).zip(&self.heads) {
             layers.push(layer_distance(a, b, head)?);
         }
-        let mut sum = layers.first().ok_or_else(|| Error::invalid("LPIPS of no layers"))?.clone();
-        for l in &layers[1..] {
-            sum = (sum + l)?;
+        let mut sum = None;
+        for l in &layers {
+            add_term(&mut sum, l.clone())?;
         }
+        let sum = sum.ok_or_else(|| Error::invalid("LPIPS of no layers"))?;
         Ok((sum, layers))
     }
 }

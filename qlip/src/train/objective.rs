@@ -15,6 +15,7 @@ use crate::image::{Pixels, Preprocess};
 use crate::loss::{Lpips, accuracy, info_nce, sigmoid};
 use crate::model::Qlip;
 use candle_core::{DType, Tensor, Var};
+use nn::ops::add_term;
 use nn::train::{Accumulator, StepOutput};
 use nn::{Error, Init, Params, Result};
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,13 @@ pub struct PairBatch {
     pub caption_of: Vec<usize>,
 }
 
+impl PairBatch {
+    /// Pixels of some of the pictures.
+    fn part(&self, rows: &Range<usize>) -> Result<Pixels> {
+        Ok(Pixels(self.pixels.0.narrow(0, rows.start, rows.len())?.contiguous()?))
+    }
+}
+
 /// What an objective is made of besides the model.
 #[derive(Default)]
 pub struct Parts {
@@ -174,11 +182,7 @@ impl Term {
     fn add(&mut self, name: &'static str, weight: f64, value: &Tensor) -> Result<()> {
         self.metrics.insert(name, number(value)?);
         if weight != 0.0 {
-            let part = (value * weight)?;
-            self.loss = Some(match self.loss.take() {
-                Some(l) => (l + part)?,
-                None => part,
-            });
+            add_term(&mut self.loss, (value * weight)?)?;
         }
         Ok(())
     }
@@ -289,7 +293,7 @@ impl Objective {
         numbers: &mut BTreeMap<String, f64>,
     ) -> Result<StepOutput> {
         let n = batch.pixels.0.dim(0)?;
-        let (seen, mut own) = self.part(step, batch, 0..n, factor)?;
+        let (seen, mut own) = self.part(step, batch, &(0..n), factor)?;
         if let Some(seen) = &seen {
             let whole = self.whole(seen, batch)?;
             if self.w.balance == Balance::Gradient && step.is_multiple_of(Balance::EVERY) {
@@ -297,10 +301,7 @@ impl Objective {
             }
             own.metrics.extend(whole.metrics);
             if let Some(l) = whole.loss {
-                own.loss = Some(match own.loss {
-                    Some(o) => (o + l)?,
-                    None => l,
-                });
+                add_term(&mut own.loss, l)?;
             }
         }
         let loss = own.loss.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?;
@@ -323,7 +324,7 @@ impl Objective {
         if self.stage == 1 {
             let mut rows: Vec<Vec<Tensor>> = Vec::new();
             for r in &parts {
-                let seen = self.look(step, batch, r.clone())?.0;
+                let seen = self.look(step, batch, &batch.part(r)?, r)?.0;
                 rows.push(seen.fields().into_iter().map(Tensor::detach).collect());
             }
             let columns = (0..rows[0].len()).map(|f| {
@@ -345,7 +346,7 @@ impl Objective {
         }
         for r in &parts {
             let share = r.len() as f64 / n as f64;
-            let (seen, own) = self.part(step, batch, r.clone(), factor)?;
+            let (seen, own) = self.part(step, batch, r, factor)?;
             for (k, v) in own.metrics {
                 *metrics.entry(k).or_default() += v * share;
             }
@@ -354,11 +355,7 @@ impl Objective {
             for (field, g) in seen.iter().flat_map(Seen::fields).zip(&pulls) {
                 let rows = g.narrow(0, r.start, r.len())?;
                 let p = (field * rows)?.sum_all()?;
-                let p = (&p - p.detach())?;
-                pull = Some(match pull {
-                    Some(s) => (s + p)?,
-                    None => p,
-                });
+                add_term(&mut pull, (&p - p.detach())?)?;
             }
             sum.add(&pull.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?, vars)?;
         }
@@ -366,14 +363,14 @@ impl Objective {
     }
 
     /// A part of the batch, with a graph: what the whole-batch terms look at (stage 1), and its own terms.
-    fn part(&self, step: usize, batch: &PairBatch, rows: Range<usize>, factor: f64) -> Result<(Option<Seen>, Term)> {
-        let pixels = Pixels(batch.pixels.0.narrow(0, rows.start, rows.len())?.contiguous()?);
+    fn part(&self, step: usize, batch: &PairBatch, rows: &Range<usize>, factor: f64) -> Result<(Option<Seen>, Term)> {
+        let pixels = batch.part(rows)?;
         if self.stage == 2 {
             let latents = nn::ops::in_float32(|| self.model.encode(&pixels))?.latents;
             let zhat = self.model.expand(&self.model.bsq.quantize(&latents)?.detach())?;
             return Ok((None, self.pixel_terms(step, &zhat, &pixels, 1.0)?));
         }
-        let (seen, zhat, pooled) = self.look(step, batch, rows)?;
+        let (seen, zhat, pooled) = self.look(step, batch, &pixels, rows)?;
         let mut own = self.pixel_terms(step, &zhat, &pixels, factor)?;
         if let Some(teacher) = &self.teacher {
             let t = teacher.see(&pixels)?;
@@ -388,9 +385,14 @@ impl Objective {
     }
 
     /// Embeddings and latents of a part, the decoder's input, and the class token's feature.
-    fn look(&self, step: usize, batch: &PairBatch, rows: Range<usize>) -> Result<(Seen, Tensor, Tensor)> {
-        let pixels = Pixels(batch.pixels.0.narrow(0, rows.start, rows.len())?.contiguous()?);
-        let out = self.model.encode(&pixels)?;
+    fn look(
+        &self,
+        step: usize,
+        batch: &PairBatch,
+        pixels: &Pixels,
+        rows: &Range<usize>,
+    ) -> Result<(Seen, Tensor, Tensor)> {
+        let out = self.model.encode(pixels)?;
         let zhat = self.model.expand(&self.corners(step, &out.latents)?)?;
         let t = batch.text_tokens;
         let text = self.model.embed_text(&batch.text_ids[rows.start * t..rows.end * t], t)?;

@@ -27,9 +27,6 @@ pub struct Features {
 
 impl Features {
     pub fn run(&self) -> Result<()> {
-        if self.positions == 0 {
-            bail!("--positions 0: use 1 or more");
-        }
         let text = std::fs::read_to_string(&self.captions).with_context(|| self.captions.display().to_string())?;
         let captions: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
         if captions.is_empty() {

@@ -9,19 +9,24 @@ pub fn show(img: &Image) {
     if !std::io::stdout().is_terminal() {
         return;
     }
-    let Some(rgb) = RgbImage::from_raw(img.width() as u32, img.height() as u32, img.rgb().to_vec()) else { return };
     let (kitty, sixel) = graphics();
+    if print(img, kitty, sixel).is_none() {
+        println!("(this terminal could not show the picture)");
+    }
+}
+
+/// Prints a picture at the cursor and says how many lines it took, where the terminal could.
+fn print(img: &Image, use_kitty: bool, use_sixel: bool) -> Option<u32> {
+    let rgb = RgbImage::from_raw(img.width() as u32, img.height() as u32, img.rgb().to_vec())?;
     let config = viuer::Config {
         width: Some(40),
         absolute_offset: false,
-        use_kitty: kitty,
+        use_kitty,
         use_iterm: false,
-        use_sixel: sixel,
+        use_sixel,
         ..viuer::Config::default()
     };
-    if viuer::print(&DynamicImage::ImageRgb8(rgb), &config).is_err() {
-        println!("(this terminal could not show the picture)");
-    }
+    viuer::print(&DynamicImage::ImageRgb8(rgb), &config).ok().map(|(_, lines)| lines)
 }
 
 /// Whether the terminal has kitty's graphics, and sixel. It is known by its name: asking it leaves the answer on the
@@ -57,16 +62,7 @@ impl Preview {
     /// Shows the picture in the place of the last.
     pub fn show(&mut self, img: &Image) {
         self.clear();
-        let Some(rgb) = RgbImage::from_raw(img.width() as u32, img.height() as u32, img.rgb().to_vec()) else { return };
-        let config = viuer::Config {
-            width: Some(40),
-            absolute_offset: false,
-            use_kitty: false,
-            use_iterm: false,
-            use_sixel: false,
-            ..viuer::Config::default()
-        };
-        self.lines = viuer::print(&DynamicImage::ImageRgb8(rgb), &config).map_or(0, |(_, lines)| lines);
+        self.lines = print(img, false, false).unwrap_or(0);
         self.shown = Some(std::time::Instant::now());
     }
 

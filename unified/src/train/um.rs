@@ -195,11 +195,7 @@ impl UnifiedTraining {
                 for (name, loss, weight) in parts {
                     if let Some(l) = loss {
                         metrics.push((name, f64::from(l.to_scalar::<f32>()?)));
-                        let l = (l * weight)?;
-                        total = Some(match total {
-                            Some(t) => (t + l)?,
-                            None => l,
-                        });
+                        nn::ops::add_term(&mut total, (l * weight)?)?;
                     }
                 }
                 let loss = total.ok_or_else(|| Error::invalid("a batch without anything to learn"))?;
