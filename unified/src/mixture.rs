@@ -333,7 +333,7 @@ impl Source<'_> {
                 let ask = s.pick(DESCRIBE);
                 self.turn(out, image.take(), ask, &scenes::caption(scene));
             } else {
-                let q = scenes::question(s, scene);
+                let q = if s.chance(0.6) { scenes::hard_question(s, scene) } else { scenes::question(s, scene) };
                 self.turn(out, image.take(), &q.text, &q.answer);
             }
         }

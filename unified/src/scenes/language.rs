@@ -162,8 +162,17 @@ pub struct Question {
 /// A question about a scene. Yes and no are equally likely within each kind; a question that has no single answer is
 /// not asked.
 pub fn question(rng: &mut SceneRng, scene: &Scene) -> Question {
+    question_among(rng, scene, &["exist", "count", "colour", "shape", "size", "relation", "compare"])
+}
+
+/// A question of the kinds that take looking at more than one place of the picture; training asks these more often.
+pub fn hard_question(rng: &mut SceneRng, scene: &Scene) -> Question {
+    question_among(rng, scene, &["count", "colour", "relation"])
+}
+
+fn question_among(rng: &mut SceneRng, scene: &Scene, kinds: &[&'static str]) -> Question {
     loop {
-        let kind = rng.pick(&["exist", "count", "colour", "shape", "size", "relation", "compare"]);
+        let kind = rng.pick(kinds);
         if let Some((text, answer)) = ask(kind, rng, scene) {
             return Question { kind, text, answer };
         }
