@@ -2,6 +2,8 @@
 
 pub mod image;
 pub mod nano;
+pub mod probe;
 pub mod text;
+pub mod visual;
 
 pub use nn::{Error, Result};

@@ -3,6 +3,7 @@
 //! Several fused layers of candle cut the gradient without an error (softmax, norms, rope, attention), so everything
 //! a model here is built from lives in [`ops`], each with a forward and a backward that are tested together.
 
+pub mod ahead;
 pub mod block;
 pub mod checkpoint;
 pub mod dropout;

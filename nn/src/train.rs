@@ -152,8 +152,11 @@ pub struct Progress {
 /// The name of the file that holds everything `--resume` needs.
 pub const STATE_FILE: &str = "training.safetensors";
 
-/// What a training leaves to say.
-#[derive(Debug, Clone, Default)]
+/// The name of the file that holds the summary.
+pub const SUMMARY_FILE: &str = "summary.json";
+
+/// What a training leaves to say; summary.json in its folder.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// Updates in all.
     pub steps: usize,
@@ -163,8 +166,31 @@ pub struct Summary {
     pub batch_size: usize,
     /// Seconds of this run.
     pub seconds: f64,
+    /// Most memory that the process has had so far, in MiB; absent where the system does not tell.
+    pub peak_memory_mib: Option<u64>,
     /// Loss and measurements, each the mean over the last tenth of the updates (at most 100).
-    pub last: BTreeMap<&'static str, f64>,
+    pub last: BTreeMap<String, f64>,
+}
+
+impl Summary {
+    /// Of a training's folder.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(SUMMARY_FILE);
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&path, e.to_string()))
+    }
+
+    /// Updates a second in this run.
+    pub fn updates_per_second(&self) -> f64 {
+        self.ran as f64 / self.seconds.max(1e-9)
+    }
+}
+
+/// Linux's count of the most memory that this process has had.
+fn peak_memory_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
 }
 
 /// A training in a folder.
@@ -256,7 +282,7 @@ impl<'a> Trainer<'a> {
                     // the mean so far, over the updates that have it
                     let count = counts.entry(*name).or_insert(0.0);
                     *count += 1.0;
-                    let mean = summary.last.entry(name).or_default();
+                    let mean = summary.last.entry((*name).to_owned()).or_default();
                     *mean += (v - *mean) / *count;
                 }
             }
@@ -275,6 +301,12 @@ impl<'a> Trainer<'a> {
             }
         }
         crate::ops::set_bf16_matmul(false);
+        summary.peak_memory_mib = peak_memory_mib();
+        // a run that was already at its end says nothing new
+        if summary.ran > 0 {
+            let json = serde_json::to_string_pretty(&summary).map_err(|e| Error::invalid(e.to_string()))?;
+            checkpoint::write_atomic(&self.out.join(SUMMARY_FILE), json.as_bytes())?;
+        }
         Ok(summary)
     }
 }

@@ -26,6 +26,17 @@ pub struct Eyes {
 impl Eyes {
     /// From the files below `folder` (empty for the top); `with_text` for classification.
     pub fn load(files: &ModelFiles, folder: &str, placement: &Placement, with_text: bool) -> Result<Self> {
+        Self::with_weights(files, folder, load_weights(files, folder)?, placement, with_text)
+    }
+
+    /// The same with other weights of the same names and shapes.
+    pub fn with_weights(
+        files: &ModelFiles,
+        folder: &str,
+        weights: Stored,
+        placement: &Placement,
+        with_text: bool,
+    ) -> Result<Self> {
         let at = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
         let path = files.path_of(&at("config.json"));
         let config: QlipConfig = parse_json(&path, &files.text(&at("config.json"))?)?;
@@ -37,7 +48,6 @@ impl Eyes {
         } else {
             Preprocess::clip(config.vision_config.image_size)
         };
-        let weights = load_weights(files, folder)?;
         let origin = files.path_of(&at("model.safetensors"));
         let params = Params::from_tensors(origin.display().to_string(), weights, placement.dtype, &placement.device)
             .stored_as(placement.storage);
@@ -60,6 +70,11 @@ impl Eyes {
     /// Pixels along a picture's side.
     pub fn side(&self) -> usize {
         self.preprocess.crop_size
+    }
+
+    /// Whether it can compare pictures with words.
+    pub fn has_text(&self) -> bool {
+        self.text.is_some()
     }
 
     /// Pictures of any size to codes.

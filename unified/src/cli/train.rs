@@ -128,7 +128,8 @@ fn with_key(text: &str, section: &str, key: &str, value: &str) -> String {
 /// A line of what was done, and a line of what it came to.
 fn summarise(s: &nn::train::Summary) {
     let rate = (s.ran * s.batch_size) as f64 / s.seconds.max(1e-9);
-    eprintln!("{} of {} updates in {:.0} s, {rate:.1} samples/s", s.ran, s.steps, s.seconds);
+    let memory = s.peak_memory_mib.map_or(String::new(), |m| format!(", at most {m} MiB of memory"));
+    eprintln!("{} of {} updates in {:.0} s, {rate:.1} samples/s{memory}", s.ran, s.steps, s.seconds);
     let last: Vec<String> = s.last.iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
     if !last.is_empty() {
         eprintln!("mean of the last updates: {}", last.join(", "));

@@ -5,6 +5,7 @@ use crate::photos::augment;
 use crate::scenes::{Scene, SceneRng, Split, caption, render};
 use crate::{Error, Result};
 use candle_core::{DType, Device};
+use nn::ahead::Ahead;
 use nn::train::{LoopConfig, OptimConfig, Precision, Summary, Trainer};
 use nn::{Params, checkpoint, rng};
 use qlip::Qlip;
@@ -138,36 +139,41 @@ impl QlipTraining {
         let trainer = Trainer { apart: CLIPPED_APART, ..trainer };
         nn::ops::set_recompute(self.recompute);
         let vars = params.vars();
-        let done = trainer.run(
-            |n| {
-                let (pixels, captions) = self.pictures(&photos, n, &preprocess, &run.device)?;
-                let (text_ids, text_tokens) = match &text {
-                    Some(text) => text.encode_batch(&captions)?,
-                    None => (Vec::new(), 0),
-                };
-                let mut ids = HashMap::new();
-                let caption_of = captions
-                    .iter()
-                    .map(|c| {
-                        let next = ids.len();
-                        *ids.entry(c.as_str()).or_insert(next)
-                    })
-                    .collect();
-                let batch = PairBatch { pixels, text_ids, text_tokens, caption_of };
-                if self.sample_every > 0 && n.is_multiple_of(self.sample_every) {
-                    sheet(objective.model(), &preprocess, &batch.pixels, &out.join("samples"), n)?;
-                }
-                objective.step(n, &batch, &vars, &mut trainer.numbers.borrow_mut())
-            },
-            |weights| {
-                // what the stage does not touch (the text tower in stage 2) stays in the checkpoint
-                let mut all: BTreeMap<_, _> = start.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-                let ours = weights.iter().filter(|(k, _)| !k.starts_with(TRAINING_ONLY));
-                all.extend(ours.map(|(k, v)| (k.clone(), v.clone())));
-                checkpoint::save(&out.join("model.safetensors"), &all, &[])
-            },
-            |p| (run.progress)(p),
-        );
+        let device = run.device.clone();
+        let make = |n: usize| self.pictures(&photos, n, &preprocess, &device);
+        let done = std::thread::scope(|scope| {
+            let pictures = Ahead::new(scope, self.steps, &make);
+            trainer.run(
+                |n| {
+                    let (pixels, captions) = pictures.take(n)?;
+                    let (text_ids, text_tokens) = match &text {
+                        Some(text) => text.encode_batch(&captions)?,
+                        None => (Vec::new(), 0),
+                    };
+                    let mut ids = HashMap::new();
+                    let caption_of = captions
+                        .iter()
+                        .map(|c| {
+                            let next = ids.len();
+                            *ids.entry(c.as_str()).or_insert(next)
+                        })
+                        .collect();
+                    let batch = PairBatch { pixels, text_ids, text_tokens, caption_of };
+                    if self.sample_every > 0 && n.is_multiple_of(self.sample_every) {
+                        sheet(objective.model(), &preprocess, &batch.pixels, &out.join("samples"), n)?;
+                    }
+                    objective.step(n, &batch, &vars, &mut trainer.numbers.borrow_mut())
+                },
+                |weights| {
+                    // what the stage does not touch (the text tower in stage 2) stays in the checkpoint
+                    let mut all: BTreeMap<_, _> = start.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+                    let ours = weights.iter().filter(|(k, _)| !k.starts_with(TRAINING_ONLY));
+                    all.extend(ours.map(|(k, v)| (k.clone(), v.clone())));
+                    checkpoint::save(&out.join("model.safetensors"), &all, &[])
+                },
+                |p| (run.progress)(p),
+            )
+        });
         nn::ops::set_recompute(false);
         let broken = photos.broken();
         if !broken.is_empty() {
