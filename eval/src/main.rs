@@ -72,10 +72,12 @@ struct Qlip {
     /// Measure the weights themselves instead of their moving average; for a folder of `unified train`.
     #[arg(long)]
     raw: bool,
-    /// Print a row of a Markdown table that begins with this name, with what the training's summary.json says of its
-    /// speed and memory.
+    /// Print a row of a Markdown table that begins with this name.
     #[arg(long)]
     row: Option<String>,
+    /// Folder of the training whose summary.json tells speed and memory for the row; the model's if absent.
+    #[arg(long, requires = "row")]
+    speed: Option<PathBuf>,
     /// Print JSON for machines.
     #[arg(long)]
     json: bool,
@@ -176,7 +178,7 @@ impl Qlip {
         if self.json {
             println!("{}", serde_json::to_string(&r)?);
         } else if let Some(name) = &self.row {
-            let done = Summary::read(&self.model)?;
+            let done = Summary::read(self.speed.as_ref().unwrap_or(&self.model))?;
             println!(
                 "| {name} | {:.2} | {:.3} | {zero_shot} | {} | {} | {:.1} of {} | {:.2} | {} |",
                 r.psnr,
