@@ -101,8 +101,8 @@ impl Generate {
             recipe.check(path)?;
             // a stranger's picture must not fetch models
             let model = self.common.model.clone().or(recipe.model.clone());
-            if let Some(id) = recipe.model.filter(|m| self.common.model.is_none() && !Path::new(m).is_dir()) {
-                bail!("{}: drawn by model `{id}`, which is no folder here; give --model", path.display());
+            if let Some(id) = recipe.model.filter(|m| self.common.model.is_none() && !Path::new(m).exists()) {
+                bail!("{}: drawn by model `{id}`, which is no folder or file here; give --model", path.display());
             }
             let recipe = Recipe { model, ..recipe };
             let drawn = self.draw(&recipe)?;
