@@ -1,5 +1,7 @@
 //! The program `eval`.
 
+mod cli_pictures;
+
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use eval::nano::{Report, Sizes, Tally, run};
@@ -25,6 +27,7 @@ struct Cli {
 enum Command {
     Nano(Nano),
     Text(Text),
+    Pictures(Box<cli_pictures::Pictures>),
 }
 
 /// Loss of a unified model on held-out text.
@@ -92,6 +95,7 @@ fn main() -> std::process::ExitCode {
     let done = match Cli::parse().command {
         Command::Nano(n) => n.run(),
         Command::Text(t) => t.run(),
+        Command::Pictures(p) => p.run(),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
