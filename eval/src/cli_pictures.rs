@@ -62,19 +62,13 @@ impl Pictures {
         let visual = tokenizer_of(&config, &beside, &Placement::cpu())?;
         let classifier = Classifier::load(&self.classifier).context("--classifier")?;
         let photos = qlip::data::Pictures::open(&self.photos, "test").context("--photos")?;
-        let sample =
-            SampleSettings { temperature: self.temperature, top_p: self.top_p, ..SampleSettings::default() };
-        let draw = DrawSettings {
-            sample,
-            guidance_scale: self.guidance,
-            guidance_interval: -1,
-            schedule: Schedule::Constant,
-        };
+        let sample = SampleSettings { temperature: self.temperature, top_p: self.top_p, ..SampleSettings::default() };
+        let draw =
+            DrawSettings { sample, guidance_scale: self.guidance, guidance_interval: -1, schedule: Schedule::Constant };
         let sizes = Sizes { per_class: self.per_class, batch: self.batch, seed: self.seed, draw };
         let studio = Studio { model: &model, visual: &visual, classifier: &classifier, photos: &photos };
         let clock = Instant::now();
-        let report =
-            run(&studio, &sizes, &mut |what| eprintln!("{:>6.0} s  {what}", clock.elapsed().as_secs_f64()))?;
+        let report = run(&studio, &sizes, &mut |what| eprintln!("{:>6.0} s  {what}", clock.elapsed().as_secs_f64()))?;
         match &self.row {
             Some(name) => row(name, &report, parameters),
             None if self.json => {

@@ -73,7 +73,9 @@ pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Repo
         return Err(Error::invalid("a batch of 0, or 0 drawings a class"));
     }
     if c.model_type != ModelType::C2i {
-        return Err(Error::invalid("this model draws captions; the classes of a classifier need one that draws classes"));
+        return Err(Error::invalid(
+            "this model draws captions; the classes of a classifier need one that draws classes",
+        ));
     }
     let classes = &s.classifier.config.classes;
     if *classes != s.photos.classes || classes.len() != c.num_classes {

@@ -59,8 +59,9 @@ fn read_pt(path: &Path) -> Result<HashMap<String, Tensor>> {
         }
     }
     // no such key, or not such a file: say which
-    let tensors = candle_core::pickle::read_all(path)
-        .map_err(|e| Error::bad_file(path, format!("not a torch file that holds tensors alone ({})", first_line(&e))))?;
+    let tensors = candle_core::pickle::read_all(path).map_err(|e| {
+        Error::bad_file(path, format!("not a torch file that holds tensors alone ({})", first_line(&e)))
+    })?;
     if tensors.is_empty() {
         return Err(Error::bad_file(path, "no tensors under `model`, `module` or `state_dict`"));
     }
@@ -86,7 +87,10 @@ pub fn tokenizer_of(c: &LlamaGenConfig, dir: &Path, at: &Placement) -> Result<Vi
     let codes = c.bitwise.map_or(c.vocab_size, |b| 1 << b.bits);
     if (visual.vocab(), visual.sub_tokens(), visual.grid()) != (codes, c.sub_tokens, c.grid()) {
         let n = visual.vocab();
-        return Err(Error::bad_file(dir, format!("a codebook of {n} for a model of {codes} codes; give its own tokenizer")));
+        return Err(Error::bad_file(
+            dir,
+            format!("a codebook of {n} for a model of {codes} codes; give its own tokenizer"),
+        ));
     }
     Ok(visual)
 }

@@ -75,12 +75,16 @@ impl VqConfig {
         if !self.ch.is_multiple_of(GROUPS) || widths.clone().any(|&m| m == 0) || self.codebook_size == 0 {
             return Err(Error::invalid("VQ: ch must be a multiple of 32, multipliers and codebook_size positive"));
         }
-        if self.stride() >= 1 << 16 || self.num_res_blocks == 0 || self.z_channels == 0 || self.codebook_embed_dim == 0 {
-            return Err(Error::invalid("VQ: at most 16 levels; num_res_blocks, z_channels, codebook_embed_dim positive"));
+        if self.stride() >= 1 << 16 || self.num_res_blocks == 0 || self.z_channels == 0 || self.codebook_embed_dim == 0
+        {
+            return Err(Error::invalid(
+                "VQ: at most 16 levels; num_res_blocks, z_channels, codebook_embed_dim positive",
+            ));
         }
         let bits = self.codebook_embed_dim;
         if self.quantizer == Quantizer::Lfq && (bits > 31 || self.codebook_size != 1 << bits) {
-            let why = format!("{} codes of {bits} signs; write codebook_size = 2^codebook_embed_dim", self.codebook_size);
+            let why =
+                format!("{} codes of {bits} signs; write codebook_size = 2^codebook_embed_dim", self.codebook_size);
             return Err(Error::invalid(format!("VQ: {why}")));
         }
         Ok(())

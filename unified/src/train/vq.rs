@@ -85,8 +85,7 @@ impl VqTraining {
         let params = Params::for_training(start, &[], self.seed, DType::F32, &run.device);
         let model = VqTokenizer::new(&params, &config)?;
         let lpips = self.lpips.as_ref().map(|c| Lpips::load(c, &run.device)).transpose()?;
-        let objective =
-            VqObjective::new(&params, model, &self.loss, lpips, self.adversary.as_ref(), self.image_size)?;
+        let objective = VqObjective::new(&params, model, &self.loss, lpips, self.adversary.as_ref(), self.image_size)?;
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
         let out = run.out;
