@@ -46,7 +46,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, right: bool) {
+    /// One more.
+    pub fn add(&mut self, right: bool) {
         self.right += usize::from(right);
         self.n += 1;
     }

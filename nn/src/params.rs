@@ -219,7 +219,8 @@ fn initial(name: &str, shape: &candle_core::Shape, init: Init, seed: u64, device
 /// Whether a tensor is the weight of a hidden layer, by its published name; tables that are looked up row by row and
 /// output heads are not.
 pub fn is_hidden_matrix(name: &str, dims: &[usize]) -> bool {
-    const TABLES: [&str; 4] = ["token_embedding.", "embed_tokens.", "position_embedding.", "lm_head."];
+    const TABLES: [&str; 5] =
+        ["token_embedding.", "embed_tokens.", "position_embedding.", "quantize.embedding.", "lm_head."];
     dims.len() >= 2 && name.ends_with(".weight") && !TABLES.iter().any(|t| name.contains(t))
 }
 

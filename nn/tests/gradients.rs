@@ -42,6 +42,7 @@ fn check(name: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor
 #[test]
 fn norms() {
     check("layer_norm", &[&[3, 5, 37], &[37], &[37]], |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-3));
+    check("group_norm", &[&[3, 6, 5, 7], &[6], &[6]], |x| ops::group_norm(&x[0], &x[1], &x[2], 2, 1e-3));
     check("rms_norm", &[&[3, 5, 37], &[37]], |x| ops::rms_norm(&x[0], &x[1], 1e-3));
 }
 
@@ -114,7 +115,14 @@ fn convolution() {
     check("conv 4x4, no padding", &[&[1, 2, 6, 8], &[3, 2, 4, 4]], |x| ops::conv2d(&x[0], &x[1], 0, 2));
     check("conv 11x11, stride 4", &[&[1, 2, 23, 27], &[3, 2, 11, 11]], |x| ops::conv2d(&x[0], &x[1], 2, 4));
     check("conv 1x1", &[&[2, 3, 4, 5], &[6, 3, 1, 1]], |x| ops::conv2d(&x[0], &x[1], 0, 1));
+    check("conv with bias", &[&[2, 3, 4, 5], &[6, 3, 3, 3], &[6]], |x| ops::conv2d_biased(&x[0], &x[1], &x[2], 1, 1));
     check("padding wider than the picture", &[&[1, 1, 3, 3], &[1, 1, 5, 5]], |x| ops::conv2d(&x[0], &x[1], 4, 3));
+}
+
+#[test]
+fn resolutions() {
+    check("double", &[&[2, 3, 4, 5]], |x| ops::double(&x[0]));
+    check("halve", &[&[2, 3, 4, 6]], |x| ops::halve(&x[0]));
 }
 
 #[test]

@@ -217,6 +217,11 @@ impl Preprocess {
         Self { size, crop_size: size, image_mean: clip_mean(), image_std: clip_std() }
     }
 
+    /// Pixels in -1..1 at this size, as LlamaGen's tokenizer takes and gives them.
+    pub fn half(size: usize) -> Self {
+        Self { image_mean: [0.5; 3], image_std: [0.5; 3], ..Self::clip(size) }
+    }
+
     /// Reads preprocessor_config.json.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;

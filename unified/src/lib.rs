@@ -3,6 +3,7 @@
 mod assets;
 pub mod captions;
 pub mod chat;
+pub mod classifier;
 pub mod config;
 pub mod conversation;
 pub mod corpus;
@@ -11,6 +12,7 @@ mod draw;
 pub mod eyes;
 pub mod files;
 pub mod grammar;
+pub mod llamagen;
 pub mod llava;
 pub mod mixture;
 pub mod photos;

@@ -43,6 +43,7 @@ impl VisualTokenizer {
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
         if json.get("codebook_size").is_some() {
             let config: VqConfig = qlip::config::parse_json(&path, &text)?;
+            config.check()?;
             let grid = grid.unwrap_or(256 / config.stride());
             let params = Params::from_dir(dir, at.dtype, &at.device)?;
             return Ok(Self::Vq { model: Box::new(VqTokenizer::new(&params, &config)?), grid });
@@ -137,7 +138,7 @@ impl VisualTokenizer {
             Self::Vq { model, .. } => {
                 let mut out = Vec::new();
                 for chunk in images.chunks(BATCH) {
-                    let pixels = self.half().normalise(chunk, model.device())?;
+                    let pixels = Preprocess::half(self.side()).normalise(chunk, model.device())?;
                     let found = model.quantise(&model.pre_quant(&model.encoder_out(&pixels)?)?)?;
                     out.extend(found.indices.chunks(self.grid() * self.grid()).map(<[u32]>::to_vec));
                 }
@@ -158,7 +159,7 @@ impl VisualTokenizer {
                 let mut out = Vec::new();
                 for t in tokens {
                     let Pixels(p) = model.decode(&model.look_up(t, *grid, *grid)?)?;
-                    out.extend(self.half().images(&Pixels(p.to_dtype(DType::F32)?))?);
+                    out.extend(Preprocess::half(self.side()).images(&Pixels(p.to_dtype(DType::F32)?))?);
                 }
                 Ok(out)
             }
@@ -173,10 +174,5 @@ impl VisualTokenizer {
         all.resize(grid * per_row, 0);
         let whole = self.images(&[all])?.pop().ok_or_else(|| Error::invalid("no picture"))?;
         Ok(whole.grey_below(whole.height() * rows / grid))
-    }
-
-    /// LlamaGen's tokenizer takes and gives pixels in -1..1.
-    fn half(&self) -> Preprocess {
-        Preprocess { image_mean: [0.5; 3], image_std: [0.5; 3], ..Preprocess::clip(self.side()) }
     }
 }

@@ -432,6 +432,71 @@ fn unified_training_resumes_exactly() {
     resumes("nano/unified.toml", &sets);
 }
 
+/// Sets of a training on pictures alone that takes a second.
+fn picture_sets(more: &[&str]) -> Vec<String> {
+    let sets = tiny().into_iter().filter(|s| !s.starts_with("tokenizer="));
+    sets.chain(more.iter().map(|s| (*s).to_owned())).collect()
+}
+
+const SMALL_VQ: [&str; 4] =
+    ["image_size=16", "model.encoder_ch_mult=[1,1,1]", "model.decoder_ch_mult=[1,1,1]", "model.z_channels=16"];
+
+#[test]
+fn vq_training_resumes_exactly() {
+    let more = [
+        "loss.adversarial=0.1",
+        "adversary={net={kind=\"patch\",width=4,layers=2},start=3}",
+        "scene_share=0.5",
+        "model.entropy_loss_ratio=0.1",
+    ];
+    resumes("llamagen/compare/vq.toml", &picture_sets(&[&SMALL_VQ[..], &more].concat()));
+}
+
+#[test]
+fn lookup_free_training_resumes_exactly() {
+    let more = ["model.quantizer=lfq", "model.codebook_embed_dim=10"];
+    resumes("llamagen/compare/vq.toml", &picture_sets(&[&SMALL_VQ[..], &more].concat()));
+}
+
+#[test]
+fn classifier_training_resumes_exactly() {
+    resumes("llamagen/compare/classifier.toml", &picture_sets(&["image_size=16", "widths=[8,16]"]));
+}
+
+/// From nothing to drawings: a tokenizer is trained, a decoder on it, and the decoder draws.
+#[test]
+fn llamagen_draws_with_a_trained_vq() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/llamagen");
+    let train = |config: &str, out: &str, sets: &[String]| {
+        let path = configs.join(config);
+        let mut args = vec!["train", path.to_str().unwrap(), "--out", out];
+        sets.iter().for_each(|s| args.extend(["--set", s]));
+        ok(d, &args);
+    };
+    for (name, more) in [("nearest", &[][..]), ("signs", &["model.quantizer=lfq", "model.codebook_embed_dim=10"])] {
+        train("compare/vq.toml", name, &picture_sets(&[&SMALL_VQ[..], more].concat()));
+        let mut sets = llamagen_sets();
+        sets.retain(|s| !s.starts_with("tokenizer="));
+        sets.extend([format!("tokenizer={}", d.join(name).display()), "grid=4".to_owned()]);
+        let (out, drawn) = (format!("{name}-decoder"), format!("{name}-drawn"));
+        train("cifar-qlip.toml", &out, &sets);
+        ok(d, &["generate", "--model", &out, "--class", "3", "-o", &drawn]);
+        assert_eq!(qlip::Image::open(&d.join(drawn).join("unified-0001.png")).unwrap().width(), 16);
+    }
+    let config = configs.join("compare/vq.toml");
+    let config = config.to_str().unwrap();
+    let photos = format!("photos={}", fixture("photos").display());
+    let refused = |set: &str, words: &[&str]| {
+        fails(d, &["train", config, "--out", "x", "--set", &photos, "--set", set], words);
+    };
+    refused("image_size=60", &["image_size = 60", "multiple"]);
+    refused("loss.lpips=1.0", &["[lpips]"]);
+    refused("model.quantizer=lfq", &["codebook_embed_dim"]);
+    refused("start=nowhere", &["either `start`"]);
+}
+
 /// Sets of a LlamaGen training that takes a second.
 fn llamagen_sets() -> Vec<String> {
     let mut sets: Vec<String> = tiny().into_iter().filter(|s| !s.starts_with("tokenizer=")).collect();

@@ -1,8 +1,8 @@
 //! Two-dimensional convolution: patches to columns, then one product; the columns are made again in the backward pass.
 
 use super::linear::{Matrix, product};
-use super::{is_fused, values, with_values};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use super::{is_fused, values, vector, with_values};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// x [batch, in, height, width] with kernels [out, in, kh, kw], zeros around: `padding` rows and columns on every side;
@@ -12,6 +12,14 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Res
         return x.contiguous()?.apply_op2(&weight.contiguous()?, Conv { padding, stride });
     }
     x.conv2d(weight, padding, stride, 1, 1)
+}
+
+/// The same with a bias [out] added.
+pub fn conv2d_biased(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    if is_fused(x) && is_fused(weight) && is_fused(bias) && bias.dims().first() == weight.dims().first() {
+        return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv { padding, stride });
+    }
+    conv2d(x, weight, padding, stride)?.broadcast_add(&bias.reshape((1, (), 1, 1))?)
 }
 
 #[derive(Clone, Copy)]
@@ -142,6 +150,19 @@ impl Conv {
         dw
     }
 
+    /// Gradients of input and kernels; what is held is not computed.
+    fn grads(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let s = self.sizes(x.dims(), w.dims())?;
+        with_values([x, w, g], |[xv, wv, g]| {
+            let dx = x.track_op().then(|| self.input_gradient(&s, wv, g));
+            let dw = w.track_op().then(|| self.weight_gradient(&s, xv, g));
+            let tensor = |v: Option<Vec<f32>>, like: &Tensor| {
+                v.map(|v| Tensor::from_vec(v, like.shape(), like.device())).transpose()
+            };
+            Ok((tensor(dx, x)?, tensor(dw, w)?))
+        })?
+    }
+
     fn input_gradient(&self, s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
         let mut dx = vec![0f32; s.batch * s.image()];
         let mut columns = vec![0f32; s.patch() * s.cells()];
@@ -164,15 +185,51 @@ impl CustomOp2 for Conv {
         Ok((CpuStorage::F32(y), Shape::from((s.batch, s.output, s.oh, s.ow))))
     }
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.grads(x, w, &g.contiguous()?)
+    }
+}
+
+impl CustomOp3 for Conv {
+    fn name(&self) -> &'static str {
+        "conv2d-bias"
+    }
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let s = self.sizes(lx.dims(), lw.dims())?;
+        let mut y = self.forward(&s, values(x, lx)?, values(w, lw)?);
+        let b = values(b, lb)?;
+        y.par_chunks_mut(s.cells().max(1)).enumerate().for_each(|(i, plane)| {
+            let b = b[i % s.output];
+            plane.iter_mut().for_each(|v| *v += b);
+        });
+        Ok((CpuStorage::F32(y), Shape::from((s.batch, s.output, s.oh, s.ow))))
+    }
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let g = g.contiguous()?;
         let s = self.sizes(x.dims(), w.dims())?;
-        with_values([x, w, &g.contiguous()?], |[xv, wv, g]| {
-            let dx = x.track_op().then(|| self.input_gradient(&s, wv, g));
-            let dw = w.track_op().then(|| self.weight_gradient(&s, xv, g));
-            let tensor = |v: Option<Vec<f32>>, like: &Tensor| {
-                v.map(|v| Tensor::from_vec(v, like.shape(), like.device())).transpose()
-            };
-            Ok((tensor(dx, x)?, tensor(dw, w)?))
-        })?
+        let (dx, dw) = self.grads(x, w, &g)?;
+        let db = with_values([&g], |[g]| {
+            let mut db = vec![0f32; s.output];
+            for (i, plane) in g.chunks_exact(s.cells().max(1)).enumerate() {
+                db[i % s.output] += vector::sum(plane);
+            }
+            db
+        })?;
+        Ok((dx, dw, Some(Tensor::from_vec(db, s.output, b.device())?)))
     }
 }
 

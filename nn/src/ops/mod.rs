@@ -10,20 +10,24 @@ mod branch;
 mod conv;
 mod cross_entropy;
 mod gemm_bf16;
+mod group_norm;
 mod linear;
 mod norm;
+mod resolution;
 mod rope;
 mod vector;
 
 pub use activation::{Activation, gated_silu};
 pub use attention::{Mask, attention};
 pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch, set_recompute};
-pub use conv::{conv2d, max_pool2d};
+pub use conv::{conv2d, conv2d_biased, max_pool2d};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use gemm_bf16::bf16_available;
+pub use group_norm::group_norm;
 pub(crate) use linear::{Matrix, product};
 pub use linear::{in_float32, linear, set_bf16_matmul};
 pub use norm::{layer_norm, rms_norm};
+pub use resolution::{double, halve};
 pub use rope::{Positions, Rope, RopeStyle};
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};

@@ -9,12 +9,14 @@ mod balance;
 mod objective;
 mod probes;
 mod teacher;
+mod vq;
 mod warm;
 
 pub use adversary::AdversaryConfig;
 pub use balance::Balance;
 pub use objective::{Alignment, LossConfig, Objective, PairBatch, Parts};
 pub use teacher::Teacher;
+pub use vq::{VqLossConfig, VqObjective};
 pub use warm::{WarmStart, warm_tensors};
 
 /// Names that stage 2 leaves as they are.

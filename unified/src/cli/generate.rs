@@ -1,7 +1,6 @@
 //! `unified generate PROMPT`
 
 use super::common::{Common, free_name, out_dir, progress, tick};
-use super::llamagen_files::{is_llamagen, llamagen_files};
 use super::recipe::Recipe;
 use super::terminal::{Preview, show};
 use anyhow::{Context, Result, bail};
@@ -15,6 +14,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use unified::captions::{Captions, TextEncoder};
 use unified::config::Generation;
+use unified::llamagen::{is_llamagen, llamagen_files, tokenizer_beside, tokenizer_of};
 use unified::runner::Unified;
 use unified::visual::VisualTokenizer;
 
@@ -278,21 +278,11 @@ impl Painter {
         }
         let model = llamagen(common)?;
         let wanted = conditions(&model, recipe, common.model.as_deref())?;
-        let beside = |name| common.model.as_deref().map(|m| Path::new(m).join(name)).filter(|p| p.is_dir());
-        let dir = recipe.tokenizer.clone().or_else(|| beside("vq")).or_else(|| beside("qlip")).context(
+        let beside = || common.model.as_deref().and_then(|m| tokenizer_beside(Path::new(m)));
+        let dir = recipe.tokenizer.clone().or_else(beside).context(
             "the model has no folder `vq` or `qlip` with its image tokenizer: give --tokenizer DIR, or --codes-only",
         )?;
-        let c = &model.config;
-        let group_bits = match &c.bitwise {
-            Some(b) => Some(b.bits),
-            None => (c.sub_tokens > 1).then(|| c.vocab_size.ilog2() as usize),
-        };
-        let visual = VisualTokenizer::load(&dir, group_bits, Some(c.grid()), &common.placement()?)?;
-        let codes = c.bitwise.map_or(c.vocab_size, |b| 1 << b.bits);
-        if (visual.vocab(), visual.sub_tokens(), visual.grid()) != (codes, c.sub_tokens, c.grid()) {
-            let n = visual.vocab();
-            bail!("{}: a codebook of {n} for a model of {codes} codes; give its own tokenizer", dir.display());
-        }
+        let visual = tokenizer_of(&model.config, &dir, &common.placement()?)?;
         Ok(Self::LlamaGen(Box::new(model), Box::new(visual), wanted))
     }
 

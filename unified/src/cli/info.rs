@@ -48,6 +48,8 @@ impl Info {
             "LlamaGen: Llama-style decoder of picture tokens"
         } else if json.get("codebook_size").is_some() {
             "VQ image tokenizer of LlamaGen"
+        } else if json["model_type"] == "classifier" {
+            "classifier of pictures: convolutions"
         } else if json["model_type"] == "clip_vision_model" {
             "CLIP vision tower"
         } else if json["model_type"] == "llama" {

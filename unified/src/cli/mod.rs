@@ -7,7 +7,6 @@ mod forward;
 mod generate;
 mod images;
 mod info;
-mod llamagen_files;
 mod recipe;
 mod terminal;
 mod train;

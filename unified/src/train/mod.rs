@@ -1,17 +1,22 @@
 //! `unified train CONFIG`: one config file, one training, one folder.
 
+mod classifier;
 mod llamagen;
 mod llava;
 mod llava_data;
+mod pictures;
 mod qlip_stage;
 mod tokenizer;
 mod um;
+mod vq;
 
+pub use classifier::ClassifierTraining;
 pub use llamagen::LlamaGenTraining;
 pub use llava::LlavaTraining;
 pub use qlip_stage::QlipTraining;
 pub use tokenizer::TokenizerTraining;
 pub use um::UnifiedTraining;
+pub use vq::VqTraining;
 
 use crate::{Error, Result};
 use nn::train::{Progress, STATE_FILE, Summary};
@@ -26,6 +31,10 @@ pub enum Training {
     Tokenizer(TokenizerTraining),
     /// Stage 1 or 2 of the visual tokenizer.
     Qlip(Box<QlipTraining>),
+    /// LlamaGen's image tokenizer.
+    Vq(Box<VqTraining>),
+    /// A classifier of pictures, for measuring drawings.
+    Classifier(Box<ClassifierTraining>),
     /// LLaVA, stage 1 or 2.
     Llava(Box<LlavaTraining>),
     /// LlamaGen by class.
@@ -86,6 +95,8 @@ impl Training {
         match self {
             Self::Tokenizer(_) => None,
             Self::Qlip(t) => Some(t.batch_size),
+            Self::Vq(t) => Some(t.batch_size),
+            Self::Classifier(t) => Some(t.batch_size),
             Self::Llava(t) => Some(t.batch_size),
             Self::LlamaGen(t) => Some(t.batch_size),
             Self::Unified(t) => Some(t.batch_size),
@@ -96,6 +107,8 @@ impl Training {
         match self {
             Self::Tokenizer(t) => t.run(run).map(|()| None),
             Self::Qlip(t) => t.run(run).map(Some),
+            Self::Vq(t) => t.run(run).map(Some),
+            Self::Classifier(t) => t.run(run).map(Some),
             Self::Llava(t) => t.run(run).map(Some),
             Self::LlamaGen(t) => t.run(run).map(Some),
             Self::Unified(t) => t.run(run).map(Some),

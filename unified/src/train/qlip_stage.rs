@@ -1,13 +1,12 @@
 //! Training of the visual tokenizer on photographs and scenes.
 
 use super::Run;
-use crate::photos::augment;
-use crate::scenes::{Scene, SceneRng, Split, caption, render};
+use super::pictures::{PictureSource, name_broken};
 use crate::{Error, Result};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use nn::ahead::Ahead;
 use nn::train::{LoopConfig, OptimConfig, Precision, Summary, Trainer};
-use nn::{Params, checkpoint, rng};
+use nn::{Params, checkpoint};
 use qlip::Qlip;
 use qlip::config::QlipConfig;
 use qlip::data::Pictures;
@@ -18,7 +17,6 @@ use qlip::train::{
     AdversaryConfig, CLIPPED_APART, LossConfig, Objective, PairBatch, Parts, STAGE2_FROZEN, TRAINING_ONLY, Teacher,
     warm_tensors,
 };
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -137,15 +135,24 @@ impl QlipTraining {
         };
         let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
         let trainer = Trainer { apart: CLIPPED_APART, ..trainer };
+        let source = PictureSource {
+            photos: &photos,
+            seed: self.seed,
+            scene_share: self.scene_share,
+            scene_objects: self.scene_objects,
+            smallest_crop: self.smallest_crop,
+            side: preprocess.crop_size,
+        };
         nn::ops::set_recompute(self.recompute);
         let vars = params.vars();
-        let device = run.device.clone();
-        let make = |n: usize| self.pictures(&photos, n, &preprocess, &device);
+        let make = |n: usize| source.batch(n, self.batch_size);
         let done = std::thread::scope(|scope| {
-            let pictures = Ahead::new(scope, self.steps, &make);
+            let batches = Ahead::new(scope, self.steps, &make);
             trainer.run(
                 |n| {
-                    let (pixels, captions) = pictures.take(n)?;
+                    let (images, captions): (Vec<Image>, Vec<String>) =
+                        batches.take(n)?.into_iter().map(|s| (s.image, s.words)).unzip();
+                    let pixels = preprocess.normalise(&images, &run.device)?;
                     let (text_ids, text_tokens) = match &text {
                         Some(text) => text.encode_batch(&captions)?,
                         None => (Vec::new(), 0),
@@ -175,10 +182,7 @@ impl QlipTraining {
             )
         });
         nn::ops::set_recompute(false);
-        let broken = photos.broken();
-        if !broken.is_empty() {
-            checkpoint::write_atomic(&out.join("broken.txt"), (broken.join("\n") + "\n").as_bytes())?;
-        }
+        name_broken(&photos, out)?;
         done
     }
 
@@ -241,33 +245,6 @@ impl QlipTraining {
             checkpoint::write_atomic(&out.join("tokenizer.json"), &bytes)?;
         }
         Ok(())
-    }
-
-    /// Pixels and captions of update `n`, from nothing but the seed and n.
-    fn pictures(
-        &self,
-        photos: &Pictures,
-        n: usize,
-        preprocess: &Preprocess,
-        device: &Device,
-    ) -> Result<(Pixels, Vec<String>)> {
-        let side = preprocess.crop_size;
-        let pairs: Vec<(Image, String)> = (0..self.batch_size)
-            .into_par_iter()
-            .map(|i| {
-                let mut r = rng::keyed(self.seed, &[n as u64, i as u64]);
-                if f64::from(rng::uniform(&mut r)) < self.scene_share {
-                    let mut s = SceneRng::new(Split::Train, self.seed, (n * self.batch_size + i) as u64);
-                    let scene = Scene::random(&mut s, Split::Train, 1, self.scene_objects);
-                    Ok((render(&scene, side), caption(&scene)))
-                } else {
-                    let (at, image) = photos.draw(&mut r)?;
-                    Ok((augment(&image, side, self.smallest_crop, &mut r), photos.words(at)))
-                }
-            })
-            .collect::<Result<_>>()?;
-        let (images, captions): (Vec<Image>, Vec<String>) = pairs.into_iter().unzip();
-        Ok((preprocess.normalise(&images, device)?, captions))
     }
 }
 

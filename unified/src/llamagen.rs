@@ -1,11 +1,13 @@
-//! LlamaGen from a folder with config.json, or from one of the published .pt files, whose name tells size and grid.
+//! LlamaGen's files: from a folder with config.json, or from one of the published .pt files, whose name tells size and grid.
 
-use anyhow::{Context, Result, bail};
+use crate::files::Placement;
+use crate::visual::VisualTokenizer;
+use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use lm::llamagen::{LlamaGenConfig, ModelType};
 use nn::Params;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The configuration and tensors of `model`.
 pub fn llamagen_files(model: &str, dtype: DType, device: &Device) -> Result<(LlamaGenConfig, Params)> {
@@ -38,13 +40,13 @@ fn from_name(path: &Path) -> Result<LlamaGenConfig> {
     let kind = match parts.first() {
         Some(&"c2i") => ModelType::C2i,
         Some(&"t2i") => ModelType::T2i,
-        _ => bail!("{}: the name does not tell what it is; c2i_B_256.pt would", path.display()),
+        _ => return Err(Error::bad_file(path, "the name does not tell what it is; c2i_B_256.pt would")),
     };
     let side = parts.last().and_then(|s| s.parse::<usize>().ok()).filter(|s| *s >= 16 && s.is_multiple_of(16));
     let (Some(size), Some(side)) = (parts.get(1), side) else {
-        bail!("{}: the name does not tell size and pixels; c2i_B_256.pt would", path.display());
+        return Err(Error::bad_file(path, "the name does not tell size and pixels; c2i_B_256.pt would"));
     };
-    LlamaGenConfig::preset(size, kind, side / 16).with_context(|| path.display().to_string())
+    LlamaGenConfig::preset(size, kind, side / 16).map_err(|e| Error::bad_file(path, e.to_string()))
 }
 
 /// The tensors of a torch file; candle's reader knows tensors and containers and executes nothing.
@@ -57,12 +59,40 @@ fn read_pt(path: &Path) -> Result<HashMap<String, Tensor>> {
         }
     }
     // no such key, or not such a file: say which
-    let tensors = candle_core::pickle::read_all(path)
-        .with_context(|| format!("{}: not a torch file that holds tensors alone", path.display()))?;
+    let tensors = candle_core::pickle::read_all(path).map_err(|e| {
+        Error::bad_file(path, format!("not a torch file that holds tensors alone ({})", first_line(&e)))
+    })?;
     if tensors.is_empty() {
-        bail!("{}: no tensors under `model`, `module` or `state_dict`", path.display());
+        return Err(Error::bad_file(path, "no tensors under `model`, `module` or `state_dict`"));
     }
     Ok(tensors.into_iter().collect())
+}
+
+fn first_line(e: &candle_core::Error) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// The folder of the image tokenizer beside a model.
+pub fn tokenizer_beside(model: &Path) -> Option<PathBuf> {
+    ["vq", "qlip"].into_iter().map(|name| model.join(name)).find(|dir| dir.is_dir())
+}
+
+/// The image tokenizer in a folder, as a model with this configuration reads it.
+pub fn tokenizer_of(c: &LlamaGenConfig, dir: &Path, at: &Placement) -> Result<VisualTokenizer> {
+    let group_bits = match &c.bitwise {
+        Some(b) => Some(b.bits),
+        None => (c.sub_tokens > 1).then(|| c.vocab_size.max(1).ilog2() as usize),
+    };
+    let visual = VisualTokenizer::load(dir, group_bits, Some(c.grid()), at)?;
+    let codes = c.bitwise.map_or(c.vocab_size, |b| 1 << b.bits);
+    if (visual.vocab(), visual.sub_tokens(), visual.grid()) != (codes, c.sub_tokens, c.grid()) {
+        let n = visual.vocab();
+        return Err(Error::bad_file(
+            dir,
+            format!("a codebook of {n} for a model of {codes} codes; give its own tokenizer"),
+        ));
+    }
+    Ok(visual)
 }
 
 #[cfg(test)]
@@ -76,7 +106,7 @@ mod tests {
         let t = from_name(Path::new("t2i_XL_stage2_512.pt")).unwrap();
         assert_eq!((t.n_layer, t.grid(), t.cls_token_num), (36, 32, 120));
         for bad in ["model.pt", "c2i_B.pt", "c2i_M_256.pt", "c2i_B_100.pt"] {
-            let e = format!("{:#}", from_name(Path::new(bad)).unwrap_err());
+            let e = from_name(Path::new(bad)).unwrap_err().to_string();
             assert!(e.contains(bad), "{e}");
         }
     }

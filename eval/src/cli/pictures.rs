@@ -1,0 +1,113 @@
+//! `eval pictures`
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+use eval::pictures::{Report, Sizes, Studio, run};
+use lm::SampleSettings;
+use lm::draw::{DrawSettings, Schedule};
+use lm::llamagen::LlamaGen;
+use nn::stored::Stored;
+use std::path::PathBuf;
+use std::time::Instant;
+use unified::classifier::Classifier;
+use unified::files::Placement;
+use unified::llamagen::{llamagen_files, tokenizer_beside, tokenizer_of};
+
+/// Drawings of a LlamaGen that was trained by class: what a classifier sees in them, and what they cost.
+#[derive(clap::Args)]
+pub struct Pictures {
+    /// Folder of the model, its image tokenizer in it.
+    #[arg(long)]
+    model: PathBuf,
+    /// Folder of the classifier, which `unified train` makes (kind = "classifier").
+    #[arg(long)]
+    classifier: PathBuf,
+    /// Photographs with a test split (test-*.parquet).
+    #[arg(long)]
+    photos: PathBuf,
+    /// Drawings a class.
+    #[arg(long, default_value_t = 100)]
+    per_class: usize,
+    /// Guidance scale; 1 is none.
+    #[arg(long, default_value_t = 2.0)]
+    guidance: f32,
+    /// Temperature of the tokens; 0 takes the likeliest.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Keep the likeliest tokens whose probabilities reach this sum.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Drawings at once.
+    #[arg(long, default_value_t = 50)]
+    batch: usize,
+    /// Seed of the first drawing.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print one row of a Markdown table under this name.
+    #[arg(long, value_name = "NAME", conflicts_with = "json")]
+    row: Option<String>,
+    /// Print JSON for machines.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Pictures {
+    pub fn run(&self) -> Result<()> {
+        let (config, params) = llamagen_files(&self.model.to_string_lossy(), DType::F32, &Device::Cpu)?;
+        let model = LlamaGen::new(&params, &config)?;
+        let parameters: usize =
+            Stored::map_dir(&self.model)?.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum();
+        let beside = tokenizer_beside(&self.model)
+            .with_context(|| format!("{}: no folder `vq` or `qlip` in it", self.model.display()))?;
+        let visual = tokenizer_of(&config, &beside, &Placement::cpu())?;
+        let classifier = Classifier::load(&self.classifier).context("--classifier")?;
+        let photos = qlip::data::Pictures::open(&self.photos, "test").context("--photos")?;
+        let sample = SampleSettings { temperature: self.temperature, top_p: self.top_p, ..SampleSettings::default() };
+        let draw =
+            DrawSettings { sample, guidance_scale: self.guidance, guidance_interval: -1, schedule: Schedule::Constant };
+        let sizes = Sizes { per_class: self.per_class, batch: self.batch, seed: self.seed, draw };
+        let studio = Studio { model: &model, visual: &visual, classifier: &classifier, photos: &photos };
+        let clock = Instant::now();
+        let report = run(&studio, &sizes, &mut |what| eprintln!("{:>6.0} s  {what}", clock.elapsed().as_secs_f64()))?;
+        match &self.row {
+            Some(name) => row(name, &report, parameters),
+            None if self.json => {
+                let mut json = serde_json::to_value(&report)?;
+                json["decoder_parameters"] = parameters.into();
+                println!("{json}");
+            }
+            None => print(&report, parameters),
+        }
+        Ok(())
+    }
+}
+
+fn print(r: &Report, parameters: usize) {
+    let percent = |t: &eval::nano::Tally| format!("{:.1}% of {}", 100.0 * t.share(), t.n);
+    println!("classifier right on test photographs: {}", percent(&r.classifier));
+    println!("drawings that it assigns to the asked class: {}", percent(&r.asked_class));
+    println!(
+        "feature_frechet@classifier {:.4} (n = {} drawings, {} photographs)",
+        r.feature_frechet, r.drawings, r.photographs
+    );
+    println!("drawing: {:.4} s a picture of {} tokens", r.seconds, r.tokens);
+    println!("decoder: {:.2}M parameters", parameters as f64 / 1e6);
+    println!("reconstruction: PSNR {:.2} dB (n = {})", r.psnr, r.reconstructed);
+}
+
+/// The columns are those of configs/llamagen/compare/run.sh.
+fn row(name: &str, r: &Report, parameters: usize) {
+    println!(
+        "| {name} | {:.2}M | {} | {:.4} | {:.1}% of {} | {:.3} (n = {}, {}) | {:.2} | {:.1}% |",
+        parameters as f64 / 1e6,
+        r.tokens,
+        r.seconds,
+        100.0 * r.asked_class.share(),
+        r.asked_class.n,
+        r.feature_frechet,
+        r.drawings,
+        r.photographs,
+        r.psnr,
+        100.0 * r.classifier.share()
+    );
+}

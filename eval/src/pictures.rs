@@ -1,0 +1,138 @@
+//! Drawings of a class-conditional LlamaGen as a classifier sees them, beside the test photographs.
+
+use crate::frechet::Gaussian;
+use crate::image::psnr;
+use crate::nano::Tally;
+use crate::{Error, Result};
+use lm::draw::{DrawSettings, draw};
+use lm::llamagen::{Condition, LlamaGen, ModelType};
+use qlip::Image;
+use qlip::data::Pictures;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::time::Instant;
+use unified::classifier::Classifier;
+use unified::photos::centre;
+use unified::visual::VisualTokenizer;
+
+/// Test photographs that are reconstructed.
+const RECONSTRUCTED: usize = 1000;
+
+/// What draws, what it draws with, and what looks at it.
+pub struct Studio<'a> {
+    /// The decoder.
+    pub model: &'a LlamaGen,
+    /// Its image tokenizer.
+    pub visual: &'a VisualTokenizer,
+    /// Who judges.
+    pub classifier: &'a Classifier,
+    /// The test photographs.
+    pub photos: &'a Pictures,
+}
+
+/// How much is drawn, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Drawings a class.
+    pub per_class: usize,
+    /// Drawings at once.
+    pub batch: usize,
+    /// Seed of the first drawing.
+    pub seed: u64,
+    /// Guidance and sampling.
+    pub draw: DrawSettings,
+}
+
+/// Shares are in 0..1.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Test photographs whose class the classifier finds.
+    pub classifier: Tally,
+    /// Drawings that the classifier assigns to the asked class.
+    pub asked_class: Tally,
+    /// `feature_frechet@classifier`: distance of the classifier's features of drawings and test photographs.
+    pub feature_frechet: f64,
+    /// Drawings in that distance.
+    pub drawings: usize,
+    /// Photographs in that distance.
+    pub photographs: usize,
+    /// Seconds a picture, tokens alone.
+    pub seconds: f64,
+    /// Tokens of a picture, one after the other.
+    pub tokens: usize,
+    /// Mean PSNR in dB of the image tokenizer's reconstructions.
+    pub psnr: f64,
+    /// Photographs reconstructed.
+    pub reconstructed: usize,
+}
+
+/// Measures; `tell` hears what is being measured.
+pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Report> {
+    let c = &s.model.config;
+    if sizes.batch == 0 || sizes.per_class == 0 {
+        return Err(Error::invalid("a batch of 0, or 0 drawings a class"));
+    }
+    if c.model_type != ModelType::C2i {
+        return Err(Error::invalid(
+            "this model draws captions; the classes of a classifier need one that draws classes",
+        ));
+    }
+    let classes = &s.classifier.config.classes;
+    if *classes != s.photos.classes || classes.len() != c.num_classes {
+        let (a, b, n) = (classes.len(), s.photos.classes.len(), c.num_classes);
+        let why = format!("classifier, photographs and model have {a}, {b} and {n} classes, or other ones");
+        return Err(Error::invalid(why));
+    }
+    tell("photographs");
+    let (mut classifier, mut real) = (Tally::default(), Vec::new());
+    let labels = s.photos.labels()?;
+    let all: Vec<usize> = (0..s.photos.len()).collect();
+    for chunk in all.chunks(1000) {
+        let images: Vec<Image> = chunk.par_iter().map(|&i| s.photos.image(i)).collect::<Result<_>>()?;
+        for ((features, class), &i) in s.classifier.look(&images)?.into_iter().zip(chunk) {
+            classifier.add(class == labels[i]);
+            real.push(features);
+        }
+    }
+    tell("reconstructions");
+    let (psnr, reconstructed) = reconstruct(s, sizes.batch)?;
+    tell("drawings");
+    let wanted: Vec<u32> = (0..c.num_classes as u32).flat_map(|c| std::iter::repeat_n(c, sizes.per_class)).collect();
+    let (mut asked_class, mut drawn, mut seconds) = (Tally::default(), Vec::new(), 0.0);
+    for (n, chunk) in wanted.chunks(sizes.batch).enumerate() {
+        let first = sizes.seed.wrapping_add((n * sizes.batch) as u64);
+        let seeds: Vec<u64> = (0..chunk.len() as u64).map(|i| first.wrapping_add(i)).collect();
+        let clock = Instant::now();
+        let tokens = draw(s.model, &Condition::Classes(chunk.to_vec()), &seeds, &sizes.draw, &mut |_| true)?;
+        seconds += clock.elapsed().as_secs_f64();
+        for ((features, class), &want) in s.classifier.look(&s.visual.images(&tokens)?)?.into_iter().zip(chunk) {
+            asked_class.add(class == want as usize);
+            drawn.push(features);
+        }
+    }
+    let (drawn, real) = (Gaussian::of(&drawn)?, Gaussian::of(&real)?);
+    Ok(Report {
+        classifier,
+        asked_class,
+        feature_frechet: drawn.distance(&real)?,
+        drawings: drawn.n,
+        photographs: real.n,
+        seconds: seconds / wanted.len() as f64,
+        tokens: c.block_size,
+        psnr,
+        reconstructed,
+    })
+}
+
+fn reconstruct(s: &Studio, batch: usize) -> Result<(f64, usize)> {
+    let side = s.visual.side();
+    let some: Vec<usize> = (0..s.photos.len().min(RECONSTRUCTED)).collect();
+    let mut sum = 0.0;
+    for chunk in some.chunks(batch) {
+        let images: Vec<Image> =
+            chunk.par_iter().map(|&i| Ok(centre(&s.photos.image(i)?, side))).collect::<Result<_>>()?;
+        let back = s.visual.images(&s.visual.tokens(&images)?)?;
+        sum += images.iter().zip(&back).map(|(a, b)| psnr(a, b)).sum::<f64>();
+    }
+    Ok((sum / some.len().max(1) as f64, some.len()))
+}

@@ -1,0 +1,118 @@
+//! The loss of a VQ tokenizer (Sun et al. 2024, section 2.1): pixels, codebook, commitment, and where asked LPIPS and a
+//! discriminator.
+
+use super::TRAINING_ONLY;
+use super::adversary::{Adversary, AdversaryConfig};
+use crate::image::Pixels;
+use crate::loss::Lpips;
+use crate::vq::VqTokenizer;
+use candle_core::Tensor;
+use nn::ops::add_term;
+use nn::train::StepOutput;
+use nn::{Error, Params, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+
+/// Weights of the terms. A term of weight 0 that nothing else needs is not computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VqLossConfig {
+    /// Mean squared error of pixels in -1..1.
+    pub reconstruction: f64,
+    /// Codebook, commitment and entropy together; the model's config weighs the last two.
+    pub codebook: f64,
+    /// Distance in the features of a trained network; needs a section [lpips].
+    pub lpips: f64,
+    /// Against a discriminator, from [adversary]'s `start` on; needs that section.
+    pub adversarial: f64,
+}
+
+impl Default for VqLossConfig {
+    fn default() -> Self {
+        Self { reconstruction: 1.0, codebook: 1.0, lpips: 0.0, adversarial: 0.0 }
+    }
+}
+
+/// The loss.
+pub struct VqObjective {
+    model: VqTokenizer,
+    w: VqLossConfig,
+    lpips: Option<Lpips>,
+    adversary: Option<Adversary>,
+}
+
+impl VqObjective {
+    /// Of a model that is trained on pictures of `side` pixels; the discriminator's tensors come from `p` too.
+    pub fn new(
+        p: &Params,
+        model: VqTokenizer,
+        w: &VqLossConfig,
+        lpips: Option<Lpips>,
+        adversary: Option<&AdversaryConfig>,
+        side: usize,
+    ) -> Result<Self> {
+        for (weight, part, section) in
+            [(w.lpips, lpips.is_some(), "lpips"), (w.adversarial, adversary.is_some(), "adversary")]
+        {
+            if (weight != 0.0) != part {
+                let why = format!("a weight in [loss] and a section [{section}] go together; give both or none");
+                return Err(Error::invalid(why));
+            }
+        }
+        if w.reconstruction <= 0.0 || w.codebook <= 0.0 {
+            return Err(Error::invalid("[loss]: reconstruction and codebook must be above 0"));
+        }
+        let place = p.at(TRAINING_ONLY.trim_end_matches('.')).at("discriminator");
+        let adversary = adversary.map(|c| Adversary::new(&place, c, side)).transpose()?;
+        Ok(Self { model, w: w.clone(), lpips, adversary })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &VqTokenizer {
+        &self.model
+    }
+
+    /// Gradients of update `step` on pixels in -1..1.
+    pub fn step(&self, step: usize, pixels: &Pixels) -> Result<StepOutput> {
+        let w = &self.w;
+        let latents = self.model.pre_quant(&self.model.encoder_out(pixels)?)?;
+        let q = self.model.quantise(&latents)?;
+        let painted = self.model.decode(&q.values)?.0;
+        let mse = (&painted - &pixels.0)?.sqr()?.mean_all()?;
+        let used = q.indices.iter().collect::<HashSet<_>>().len() as f64 / self.model.config.codebook_size as f64;
+        let mut metrics = vec![
+            ("mse", number(&mse)?),
+            ("vq", number(&q.vq_loss)?),
+            ("commit", number(&q.commit_loss)?),
+            ("codes_used", used),
+        ];
+        let mut codebook = (q.vq_loss + q.commit_loss)?;
+        if let Some(e) = q.entropy_loss {
+            metrics.push(("entropy", number(&e)?));
+            codebook = (codebook + e)?;
+        }
+        let mut loss = Some(((mse * w.reconstruction)? + (codebook * w.codebook)?)?);
+        let mut term = |name, weight: f64, value: &Tensor| -> Result<()> {
+            metrics.push((name, number(value)?));
+            Ok(add_term(&mut loss, (value * weight)?)?)
+        };
+        if let Some(lpips) = &self.lpips {
+            let want: Vec<Tensor> = lpips.features(&pixels.0)?.iter().map(Tensor::detach).collect();
+            term("lpips", w.lpips, &lpips.distance(&lpips.features(&painted)?, &want)?.0.mean_all()?)?;
+        }
+        if let Some(adversary) = &self.adversary {
+            let turn = adversary.turn(step, &painted, &pixels.0)?;
+            if let Some(g) = &turn.generator {
+                term("adversarial", w.adversarial, g)?;
+            }
+            term("discriminator", 1.0, &turn.discriminator)?;
+            metrics.extend(turn.r1.map(|r1| ("r1", r1)));
+        }
+        let loss = loss.ok_or_else(|| Error::invalid("[loss]: no terms"))?;
+        StepOutput::of(&loss, metrics)
+    }
+}
+
+fn number(t: &Tensor) -> Result<f64> {
+    Ok(t.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?)
+}

@@ -1,0 +1,166 @@
+//! LlamaGen's image tokenizer (Sun et al. 2024, section 2.1): a convolutional encoder, the nearest entry of an
+//! l2-normalised codebook, a convolutional decoder. Published tensor names. Beyond the paper, the codes may be signs, with
+//! no codebook to learn ([`Quantizer::Lfq`]).
+
+mod net;
+mod quantizer;
+
+pub use quantizer::{Quantised, Quantizer};
+
+use crate::image::Pixels;
+use candle_core::{Device, Tensor};
+use net::{Conv, GROUPS, Net};
+use nn::{Error, Params, Result};
+use quantizer::Codebook;
+use serde::{Deserialize, Serialize};
+
+/// The published model arguments; the defaults are VQ-16's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "published field names")]
+pub struct VqConfig {
+    pub codebook_size: usize,
+    pub codebook_embed_dim: usize,
+    pub codebook_l2_norm: bool,
+    pub commit_loss_beta: f64,
+    pub entropy_loss_ratio: f64,
+    pub encoder_ch_mult: Vec<usize>,
+    pub decoder_ch_mult: Vec<usize>,
+    pub z_channels: usize,
+    pub ch: usize,
+    pub num_res_blocks: usize,
+    /// How a cell becomes a code.
+    #[serde(skip_serializing_if = "Quantizer::is_nearest")]
+    pub quantizer: Quantizer,
+    /// A remark of the file's writer.
+    pub dtype: Option<String>,
+}
+
+impl Default for VqConfig {
+    fn default() -> Self {
+        Self {
+            codebook_size: 16384,
+            codebook_embed_dim: 8,
+            codebook_l2_norm: true,
+            commit_loss_beta: 0.25,
+            entropy_loss_ratio: 0.0,
+            encoder_ch_mult: vec![1, 1, 2, 2, 4],
+            decoder_ch_mult: vec![1, 1, 2, 2, 4],
+            z_channels: 256,
+            ch: 128,
+            num_res_blocks: 2,
+            quantizer: Quantizer::Nearest,
+            dtype: None,
+        }
+    }
+}
+
+impl VqConfig {
+    /// VQ-8: eight pixels a token.
+    pub fn f8() -> Self {
+        Self { encoder_ch_mult: vec![1, 2, 2, 4], decoder_ch_mult: vec![1, 2, 2, 4], ..Self::default() }
+    }
+
+    /// Pixels along the side of a token.
+    pub fn stride(&self) -> usize {
+        1 << (self.encoder_ch_mult.len().max(1) - 1)
+    }
+
+    /// Whether the numbers fit together.
+    pub fn check(&self) -> Result<()> {
+        let widths = self.encoder_ch_mult.iter().chain(&self.decoder_ch_mult);
+        if self.encoder_ch_mult.len() != self.decoder_ch_mult.len() || self.encoder_ch_mult.is_empty() {
+            return Err(Error::invalid("VQ: encoder_ch_mult and decoder_ch_mult must be of one length"));
+        }
+        if !self.ch.is_multiple_of(GROUPS) || widths.clone().any(|&m| m == 0) || self.codebook_size == 0 {
+            return Err(Error::invalid("VQ: ch must be a multiple of 32, multipliers and codebook_size positive"));
+        }
+        if self.stride() >= 1 << 16 || self.num_res_blocks == 0 || self.z_channels == 0 || self.codebook_embed_dim == 0
+        {
+            return Err(Error::invalid(
+                "VQ: at most 16 levels; num_res_blocks, z_channels, codebook_embed_dim positive",
+            ));
+        }
+        let bits = self.codebook_embed_dim;
+        if self.quantizer == Quantizer::Lfq && (bits > 31 || self.codebook_size != 1 << bits) {
+            let why =
+                format!("{} codes of {bits} signs; write codebook_size = 2^codebook_embed_dim", self.codebook_size);
+            return Err(Error::invalid(format!("VQ: {why}")));
+        }
+        Ok(())
+    }
+}
+
+/// The tokenizer.
+#[derive(Debug, Clone)]
+pub struct VqTokenizer {
+    /// Its configuration.
+    pub config: VqConfig,
+    encoder: Net,
+    decoder: Net,
+    quant_conv: Conv,
+    post_quant_conv: Conv,
+    codebook: Codebook,
+}
+
+impl VqTokenizer {
+    /// Takes the model's tensors.
+    pub fn new(p: &Params, config: &VqConfig) -> Result<Self> {
+        config.check()?;
+        let d = config.codebook_embed_dim;
+        Ok(Self {
+            encoder: Net::encoder(&p.at("encoder"), config)?,
+            decoder: Net::decoder(&p.at("decoder"), config)?,
+            quant_conv: Conv::new(&p.at("quant_conv"), config.z_channels, d, 1)?,
+            post_quant_conv: Conv::new(&p.at("post_quant_conv"), d, config.z_channels, 1)?,
+            codebook: Codebook::new(&p.at("quantize"), config)?,
+            config: config.clone(),
+        })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.quant_conv.weight.device()
+    }
+
+    /// Pixels in -1..1 [pictures, 3, height, width], sides multiples of the stride, to the encoder's output.
+    pub fn encoder_out(&self, pixels: &Pixels) -> Result<Tensor> {
+        let (_, _, h, w) = pixels.0.dims4()?;
+        let stride = self.config.stride();
+        if h == 0 || w == 0 || !h.is_multiple_of(stride) || !w.is_multiple_of(stride) {
+            return Err(Error::invalid(format!("pixels are {h}x{w}; the tokenizer takes multiples of {stride}")));
+        }
+        self.encoder.encode(&pixels.0)
+    }
+
+    /// The encoder's output in the codebook's width, before the nearest entry is taken.
+    pub fn pre_quant(&self, encoder_out: &Tensor) -> Result<Tensor> {
+        self.quant_conv.forward(encoder_out, 1)
+    }
+
+    /// The code of each cell.
+    pub fn quantise(&self, pre_quant: &Tensor) -> Result<Quantised> {
+        self.codebook.quantise(pre_quant, &self.config)
+    }
+
+    /// Codebook entries of indices, [pictures, dim, rows, columns].
+    pub fn look_up(&self, indices: &[u32], rows: usize, columns: usize) -> Result<Tensor> {
+        let n = self.config.codebook_size;
+        if let Some(bad) = indices.iter().find(|&&i| i as usize >= n) {
+            return Err(Error::invalid(format!("code {bad} is outside the codebook of {n}")));
+        }
+        let cells = rows * columns;
+        if cells == 0 || !indices.len().is_multiple_of(cells) {
+            return Err(Error::invalid(format!("{} codes do not fill grids of {rows}x{columns}", indices.len())));
+        }
+        let q = self.codebook.rows(indices, self.config.codebook_embed_dim, self.device())?;
+        let q = q.to_dtype(self.quant_conv.weight.dtype())?;
+        let shape = (indices.len() / cells, rows, columns, self.config.codebook_embed_dim);
+        Ok(q.reshape(shape)?.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+
+    /// Quantised values [pictures, dim, rows, columns] to pixels in about -1..1.
+    pub fn decode(&self, quantised: &Tensor) -> Result<Pixels> {
+        Ok(Pixels(self.decoder.decode(&self.post_quant_conv.forward(quantised, 1)?)?))
+    }
+}

@@ -1,0 +1,246 @@
+//! The layers of the convolutional encoder and decoder.
+
+use super::VqConfig;
+use candle_core::Tensor;
+use nn::ops::{self, Activation, Mask};
+use nn::{Init, Params, Result};
+
+pub(super) const GROUPS: usize = 32;
+
+/// A convolution with a bias.
+#[derive(Debug, Clone)]
+pub(super) struct Conv {
+    pub weight: Tensor,
+    bias: Tensor,
+}
+
+impl Conv {
+    pub fn new(p: &Params, input: usize, output: usize, kernel: usize) -> Result<Self> {
+        let std = ((input * kernel * kernel) as f32).powf(-0.5);
+        Ok(Self {
+            weight: p.get((output, input, kernel, kernel), "weight", Init::Normal(std))?,
+            bias: p.get(output, "bias", Init::Const(0.0))?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor, stride: usize) -> Result<Tensor> {
+        let kernel = self.weight.dim(2)?;
+        if stride == 1 {
+            return Ok(ops::conv2d_biased(x, &self.weight, &self.bias, kernel / 2, 1)?);
+        }
+        // one row below and one column to the right, as the reference pads
+        let x = x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?;
+        Ok(ops::conv2d_biased(&x, &self.weight, &self.bias, 0, stride)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl GroupNorm {
+    fn new(p: &Params, channels: usize) -> Result<Self> {
+        let weight = p.get(channels, "weight", Init::Const(1.0))?;
+        Ok(Self { weight, bias: p.get(channels, "bias", Init::Const(0.0))? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::group_norm(x, &self.weight, &self.bias, GROUPS, 1e-6)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ResBlock {
+    norm1: GroupNorm,
+    conv1: Conv,
+    norm2: GroupNorm,
+    conv2: Conv,
+    shortcut: Option<Conv>,
+}
+
+impl ResBlock {
+    fn new(p: &Params, input: usize, output: usize) -> Result<Self> {
+        let shortcut = if input == output { None } else { Some(Conv::new(&p.at("nin_shortcut"), input, output, 1)?) };
+        Ok(Self {
+            norm1: GroupNorm::new(&p.at("norm1"), input)?,
+            conv1: Conv::new(&p.at("conv1"), input, output, 3)?,
+            norm2: GroupNorm::new(&p.at("norm2"), output)?,
+            conv2: Conv::new(&p.at("conv2"), output, output, 3)?,
+            shortcut,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let h = self.conv1.forward(&Activation::Silu.forward(&self.norm1.forward(x)?)?, 1)?;
+        let h = self.conv2.forward(&Activation::Silu.forward(&self.norm2.forward(&h)?)?, 1)?;
+        match &self.shortcut {
+            Some(c) => Ok((c.forward(x, 1)? + h)?),
+            None => Ok((x + h)?),
+        }
+    }
+}
+
+/// Attention of every cell to every cell, one head.
+#[derive(Debug, Clone)]
+struct AttnBlock {
+    norm: GroupNorm,
+    q: Conv,
+    k: Conv,
+    v: Conv,
+    out: Conv,
+}
+
+impl AttnBlock {
+    fn new(p: &Params, channels: usize) -> Result<Self> {
+        let conv = |name: &str| Conv::new(&p.at(name), channels, channels, 1);
+        Ok(Self {
+            norm: GroupNorm::new(&p.at("norm"), channels)?,
+            q: conv("q")?,
+            k: conv("k")?,
+            v: conv("v")?,
+            out: conv("proj_out")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, c, h, w) = x.dims4()?;
+        let y = self.norm.forward(x)?;
+        let cells = |conv: &Conv| -> Result<Tensor> {
+            let t = conv.forward(&y, 1)?.reshape((b, c, h * w))?.transpose(1, 2)?.contiguous()?;
+            Ok(t.reshape((b, h * w, 1, c))?)
+        };
+        let scale = (c as f64).powf(-0.5) as f32;
+        let y = ops::attention(&cells(&self.q)?, &cells(&self.k)?, &cells(&self.v)?, scale, &Mask::Full)?;
+        let y = y.reshape((b, h * w, c))?.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))?;
+        Ok((x + self.out.forward(&y, 1)?)?)
+    }
+}
+
+/// One resolution: residual blocks, each with attention at the lowest, then a change of resolution.
+#[derive(Debug, Clone)]
+struct Level {
+    res: Vec<ResBlock>,
+    attn: Vec<AttnBlock>,
+    resample: Option<Conv>,
+}
+
+impl Level {
+    fn new(p: &Params, blocks: usize, input: usize, output: usize, attn: bool, resample: Option<&str>) -> Result<Self> {
+        let res = |i: usize| ResBlock::new(&p.at("res").at(i), if i == 0 { input } else { output }, output);
+        let resample = resample.map(|name| Conv::new(&p.at(name).at("conv"), output, output, 3)).transpose()?;
+        Ok(Self {
+            res: (0..blocks).map(res).collect::<Result<_>>()?,
+            attn: (0..if attn { blocks } else { 0 })
+                .map(|i| AttnBlock::new(&p.at("attn").at(i), output))
+                .collect::<Result<_>>()?,
+            resample,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, res) in self.res.iter().enumerate() {
+            x = res.forward(&x)?;
+            if let Some(attn) = self.attn.get(i) {
+                x = attn.forward(&x)?;
+            }
+        }
+        Ok(x)
+    }
+}
+
+/// Residual block, attention, residual block at the lowest resolution.
+#[derive(Debug, Clone)]
+struct Middle(ResBlock, AttnBlock, ResBlock);
+
+impl Middle {
+    fn new(p: &Params, channels: usize) -> Result<Self> {
+        Ok(Self(
+            ResBlock::new(&p.at(0), channels, channels)?,
+            AttnBlock::new(&p.at(1), channels)?,
+            ResBlock::new(&p.at(2), channels, channels)?,
+        ))
+    }
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.2.forward(&self.1.forward(&self.0.forward(x)?)?)
+    }
+}
+
+/// Encoder or decoder: the order of levels and middle differs.
+#[derive(Debug, Clone)]
+pub(super) struct Net {
+    conv_in: Conv,
+    levels: Vec<Level>,
+    middle: Middle,
+    norm_out: GroupNorm,
+    conv_out: Conv,
+}
+
+impl Net {
+    pub fn encoder(p: &Params, c: &VqConfig) -> Result<Self> {
+        let last = c.encoder_ch_mult.len() - 1;
+        let mut width = c.ch;
+        let mut levels = Vec::new();
+        for (i, m) in c.encoder_ch_mult.iter().enumerate() {
+            let at = p.at("conv_blocks").at(i);
+            let down = (i != last).then_some("downsample");
+            levels.push(Level::new(&at, c.num_res_blocks, width, c.ch * m, i == last, down)?);
+            width = c.ch * m;
+        }
+        Ok(Self {
+            conv_in: Conv::new(&p.at("conv_in"), 3, c.ch, 3)?,
+            levels,
+            middle: Middle::new(&p.at("mid"), width)?,
+            norm_out: GroupNorm::new(&p.at("norm_out"), width)?,
+            conv_out: Conv::new(&p.at("conv_out"), width, c.z_channels, 3)?,
+        })
+    }
+
+    pub fn decoder(p: &Params, c: &VqConfig) -> Result<Self> {
+        let last = c.decoder_ch_mult.len() - 1;
+        let lowest = c.ch * c.decoder_ch_mult[last];
+        let mut width = lowest;
+        let mut levels = Vec::new();
+        for (i, m) in c.decoder_ch_mult.iter().rev().enumerate() {
+            let at = p.at("conv_blocks").at(i);
+            let up = (i != last).then_some("upsample");
+            levels.push(Level::new(&at, c.num_res_blocks + 1, width, c.ch * m, i == 0, up)?);
+            width = c.ch * m;
+        }
+        Ok(Self {
+            conv_in: Conv::new(&p.at("conv_in"), c.z_channels, lowest, 3)?,
+            levels,
+            middle: Middle::new(&p.at("mid"), lowest)?,
+            norm_out: GroupNorm::new(&p.at("norm_out"), width)?,
+            conv_out: Conv::new(&p.at("conv_out"), width, 3, 3)?,
+        })
+    }
+
+    pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = self.conv_in.forward(x, 1)?;
+        for level in &self.levels {
+            x = level.forward(&x)?;
+            if let Some(down) = &level.resample {
+                x = down.forward(&x, 2)?;
+            }
+        }
+        self.out(&self.middle.forward(&x)?)
+    }
+
+    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        let mut x = self.middle.forward(&self.conv_in.forward(z, 1)?)?;
+        for level in &self.levels {
+            x = level.forward(&x)?;
+            if let Some(up) = &level.resample {
+                x = up.forward(&ops::double(&x)?, 1)?;
+            }
+        }
+        self.out(&x)
+    }
+
+    fn out(&self, x: &Tensor) -> Result<Tensor> {
+        self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(x)?)?, 1)
+    }
+}
