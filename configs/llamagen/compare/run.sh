@@ -1,63 +1,56 @@
 #!/usr/bin/env bash
-# Three ways to feed pictures to one decoder, at equal time: LlamaGen on VQ codes, on QLIP codes as two sub-tokens a cell,
-# and on QLIP codes as bits. Trains everything, measures, and leaves the table in RUNS/table.md.
+# Three ways to feed pictures to one decoder: LlamaGen on VQ codes, on QLIP codes as two sub-tokens a cell, and on QLIP codes
+# as bits. Trains everything, measures, and leaves the table of docs/comparison.md in RUNS/table.md.
 #
 #     configs/llamagen/compare/run.sh [RUNS]      (default runs/compare)
 #
-# What is done is skipped, what was stopped goes on. QLIP=FOLDER takes a trained QLIP instead of training one.
+# What is done is skipped, what was stopped goes on. Each training has a core of its own, so that equal time is equal work.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
+runs=${1:-runs/compare}
+photos=../shared/data/cifar10
+here=configs/llamagen/compare
+mkdir -p "$runs"
+cargo build --release --quiet --workspace --bins
+# trainings stay as they are while the code changes
+cp target/release/unified target/release/eval "$runs/"
 
-RUNS=${1:-runs/compare}
-QLIP=${QLIP:-$RUNS/qlip2}
-PHOTOS=../shared/data/cifar10
-HERE=configs/llamagen/compare
-BIN=${CARGO_TARGET_DIR:-target}/release
-
-# the whole workspace at once, so that both programs share one set of dependencies
-cargo build --release --quiet --workspace
-
-# train NAME CONFIG [ARGUMENT...]
+# train NAME CONFIG [KEY=VALUE ..]
 train() {
-    local name=$1 config=$2
-    shift 2
-    if [ -e "$RUNS/$name/done" ]; then
-        echo "$name: done"
-        return
-    fi
-    echo "$name: training"
-    mkdir -p "$RUNS"
-    "$BIN/unified" train "$config" --out "$RUNS/$name" --resume "$@"
-    touch "$RUNS/$name/done"
+  local name=$1 config=$2
+  shift 2
+  local set=()
+  for pair in "$@"; do set+=(--set "$pair"); done
+  if [ ! -e "$runs/$name/summary.json" ]; then
+    echo "$name"
+    RAYON_NUM_THREADS=1 "$runs/unified" train "$config" --out "$runs/$name" --resume "${set[@]}" 2>"$runs/$name.log"
+  fi
 }
 
 # measure NAME TITLE
 measure() {
-    local row=$RUNS/$1/row.md
-    if [ ! -s "$row" ]; then
-        echo "$1: measuring"
-        "$BIN/eval" pictures --model "$RUNS/$1" --classifier "$RUNS/classifier" --photos "$PHOTOS" --row "$2" > "$row.new"
-        mv "$row.new" "$row"
-    fi
-    cat "$row" >> "$RUNS/table.new"
+  if [ ! -s "$runs/$1.md" ]; then
+    "$runs/eval" pictures --model "$runs/$1" --classifier "$runs/classifier" --photos "$photos" --row "$2" >"$runs/$1.part"
+    mv "$runs/$1.part" "$runs/$1.md"
+  fi
 }
 
-if [ "$QLIP" = "$RUNS/qlip2" ]; then
-    train qlip1 configs/ablation/stage1.toml
-    train qlip2 configs/ablation/stage2.toml --set "start=$RUNS/qlip1"
-fi
-train classifier $HERE/classifier.toml
-train vq $HERE/vq.toml
-train llamagen-vq $HERE/llamagen-vq.toml --set "tokenizer=$RUNS/vq"
-train llamagen-qlip $HERE/llamagen-qlip.toml --set "tokenizer=$QLIP"
-train llamagen-bits $HERE/llamagen-bits.toml --set "tokenizer=$QLIP"
-
-cat > "$RUNS/table.new" <<'HEAD'
-| decoder on | parameters | tokens a picture | s a picture | asked class (classifier) | feature_frechet@classifier | tokenizer PSNR | classifier on photographs |
-|---|---|---|---|---|---|---|---|
-HEAD
+export -f train
+export runs
+# a core each
+each() { printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} bash -euo pipefail -c '{}'; }
+each "train qlip1 configs/ablation/stage1.toml; train qlip2 configs/ablation/stage2.toml start=$runs/qlip1" \
+  "train vq $here/vq.toml; train classifier $here/classifier.toml"
+each "train llamagen-vq $here/llamagen-vq.toml tokenizer=$runs/vq" \
+  "train llamagen-qlip $here/llamagen-qlip.toml tokenizer=$runs/qlip2" \
+  "train llamagen-bits $here/llamagen-bits.toml tokenizer=$runs/qlip2"
+# one after the other, because drawing is timed
 measure llamagen-vq "VQ codes"
-measure llamagen-qlip "QLIP, two sub-tokens"
+measure llamagen-qlip "QLIP, two sub-tokens a cell"
 measure llamagen-bits "QLIP, bits"
-mv "$RUNS/table.new" "$RUNS/table.md"
-cat "$RUNS/table.md"
+{
+  echo '| decoder on | parameters | tokens a picture | s a picture | asked class (classifier) | feature_frechet@classifier | tokenizer PSNR, dB | classifier on photographs |'
+  echo '|---|---|---|---|---|---|---|---|'
+  cat "$runs"/llamagen-{vq,qlip,bits}.md
+} >"$runs/table.md"
+cat "$runs/table.md"
