@@ -12,7 +12,10 @@ peak() {
   shift 2
   local set=(--set steps=3 --set "batch_size=$batch" --set tokenizer=unified/assets/nano/qlip/tokenizer.json)
   for pair in "$@"; do set+=(--set "$pair"); done
-  target/release/unified train configs/nano/qlip-stage1.toml --out "$out" "${set[@]}" 2>/dev/null
+  if ! target/release/unified train configs/nano/qlip-stage1.toml --out "$out" "${set[@]}" 2>"$runs/log"; then
+    echo "failed: $(tail -n1 "$runs/log")"
+    return
+  fi
   sed -n 's/.*"peak_memory_mib": \([0-9]*\).*/\1/p' "$out/summary.json"
 }
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # The ablation table of docs/ablation.md: trains a tokenizer for each row, measures it, and prints the table.
-# configs/ablation/run.sh [RUNS]; what RUNS (runs/ablation) already holds is not done again. Two hours of one core are
-# shared among all cores, a row each, which gets more rows done than all cores on one; speed and memory are measured
-# apart, a row after the other.
+# configs/ablation/run.sh [RUNS]; what RUNS (runs/ablation) already holds is not done again. Each row has a core of its
+# own, which gets more rows done than all cores on one; speed and memory are measured apart, a row after the other.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/ablation}
@@ -10,8 +9,14 @@ photos=../shared/data/cifar10
 mkdir -p "$runs"
 cargo build --release --quiet --workspace --bins --examples
 target/release/examples/random_trunk "$runs/trunk.safetensors"
-# rows that are being made stay as they are while the code changes
-cp target/release/unified target/release/eval "$runs/"
+# rows that are being made, or go on, stay with the program that began them
+[ -e "$runs/unified" ] || cp target/release/unified "$runs/"
+
+# xargs starts nothing more after 255
+failed() {
+  echo "$1: $(tail -n1 "$1")" >&2
+  exit 255
+}
 
 # NAME WORDS CONFIG [KEY=VALUE ..]
 train() {
@@ -19,23 +24,30 @@ train() {
   shift 3
   local set=()
   for pair in "$@"; do set+=(--set "$pair"); done
-  [ -f "$runs/$name/summary.json" ] ||
-    RAYON_NUM_THREADS=1 "$runs/unified" train "$config" --out "$runs/$name" --resume "${set[@]}" 2>"$runs/$name.log"
+  [ -f "$runs/$name/summary.json" ] && return
+  RAYON_NUM_THREADS=1 "$runs/unified" train "$config" --out "$runs/$name" --resume "${set[@]}" 2>"$runs/$name.log" ||
+    failed "$runs/$name.log"
 }
 
-# a few updates of the same, alone on the machine
+# a few updates of the same in its later phase, alone on the machine
 speed() {
-  local out="$runs/speed/$1" config=$3
+  local name=$1 out="$runs/speed/$1" config=$3
   shift 3
   local set=(--set steps=16)
   for pair in "$@"; do set+=(--set "$pair"); done
-  [ -f "$out/summary.json" ] || "$runs/unified" train "$config" --out "$out" "${set[@]}" 2>/dev/null
+  case "$*" in
+    *adversary*) set+=(--set adversary.start=0) ;;
+    *proximal*) set+=(--set loss.proximal_steps=1 --set loss.proximal_ramp=0) ;;
+  esac
+  [ -f "$out/summary.json" ] && return
+  rm -rf "$out"
+  "$runs/unified" train "$config" --out "$out" "${set[@]}" 2>"$runs/$name.speed.log" || failed "$runs/$name.speed.log"
 }
 
 measure() {
   [ -f "$runs/$1.md" ] && return
-  RAYON_NUM_THREADS=1 "$runs/eval" qlip --model "$runs/$1" --photos "$photos" --limit 4000 --probe 10000 --row "$2" \
-    --speed "$runs/speed/$1" >"$runs/$1.part"
+  RAYON_NUM_THREADS=1 target/release/eval qlip --model "$runs/$1" --photos "$photos" --limit 4000 --probe 10000 --row "$2" \
+    --speed "$runs/speed/$1" >"$runs/$1.part" 2>"$runs/$1.eval.log" || failed "$runs/$1.eval.log"
   mv "$runs/$1.part" "$runs/$1.md"
 }
 
@@ -46,6 +58,7 @@ patchgan='adversary={ net = { kind = "patch", width = 32, layers = 2 }, game = "
 trunk="lpips={ net = \"alex\", trunk = \"$runs/trunk.safetensors\" }"
 jobs=(
   "base 'stage 1: pixels and alignment' $one"
+  "base2 'the same, other seeds' $one seed=2"
   "pixels 'pixels alone' $one loss.alignment=0.0"
   "align 'alignment alone' $one loss.reconstruction=0.0"
   "stage2 'stage 1, then stage 2' $two start=$runs/base"
@@ -59,7 +72,7 @@ jobs=(
   "adversarial 'stage 2 with a PatchGAN' $two start=$runs/base loss.adversarial=0.02 '$patchgan'"
   "gram 'stage 2 with Gram matrices' $two start=$runs/base loss.gram=0.1 '$trunk'"
 )
-export -f train measure
+export -f train measure failed
 export runs photos
 # all jobs through one of the functions, a core each
 each() { printf "$1 %s\0" "${@:2}" | xargs -0 -P "$(nproc)" -I{} bash -euo pipefail -c '{}'; }

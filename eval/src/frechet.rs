@@ -66,7 +66,7 @@ mod tests {
             covariance: DMatrix::from_diagonal(&DVector::from_column_slice(variance)),
             n: 9,
         };
-        let (m1, v1, m2, v2) = ([0.0, 1.0, -2.0], [1.0, 4.0, 0.25], [1.0, 1.5, 2.0], [9.0, 0.0, 0.3]);
+        let (m1, v1, m2, v2) = ([0.0f64, 1.0, -2.0], [1.0, 4.0, 0.25], [1.0, 1.5, 2.0], [9.0, 0.0, 0.3]);
         let want: f64 = (0..3).map(|i| (m1[i] - m2[i]).powi(2) + (f64::sqrt(v1[i]) - f64::sqrt(v2[i])).powi(2)).sum();
         close(gaussian(&m1, &v1).distance(&gaussian(&m2, &v2)).unwrap(), want);
     }

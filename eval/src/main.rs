@@ -24,6 +24,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    unified::process::prepare();
     let done = match Cli::parse().command {
         Command::Nano(n) => n.run(),
         Command::Qlip(q) => q.run(),

@@ -150,12 +150,16 @@ pub fn run(model: &Unified, photos: &Pictures, s: &Sizes, tell: &mut dyn FnMut(&
     Ok(Report { photos: n, side, psnr, ssim, zero_shot, scenes_kept, questions, by_kind, blind, follow_ups, drawing })
 }
 
-const TEMPLATES: &[&str] = &["a photo of a {}"];
+/// Unit vectors of the classes' captions.
+fn class_vectors(model: &Unified, classes: &[String]) -> Result<candle_core::Tensor> {
+    let words: Vec<String> = classes.iter().map(|c| caption(c)).collect();
+    model.eyes.label_vectors(&words, &["{}"])
+}
 
 fn photographs(model: &Unified, photos: &Pictures, n: usize, batch: usize) -> Result<(f64, f64, f64)> {
     let eyes = &model.eyes;
     let side = eyes.side();
-    let labels = eyes.label_vectors(&photos.classes, TEMPLATES)?;
+    let labels = class_vectors(model, &photos.classes)?;
     let classes = photos.labels()?;
     let (mut db, mut similar, mut right) = (0.0, 0.0, 0usize);
     for start in (0..n).step_by(batch) {
@@ -314,7 +318,7 @@ fn drawings(model: &Unified, category: Category, g: &Generation, s: &Sizes) -> R
 }
 
 fn drawn_photographs(model: &Unified, classes: &[String], g: &Generation, s: &Sizes) -> Result<Tally> {
-    let labels = model.eyes.label_vectors(classes, TEMPLATES)?;
+    let labels = class_vectors(model, classes)?;
     let mut tally = Tally::default();
     for (label, class) in classes.iter().enumerate() {
         let context = model.drawing_context(&caption(class))?;

@@ -60,10 +60,21 @@ pub struct Report {
     pub seconds: f64,
     /// Tokens of a picture, one after the other.
     pub tokens: usize,
-    /// Mean PSNR in dB of the image tokenizer's reconstructions.
-    pub psnr: f64,
+    /// What the image tokenizer alone leaves: no drawing can be expected to be better.
+    pub tokenizer: Reconstruction,
+}
+
+/// Test photographs through the image tokenizer and back.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reconstruction {
     /// Photographs reconstructed.
-    pub reconstructed: usize,
+    pub n: usize,
+    /// Mean PSNR in dB.
+    pub psnr: f64,
+    /// Reconstructions whose class the classifier finds.
+    pub classified: Tally,
+    /// `feature_frechet@classifier` of reconstructions and all test photographs.
+    pub feature_frechet: f64,
 }
 
 /// Measures; `tell` hears what is being measured.
@@ -80,8 +91,12 @@ pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Repo
     let classes = &s.classifier.config.classes;
     if *classes != s.photos.classes || classes.len() != c.num_classes {
         let (a, b, n) = (classes.len(), s.photos.classes.len(), c.num_classes);
-        let why = format!("classifier, photographs and model have {a}, {b} and {n} classes, or other ones");
-        return Err(Error::invalid(why));
+        let other = classes.iter().zip(&s.photos.classes).find(|(a, b)| a != b);
+        let names = other.map_or(String::new(), |(a, b)| format!("; `{a}` is not `{b}`"));
+        return Err(Error::invalid(format!(
+            "classifier, photographs and model have {a}, {b} and {n} classes{names}; train the classifier on the photographs \
+             that the model was trained on"
+        )));
     }
     tell("photographs");
     let (mut classifier, mut real) = (Tally::default(), Vec::new());
@@ -94,8 +109,9 @@ pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Repo
             real.push(features);
         }
     }
+    let real = Gaussian::of(&real)?;
     tell("reconstructions");
-    let (psnr, reconstructed) = reconstruct(s, sizes.batch)?;
+    let tokenizer = reconstruct(s, sizes.batch, &labels, &real)?;
     tell("drawings");
     let wanted: Vec<u32> = (0..c.num_classes as u32).flat_map(|c| std::iter::repeat_n(c, sizes.per_class)).collect();
     let (mut asked_class, mut drawn, mut seconds) = (Tally::default(), Vec::new(), 0.0);
@@ -110,7 +126,7 @@ pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Repo
             drawn.push(features);
         }
     }
-    let (drawn, real) = (Gaussian::of(&drawn)?, Gaussian::of(&real)?);
+    let drawn = Gaussian::of(&drawn)?;
     Ok(Report {
         classifier,
         asked_class,
@@ -119,20 +135,25 @@ pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Repo
         photographs: real.n,
         seconds: seconds / wanted.len() as f64,
         tokens: c.block_size,
-        psnr,
-        reconstructed,
+        tokenizer,
     })
 }
 
-fn reconstruct(s: &Studio, batch: usize) -> Result<(f64, usize)> {
+fn reconstruct(s: &Studio, batch: usize, labels: &[usize], real: &Gaussian) -> Result<Reconstruction> {
     let side = s.visual.side();
     let some: Vec<usize> = (0..s.photos.len().min(RECONSTRUCTED)).collect();
-    let mut sum = 0.0;
+    let (mut sum, mut classified, mut seen) = (0.0, Tally::default(), Vec::new());
     for chunk in some.chunks(batch) {
         let images: Vec<Image> =
             chunk.par_iter().map(|&i| Ok(centre(&s.photos.image(i)?, side))).collect::<Result<_>>()?;
         let back = s.visual.images(&s.visual.tokens(&images)?)?;
         sum += images.iter().zip(&back).map(|(a, b)| psnr(a, b)).sum::<f64>();
+        for ((features, class), &i) in s.classifier.look(&back)?.into_iter().zip(chunk) {
+            classified.add(class == labels[i]);
+            seen.push(features);
+        }
     }
-    Ok((sum / some.len().max(1) as f64, some.len()))
+    let n = some.len();
+    let feature_frechet = Gaussian::of(&seen)?.distance(real)?;
+    Ok(Reconstruction { n, psnr: sum / n.max(1) as f64, classified, feature_frechet })
 }

@@ -5,7 +5,7 @@ use crate::probe::LinearProbe;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use qlip::bsq::Latents;
-use qlip::data::Pictures;
+use qlip::data::{Pictures, caption};
 use qlip::{Image, Pixels};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -55,51 +55,60 @@ fn see(eyes: &Eyes, images: &[Image]) -> Result<(Seen, Latents)> {
     Ok((Seen { latents: rows(&latents.0)?, corners: rows(&corners)? }, latents))
 }
 
-/// Pictures of a split, cut to the tokenizer's side, `BATCH` at a time.
-fn each_batch(photos: &Pictures, n: usize, side: usize, mut f: impl FnMut(&[Image]) -> Result<()>) -> Result<()> {
-    for start in (0..n).step_by(BATCH) {
-        let end = (start + BATCH).min(n);
+/// Pictures, cut to the tokenizer's side, `BATCH` at a time.
+fn each_batch(
+    photos: &Pictures,
+    chosen: &[usize],
+    side: usize,
+    mut f: impl FnMut(&[Image]) -> Result<()>,
+) -> Result<()> {
+    for chunk in chosen.chunks(BATCH) {
         let images: Vec<Image> =
-            (start..end).into_par_iter().map(|i| Ok(centre(&photos.image(i)?, side))).collect::<Result<_>>()?;
+            chunk.par_iter().map(|&i| Ok(centre(&photos.image(i)?, side))).collect::<Result<_>>()?;
         f(&images)?;
     }
     Ok(())
 }
 
-/// Measures a tokenizer on the first `n` pictures of `test`, with probes from the first `probed` of `train`; `templates`
-/// are filled with the class names.
-pub fn measure(
-    eyes: &Eyes,
-    train: &Pictures,
-    test: &Pictures,
-    n: usize,
-    probed: usize,
-    templates: &[&str],
-) -> Result<VisualReport> {
-    let (n, probed, side) = (n.min(test.len()), probed.min(train.len()), eyes.side());
+/// `n` pictures at equal distances: the first ones of a folder may all be of one class.
+fn evenly(photos: &Pictures, n: usize) -> Vec<usize> {
+    let n = n.min(photos.len());
+    (0..n).map(|i| i * photos.len() / n).collect()
+}
+
+/// Measures a tokenizer on `n` pictures of `test`, with probes from `probed` of `train`; a class in words is its caption.
+pub fn measure(eyes: &Eyes, train: &Pictures, test: &Pictures, n: usize, probed: usize) -> Result<VisualReport> {
+    let (tested, learned, side) = (evenly(test, n), evenly(train, probed), eyes.side());
+    let (n, probed) = (tested.len(), learned.len());
     if n == 0 || probed == 0 {
         return Err(Error::invalid("no pictures to measure on: --limit and --probe must be 1 or more"));
     }
+    if train.classes != test.classes {
+        return Err(Error::invalid("the training and test pictures have other classes: give both splits of one set"));
+    }
+    let labels_of = |photos: &Pictures, chosen: &[usize]| -> Result<Vec<usize>> {
+        let all = photos.labels()?;
+        Ok(chosen.iter().map(|&i| all[i]).collect())
+    };
+    let (taught, labels) = (labels_of(train, &learned)?, labels_of(test, &tested)?);
     let (mut latents, mut corners) = (Vec::new(), Vec::new());
-    each_batch(train, probed, side, |images| {
+    each_batch(train, &learned, side, |images| {
         let (seen, _) = see(eyes, images)?;
         latents.push(seen.latents);
         corners.push(seen.corners);
         Ok(())
     })?;
-    let labels = train.labels()?;
-    let classes = train.classes.len();
-    let fit = |rows: &[Tensor]| LinearProbe::fit(&Tensor::cat(rows, 0)?, &labels[..probed], classes);
+    let fit = |rows: &[Tensor]| LinearProbe::fit(&Tensor::cat(rows, 0)?, &taught, train.classes.len());
     let (of_latents, of_corners) = (fit(&latents)?, fit(&corners)?);
 
-    let texts = if eyes.has_text() { Some(eyes.label_vectors(&test.classes, templates)?) } else { None };
-    let labels = test.labels()?;
+    let words: Vec<String> = test.classes.iter().map(|c| caption(c)).collect();
+    let texts = if eyes.has_text() { Some(eyes.label_vectors(&words, &["{}"])?) } else { None };
     let (mut db, mut similar, mut right) = (0.0, 0.0, 0usize);
     let (mut found_latents, mut found_corners) = (0.0, 0.0);
     let (bits, group) = (eyes.model.bsq.bits, eyes.model.bsq.group);
     let mut codes: Vec<HashMap<u32, usize>> = vec![HashMap::new(); bits / group];
     let mut at = 0;
-    each_batch(test, n, side, |images| {
+    each_batch(test, &tested, side, |images| {
         let wanted = &labels[at..at + images.len()];
         let (seen, latents) = see(eyes, images)?;
         let zhat = eyes.model.expand(&eyes.model.bsq.quantize(&latents)?)?;

@@ -1,12 +1,16 @@
 //! The next step's data made while the step computes.
 
 use crate::{Error, Result};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::thread::{Scope, ScopedJoinHandle};
 
-/// Makes items by number, the next one always on a thread of its own before it is asked for.
+/// Makes items by number, the next one always before it is asked for. Its workers are its own, so that a step's kernels
+/// do not wait behind pictures.
 pub struct Ahead<'scope, 'env, T> {
     scope: &'scope Scope<'scope, 'env>,
+    workers: Arc<ThreadPool>,
     make: &'env (dyn Fn(usize) -> Result<T> + Sync),
     end: usize,
     next: RefCell<Option<(usize, ScopedJoinHandle<'scope, Result<T>>)>>,
@@ -18,8 +22,10 @@ impl<'scope, 'env, T: Send + 'scope> Ahead<'scope, 'env, T> {
         scope: &'scope Scope<'scope, 'env>,
         end: usize,
         make: &'env (dyn Fn(usize) -> Result<T> + Sync),
-    ) -> Self {
-        Self { scope, make, end, next: RefCell::new(None) }
+    ) -> Result<Self> {
+        let workers = ThreadPoolBuilder::new().num_threads(rayon::current_num_threads()).build();
+        let workers = Arc::new(workers.map_err(|e| Error::invalid(format!("no threads for the data: {e}")))?);
+        Ok(Self { scope, workers, make, end, next: RefCell::new(None) })
     }
 
     /// Item `n`; item `n + 1` is begun.
@@ -33,10 +39,19 @@ impl<'scope, 'env, T: Send + 'scope> Ahead<'scope, 'env, T> {
             _ => (self.make)(n),
         };
         if n + 1 < self.end {
-            let make = self.make;
-            self.next.replace(Some((n + 1, self.scope.spawn(move || make(n + 1)))));
+            let (make, workers) = (self.make, self.workers.clone());
+            self.next.replace(Some((n + 1, self.scope.spawn(move || workers.install(|| make(n + 1))))));
         }
         item
+    }
+}
+
+impl<T> Drop for Ahead<'_, '_, T> {
+    fn drop(&mut self) {
+        // an item that nobody asks for any more may fail as it likes
+        if let Some((_, made)) = self.next.take() {
+            let _ = made.join();
+        }
     }
 }
 
@@ -53,7 +68,7 @@ mod tests {
             if n == 3 { Err(Error::invalid("three")) } else { Ok(10 * n) }
         };
         std::thread::scope(|scope| {
-            let ahead = Ahead::new(scope, 6, &make);
+            let ahead = Ahead::new(scope, 6, &make).unwrap();
             assert_eq!(ahead.take(0).unwrap(), 0);
             assert_eq!(ahead.take(1).unwrap(), 10);
             // an error comes with its own item

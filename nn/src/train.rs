@@ -168,7 +168,7 @@ pub struct Summary {
     pub seconds: f64,
     /// Most memory that the process has had so far, in MiB; absent where the system does not tell.
     pub peak_memory_mib: Option<u64>,
-    /// Loss and measurements, each the mean over the last tenth of the updates (at most 100).
+    /// Loss and measurements, each the mean over those of the last tenth of the updates (at most 100) that this run did.
     pub last: BTreeMap<String, f64>,
 }
 
@@ -302,8 +302,8 @@ impl<'a> Trainer<'a> {
         }
         crate::ops::set_bf16_matmul(false);
         summary.peak_memory_mib = peak_memory_mib();
-        // a run that was already at its end says nothing new
-        if summary.ran > 0 {
+        // a run that was already at its end says nothing new, unless it was killed before it could say it
+        if summary.ran > 0 || !self.out.join(SUMMARY_FILE).exists() {
             let json = serde_json::to_string_pretty(&summary).map_err(|e| Error::invalid(e.to_string()))?;
             checkpoint::write_atomic(&self.out.join(SUMMARY_FILE), json.as_bytes())?;
         }

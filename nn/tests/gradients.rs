@@ -43,6 +43,8 @@ fn check(name: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor
 fn norms() {
     check("layer_norm", &[&[3, 5, 37], &[37], &[37]], |x| ops::layer_norm(&x[0], &x[1], &x[2], 1e-3));
     check("group_norm", &[&[3, 6, 5, 7], &[6], &[6]], |x| ops::group_norm(&x[0], &x[1], &x[2], 2, 1e-3));
+    // far from 0, where what is left after the mean must not be lost
+    check("group_norm", &[&[2, 4, 3, 3], &[4], &[4]], |x| ops::group_norm(&(&x[0] + 100.0)?, &x[1], &x[2], 2, 1e-3));
     check("rms_norm", &[&[3, 5, 37], &[37]], |x| ops::rms_norm(&x[0], &x[1], 1e-3));
 }
 
@@ -122,6 +124,10 @@ fn convolution() {
 #[test]
 fn resolutions() {
     check("double", &[&[2, 3, 4, 5]], |x| ops::double(&x[0]));
+    check("double with another consumer", &[&[1, 2, 3, 4]], |x| {
+        let twice = ops::halve(&ops::double(&x[0])?)?;
+        &x[0] + (twice * 0.5)?
+    });
     check("halve", &[&[2, 3, 4, 6]], |x| ops::halve(&x[0]));
 }
 

@@ -50,6 +50,9 @@ impl ClassifierConfig {
             let why = format!("image_size {} cannot be halved {halvings} times", self.image_size);
             return Err(Error::invalid(format!("classifier: {why}")));
         }
+        if self.image_size > 4096 {
+            return Err(Error::invalid(format!("classifier: image_size {} is beyond 4096", self.image_size)));
+        }
         if self.classes.len() < 2 {
             return Err(Error::invalid("classifier: needs pictures of two classes or more"));
         }

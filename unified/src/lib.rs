@@ -16,6 +16,7 @@ pub mod llamagen;
 pub mod llava;
 pub mod mixture;
 pub mod photos;
+pub mod process;
 pub mod runner;
 pub mod scenes;
 pub mod sequence;

@@ -86,11 +86,13 @@ pub fn tokenizer_of(c: &LlamaGenConfig, dir: &Path, at: &Placement) -> Result<Vi
     let visual = VisualTokenizer::load(dir, group_bits, Some(c.grid()), at)?;
     let codes = c.bitwise.map_or(c.vocab_size, |b| 1 << b.bits);
     if (visual.vocab(), visual.sub_tokens(), visual.grid()) != (codes, c.sub_tokens, c.grid()) {
-        let n = visual.vocab();
-        return Err(Error::bad_file(
-            dir,
-            format!("a codebook of {n} for a model of {codes} codes; give its own tokenizer"),
-        ));
+        let (n, sub, grid) = (visual.vocab(), visual.sub_tokens(), visual.grid());
+        let why = format!(
+            "a codebook of {n}, {sub} tokens a cell, {grid} cells a side, for a model of {codes} codes, {}, {}; give its own tokenizer",
+            c.sub_tokens,
+            c.grid()
+        );
+        return Err(Error::bad_file(dir, why));
     }
     Ok(visual)
 }

@@ -4,7 +4,7 @@
 #
 #     configs/llamagen/compare/run.sh [RUNS]      (default runs/compare)
 #
-# What is done is skipped, what was stopped goes on. Each training has a core of its own, so that equal time is equal work.
+# What is done is skipped, what was stopped goes on. Each training has a core of its own; docs/comparison.md has what each costs.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 runs=${1:-runs/compare}
@@ -12,8 +12,14 @@ photos=../shared/data/cifar10
 here=configs/llamagen/compare
 mkdir -p "$runs"
 cargo build --release --quiet --workspace --bins
-# trainings stay as they are while the code changes
-cp target/release/unified target/release/eval "$runs/"
+# trainings that go on stay with the program that began them
+[ -e "$runs/unified" ] || cp target/release/unified "$runs/"
+
+# xargs starts nothing more after 255
+failed() {
+  echo "$1: $(tail -n1 "$1")" >&2
+  exit 255
+}
 
 # train NAME CONFIG [KEY=VALUE ..]
 train() {
@@ -23,19 +29,20 @@ train() {
   for pair in "$@"; do set+=(--set "$pair"); done
   if [ ! -e "$runs/$name/summary.json" ]; then
     echo "$name"
-    RAYON_NUM_THREADS=1 "$runs/unified" train "$config" --out "$runs/$name" --resume "${set[@]}" 2>"$runs/$name.log"
+    RAYON_NUM_THREADS=1 "$runs/unified" train "$config" --out "$runs/$name" --resume "${set[@]}" 2>"$runs/$name.log" ||
+      failed "$runs/$name.log"
   fi
 }
 
 # measure NAME TITLE
 measure() {
   if [ ! -s "$runs/$1.md" ]; then
-    "$runs/eval" pictures --model "$runs/$1" --classifier "$runs/classifier" --photos "$photos" --row "$2" >"$runs/$1.part"
+    target/release/eval pictures --model "$runs/$1" --classifier "$runs/classifier" --photos "$photos" --row "$2" >"$runs/$1.part"
     mv "$runs/$1.part" "$runs/$1.md"
   fi
 }
 
-export -f train
+export -f train failed
 export runs
 # a core each
 each() { printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} bash -euo pipefail -c '{}'; }
@@ -45,12 +52,12 @@ each "train llamagen-vq $here/llamagen-vq.toml tokenizer=$runs/vq" \
   "train llamagen-qlip $here/llamagen-qlip.toml tokenizer=$runs/qlip2" \
   "train llamagen-bits $here/llamagen-bits.toml tokenizer=$runs/qlip2"
 # one after the other, because drawing is timed
-measure llamagen-vq "VQ codes"
-measure llamagen-qlip "QLIP, two sub-tokens a cell"
-measure llamagen-bits "QLIP, bits"
+measure llamagen-vq "VQ, 10 bits a cell, one token"
+measure llamagen-qlip "QLIP, 20 bits a cell, two sub-tokens"
+measure llamagen-bits "QLIP, 20 bits a cell, bitwise head"
 {
-  echo '| decoder on | parameters | tokens a picture | s a picture | asked class (classifier) | feature_frechet@classifier | tokenizer PSNR, dB | classifier on photographs |'
-  echo '|---|---|---|---|---|---|---|---|'
+  echo '| decoder on | parameters | tokens a picture | s a picture | asked class (classifier) | feature_frechet@classifier | tokenizer: PSNR, dB | its reconstructions classified right | and their feature_frechet |'
+  echo '|---|---|---|---|---|---|---|---|---|'
   cat "$runs"/llamagen-{vq,qlip,bits}.md
 } >"$runs/table.md"
 cat "$runs/table.md"

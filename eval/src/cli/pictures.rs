@@ -92,13 +92,19 @@ fn print(r: &Report, parameters: usize) {
     );
     println!("drawing: {:.4} s a picture of {} tokens", r.seconds, r.tokens);
     println!("decoder: {:.2}M parameters", parameters as f64 / 1e6);
-    println!("reconstruction: PSNR {:.2} dB (n = {})", r.psnr, r.reconstructed);
+    let t = &r.tokenizer;
+    println!(
+        "reconstructions: PSNR {:.2} dB, classifier right on {}, feature_frechet@classifier {:.4}",
+        t.psnr,
+        percent(&t.classified),
+        t.feature_frechet
+    );
 }
 
 /// The columns are those of configs/llamagen/compare/run.sh.
 fn row(name: &str, r: &Report, parameters: usize) {
     println!(
-        "| {name} | {:.2}M | {} | {:.4} | {:.1}% of {} | {:.3} (n = {}, {}) | {:.2} | {:.1}% |",
+        "| {name} | {:.2}M | {} | {:.4} | {:.1}% of {} | {:.3} (n = {}, {}) | {:.2} | {:.1}% | {:.3} |",
         parameters as f64 / 1e6,
         r.tokens,
         r.seconds,
@@ -107,7 +113,8 @@ fn row(name: &str, r: &Report, parameters: usize) {
         r.feature_frechet,
         r.drawings,
         r.photographs,
-        r.psnr,
-        100.0 * r.classifier.share()
+        r.tokenizer.psnr,
+        100.0 * r.tokenizer.classified.share(),
+        r.tokenizer.feature_frechet
     );
 }

@@ -9,9 +9,6 @@ use std::path::PathBuf;
 use unified::eyes::{Eyes, load_weights};
 use unified::files::{ModelFiles, Placement};
 
-/// What class names are put into for zero-shot classification.
-const TEMPLATE: &str = "a photo of a {}";
-
 /// A QLIP tokenizer by itself: reconstruction, zero-shot accuracy, linear probes on its tokens, code entropy.
 #[derive(clap::Args)]
 pub struct Qlip {
@@ -31,7 +28,7 @@ pub struct Qlip {
     #[arg(long)]
     raw: bool,
     /// Print a row of a Markdown table that begins with this name.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     row: Option<String>,
     /// Folder of the training whose summary.json tells speed and memory for the row; the model's if absent.
     #[arg(long, requires = "row")]
@@ -45,6 +42,8 @@ impl Qlip {
     pub fn run(&self) -> Result<()> {
         let (train, test) = (Pictures::open(&self.photos, "train"), Pictures::open(&self.photos, "test"));
         let (train, test) = (train.context("--photos")?, test.context("--photos")?);
+        // before minutes of measuring rather than after them
+        let speed = self.row.as_ref().map(|_| Summary::read(self.speed.as_ref().unwrap_or(&self.model))).transpose()?;
         let (files, cpu) = (ModelFiles::Dir(self.model.clone()), Placement::cpu());
         let text = files.has("tokenizer.json");
         let mut weights = load_weights(&files, "")?;
@@ -56,13 +55,12 @@ impl Qlip {
         }
         let text = text && weights.contains("text_projection.weight");
         let eyes = Eyes::with_weights(&files, "", weights, &cpu, text)?;
-        let r = measure(&eyes, &train, &test, self.limit, self.probe, &[TEMPLATE])?;
+        let r = measure(&eyes, &train, &test, self.limit, self.probe)?;
         let percent = |x: f64| format!("{:.1}", 100.0 * x);
         let zero_shot = r.zero_shot.map_or("-".to_owned(), percent);
         if self.json {
             println!("{}", serde_json::to_string(&r)?);
-        } else if let Some(name) = &self.row {
-            let done = Summary::read(self.speed.as_ref().unwrap_or(&self.model))?;
+        } else if let (Some(name), Some(done)) = (&self.row, speed) {
             println!(
                 "| {name} | {:.2} | {:.3} | {zero_shot} | {} | {} | {:.1} of {} | {:.2} | {} |",
                 r.psnr,

@@ -43,9 +43,10 @@ impl GroupNorm {
             let (mean, r) = self.stats(x);
             let first = i % self.groups * per;
             for (c, (y, x)) in y.chunks_exact_mut(plane).zip(x.chunks_exact(plane)).enumerate() {
-                let (scale, shift) = (r * w[first + c], b[first + c] - mean * r * w[first + c]);
+                let (scale, shift) = (r * w[first + c], b[first + c]);
                 for (y, x) in y.iter_mut().zip(x) {
-                    *y = x * scale + shift;
+                    // the mean first: beside a large one, x * scale would lose what is left
+                    *y = (x - mean) * scale + shift;
                 }
             }
         });
@@ -69,7 +70,7 @@ impl GroupNorm {
                 let (mut of_norm, mut of_sum) = (0f32, 0f32);
                 for (c, (x, g)) in x.chunks_exact(plane).zip(g.chunks_exact(plane)).enumerate() {
                     let db = vector::sum(g);
-                    let dw = (vector::dot(g, x) - mean * db) * r;
+                    let dw = vector::dot_dev(g, x, mean) * r;
                     parts[c] = (dw, db);
                     of_norm += w[c] * dw;
                     of_sum += w[c] * db;
@@ -77,12 +78,12 @@ impl GroupNorm {
                 let n = x.len() as f32;
                 // dx = r (g w - mean(g w) - norm mean(g w norm)), norm = (x - mean) r
                 let slope = r * r * of_norm / n;
-                let shift = slope * mean - r * of_sum / n;
+                let shift = r * of_sum / n;
                 let planes = dx.chunks_exact_mut(plane).zip(x.chunks_exact(plane).zip(g.chunks_exact(plane)));
                 for (c, (dx, (x, g))) in planes.enumerate() {
                     let scale = r * w[c];
                     for ((dx, x), g) in dx.iter_mut().zip(x).zip(g) {
-                        *dx = g * scale - x * slope + shift;
+                        *dx = g * scale - (x - mean) * slope - shift;
                     }
                 }
             });

@@ -6,11 +6,12 @@ use rayon::prelude::*;
 
 /// Each value four times: [batch, channels, height, width] to twice the height and width.
 pub fn double(x: &Tensor) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
+    let (b, c, h, w) = x.dims4()?;
     if is_fused(x) {
         return x.contiguous()?.apply_op1(Double);
     }
-    x.upsample_nearest2d(2 * h, 2 * w)
+    // candle's upsampling replaces a gradient that x already has instead of adding to it
+    x.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, 2, w, 2))?.reshape((b, c, 2 * h, 2 * w))
 }
 
 /// The mean of each square of four: [batch, channels, height, width], both even, to half of each.

@@ -28,6 +28,12 @@ pub fn sum(a: &[f32]) -> f32 {
     reduce2(a, a, |x, _| x)
 }
 
+/// Sum of a (b - c).
+#[inline(always)]
+pub fn dot_dev(a: &[f32], b: &[f32], c: f32) -> f32 {
+    reduce2(a, b, |x, y| x * (y - c))
+}
+
 /// Sum of squared distances to `c`.
 #[inline(always)]
 pub fn sum_sq_dev(a: &[f32], c: f32) -> f32 {

@@ -1,5 +1,5 @@
 //! The loss of a VQ tokenizer (Sun et al. 2024, section 2.1): pixels, codebook, commitment, and where asked LPIPS and a
-//! discriminator.
+//! discriminator. The discriminator's weight is the constant of the config; LlamaGen's adapts it to the gradients.
 
 use super::TRAINING_ONLY;
 use super::adversary::{Adversary, AdversaryConfig};
@@ -79,7 +79,9 @@ impl VqObjective {
         let q = self.model.quantise(&latents)?;
         let painted = self.model.decode(&q.values)?.0;
         let mse = (&painted - &pixels.0)?.sqr()?.mean_all()?;
-        let used = q.indices.iter().collect::<HashSet<_>>().len() as f64 / self.model.config.codebook_size as f64;
+        // of as many codes as a batch can show
+        let most = self.model.config.codebook_size.min(q.indices.len()).max(1);
+        let used = q.indices.iter().collect::<HashSet<_>>().len() as f64 / most as f64;
         let mut metrics = vec![
             ("mse", number(&mse)?),
             ("vq", number(&q.vq_loss)?),

@@ -72,10 +72,16 @@ impl VqConfig {
         if self.encoder_ch_mult.len() != self.decoder_ch_mult.len() || self.encoder_ch_mult.is_empty() {
             return Err(Error::invalid("VQ: encoder_ch_mult and decoder_ch_mult must be of one length"));
         }
-        if !self.ch.is_multiple_of(GROUPS) || widths.clone().any(|&m| m == 0) || self.codebook_size == 0 {
-            return Err(Error::invalid("VQ: ch must be a multiple of 32, multipliers and codebook_size positive"));
+        let fits = |m: &usize| *m > 0 && self.ch.checked_mul(*m).is_some_and(|c| c <= MOST_CHANNELS);
+        if self.ch == 0 || !self.ch.is_multiple_of(GROUPS) || !widths.clone().all(fits) || self.codebook_size == 0 {
+            return Err(Error::invalid(format!(
+                "VQ: ch must be a multiple of {GROUPS}, multipliers and codebook_size positive, at most {MOST_CHANNELS} channels"
+            )));
         }
-        if self.stride() >= 1 << 16 || self.num_res_blocks == 0 || self.z_channels == 0 || self.codebook_embed_dim == 0
+        if self.encoder_ch_mult.len() > 16
+            || self.num_res_blocks == 0
+            || self.z_channels == 0
+            || self.codebook_embed_dim == 0
         {
             return Err(Error::invalid(
                 "VQ: at most 16 levels; num_res_blocks, z_channels, codebook_embed_dim positive",
@@ -90,6 +96,9 @@ impl VqConfig {
         Ok(())
     }
 }
+
+/// More channels than any published tokenizer has, and few enough to be counted with.
+const MOST_CHANNELS: usize = 1 << 16;
 
 /// The tokenizer.
 #[derive(Debug, Clone)]

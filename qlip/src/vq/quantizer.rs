@@ -205,5 +205,14 @@ mod tests {
         assert!((f64::from(spread) + 2.0 * std::f64::consts::LN_2).abs() < 1e-5, "{spread}");
         assert!(value([[9.0, 9.0]; 4]).abs() < 1e-5);
         assert!(value([[0.0, 0.0]; 4]).abs() < 1e-5);
+        // two entries: at them the codes are certain and equally common; between them neither is
+        let table = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+        let entries = Codebook::Entries { table, l2_norm: false };
+        let of = |rows: [[f32; 2]; 2]| {
+            entries.entropy(&Tensor::new(&rows, &Device::Cpu).unwrap()).unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert!((f64::from(of([[1.0, 0.0], [0.0, 1.0]])) + std::f64::consts::LN_2).abs() < 1e-5);
+        assert!(of([[0.5, 0.5]; 2]).abs() < 1e-5);
+        assert!(of([[1.0, 0.0]; 2]).abs() < 1e-5);
     }
 }

@@ -1,7 +1,7 @@
 //! Training of the classifier that measures drawings: cross-entropy, random crops and flips.
 
 use super::Run;
-use super::pictures::{PictureSource, name_broken, share};
+use super::pictures::{PictureSource, image_size, name_broken, share};
 use crate::classifier::{Classifier, ClassifierConfig, ModelType};
 use crate::{Error, Result};
 use candle_core::DType;
@@ -52,6 +52,7 @@ impl ClassifierTraining {
     /// Runs it.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
         share("smallest_crop", f64::from(self.smallest_crop))?;
+        image_size(self.image_size)?;
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
         photos.labels()?;
         let config = ClassifierConfig {
@@ -85,7 +86,7 @@ impl ClassifierTraining {
         let trainer = Trainer::new(steps, &self.optim, &params, out, run.resume);
         let make = |n: usize| source.batch(n, self.batch_size);
         let done = std::thread::scope(|scope| {
-            let batches = Ahead::new(scope, self.steps, &make);
+            let batches = Ahead::new(scope, self.steps, &make)?;
             trainer.run(
                 |n| {
                     let shown = batches.take(n)?;

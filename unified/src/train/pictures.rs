@@ -9,6 +9,9 @@ use qlip::data::Pictures;
 use rayon::prelude::*;
 use std::path::Path;
 
+/// More pixels along a side than any training here can hold.
+const MOST_PIXELS: usize = 4096;
+
 /// How pictures of a batch are drawn.
 pub(super) struct PictureSource<'a> {
     pub photos: &'a Pictures,
@@ -57,6 +60,14 @@ pub(super) fn name_broken(photos: &Pictures, out: &Path) -> Result<()> {
         return Ok(());
     }
     checkpoint::write_atomic(&out.join("broken.txt"), (broken.join("\n") + "\n").as_bytes())
+}
+
+/// Whether pictures of a training can have so many pixels along their side.
+pub(super) fn image_size(side: usize) -> Result<()> {
+    if (1..=MOST_PIXELS).contains(&side) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("image_size = {side}: write 1 to {MOST_PIXELS}")))
 }
 
 /// Whether a number in a config is a share.

@@ -1,7 +1,7 @@
 //! Training of the visual tokenizer on photographs and scenes.
 
 use super::Run;
-use super::pictures::{PictureSource, name_broken};
+use super::pictures::{PictureSource, name_broken, share};
 use crate::{Error, Result};
 use candle_core::DType;
 use nn::ahead::Ahead;
@@ -104,6 +104,8 @@ const SHEET: usize = 8;
 impl QlipTraining {
     /// Runs the stage.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
+        share("scene_share", self.scene_share)?;
+        share("smallest_crop", f64::from(self.smallest_crop))?;
         let (config, start) = self.model()?;
         let text = if self.stage == 1 { Some(self.text(&config)?) } else { None };
         let freeze = if self.stage == 2 { STAGE2_FROZEN } else { &[] };
@@ -147,7 +149,7 @@ impl QlipTraining {
         let vars = params.vars();
         let make = |n: usize| source.batch(n, self.batch_size);
         let done = std::thread::scope(|scope| {
-            let batches = Ahead::new(scope, self.steps, &make);
+            let batches = Ahead::new(scope, self.steps, &make)?;
             trainer.run(
                 |n| {
                     let (images, captions): (Vec<Image>, Vec<String>) =

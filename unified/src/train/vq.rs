@@ -1,7 +1,7 @@
 //! Training of LlamaGen's image tokenizer (Sun et al. 2024, section 2.1), with a codebook or with signs.
 
 use super::Run;
-use super::pictures::{PictureSource, name_broken, share};
+use super::pictures::{PictureSource, image_size, name_broken, share};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use nn::ahead::Ahead;
@@ -79,7 +79,9 @@ impl VqTraining {
         share("scene_share", self.scene_share)?;
         share("smallest_crop", f64::from(self.smallest_crop))?;
         let (config, start) = self.model()?;
-        if self.image_size == 0 || !self.image_size.is_multiple_of(config.stride()) {
+        config.check()?;
+        image_size(self.image_size)?;
+        if !self.image_size.is_multiple_of(config.stride()) {
             let why = format!("image_size = {}: write a multiple of the stride {}", self.image_size, config.stride());
             return Err(Error::invalid(why));
         }
@@ -112,7 +114,7 @@ impl VqTraining {
         let trainer = Trainer { apart: CLIPPED_APART, ..trainer };
         let make = |n: usize| source.batch(n, self.batch_size);
         let done = std::thread::scope(|scope| {
-            let batches = Ahead::new(scope, self.steps, &make);
+            let batches = Ahead::new(scope, self.steps, &make)?;
             trainer.run(
                 |n| {
                     let images: Vec<Image> = batches.take(n)?.into_iter().map(|s| s.image).collect();
