@@ -54,7 +54,7 @@ measure() {
 one=configs/ablation/stage1.toml
 two=configs/ablation/stage2.toml
 teacher=unified/assets/nano/qlip
-patchgan='adversary={ net = { kind = "patch", width = 32, layers = 2 }, game = "hinge", start = 100 }'
+patchgan='adversary={ net = { kind = "patch", width = 16, layers = 2 }, game = "hinge", start = 100 }'
 trunk="lpips={ net = \"alex\", trunk = \"$runs/trunk.safetensors\" }"
 jobs=(
   "base 'stage 1: pixels and alignment' $one"
