@@ -6,28 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${1:-runs/ablation}
 photos=../shared/data/cifar10
-mkdir -p "$runs"
-cargo build --release --quiet --workspace --bins --examples
+. configs/tables.sh
 target/release/examples/random_trunk "$runs/trunk.safetensors"
-# rows that are being made, or go on, stay with the program that began them
-[ -e "$runs/unified" ] || cp target/release/unified "$runs/"
 
-# xargs starts nothing more after 255
-failed() {
-  echo "$1: $(tail -n1 "$1")" >&2
-  exit 255
-}
-
-# NAME WORDS CONFIG [KEY=VALUE ..]
-train() {
-  local name=$1 config=$3
-  shift 3
-  local set=()
-  for pair in "$@"; do set+=(--set "$pair"); done
-  [ -f "$runs/$name/summary.json" ] && return
-  RAYON_NUM_THREADS=1 "$runs/unified" train "$config" --out "$runs/$name" --resume "${set[@]}" 2>"$runs/$name.log" ||
-    failed "$runs/$name.log"
-}
+# a job is NAME WORDS CONFIG [KEY=VALUE ..]
+learn() { train "$1" "${@:3}"; }
 
 # a few updates of the same in its later phase, alone on the machine
 speed() {
@@ -72,14 +55,12 @@ jobs=(
   "adversarial 'stage 2 with a PatchGAN' $two start=$runs/base loss.adversarial=0.02 '$patchgan'"
   "gram 'stage 2 with Gram matrices' $two start=$runs/base loss.gram=0.1 '$trunk'"
 )
-export -f train measure failed
-export runs photos
-# all jobs through one of the functions, a core each
-each() { printf "$1 %s\0" "${@:2}" | xargs -0 -P "$(nproc)" -I{} bash -euo pipefail -c '{}'; }
-each train "${jobs[@]:0:2}" # others start from the first
-each train "${jobs[@]:2}"
+export -f learn measure
+export photos
+each "learn ${jobs[0]}" # others start from it
+each "${jobs[@]/#/learn }"
 for job in "${jobs[@]}"; do eval "speed $job"; done
-each measure "${jobs[@]}"
+each "${jobs[@]/#/measure }"
 
 {
   echo '| training | PSNR, dB | SSIM | zero-shot, % | probe of quantised tokens, % | before quantisation, % | code entropy, bits | updates/s | peak memory, MiB |'

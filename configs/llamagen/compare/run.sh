@@ -10,29 +10,7 @@ cd "$(dirname "$0")/../../.."
 runs=${1:-runs/compare}
 photos=../shared/data/cifar10
 here=configs/llamagen/compare
-mkdir -p "$runs"
-cargo build --release --quiet --workspace --bins
-# trainings that go on stay with the program that began them
-[ -e "$runs/unified" ] || cp target/release/unified "$runs/"
-
-# xargs starts nothing more after 255
-failed() {
-  echo "$1: $(tail -n1 "$1")" >&2
-  exit 255
-}
-
-# train NAME CONFIG [KEY=VALUE ..]
-train() {
-  local name=$1 config=$2
-  shift 2
-  local set=()
-  for pair in "$@"; do set+=(--set "$pair"); done
-  if [ ! -e "$runs/$name/summary.json" ]; then
-    echo "$name"
-    RAYON_NUM_THREADS=1 "$runs/unified" train "$config" --out "$runs/$name" --resume "${set[@]}" 2>"$runs/$name.log" ||
-      failed "$runs/$name.log"
-  fi
-}
+. configs/tables.sh
 
 # measure NAME TITLE
 measure() {
@@ -42,10 +20,6 @@ measure() {
   fi
 }
 
-export -f train failed
-export runs
-# a core each
-each() { printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} bash -euo pipefail -c '{}'; }
 each "train qlip1 configs/ablation/stage1.toml; train qlip2 configs/ablation/stage2.toml start=$runs/qlip1" \
   "train vq $here/vq.toml; train classifier $here/classifier.toml"
 each "train llamagen-vq $here/llamagen-vq.toml tokenizer=$runs/vq" \
