@@ -19,7 +19,6 @@ speed() {
   local set=(--set steps=16)
   for pair in "$@"; do set+=(--set "$pair"); done
   case "$*" in
-    *adversary*) set+=(--set adversary.start=0) ;;
     *proximal*) set+=(--set loss.proximal_steps=1 --set loss.proximal_ramp=0) ;;
   esac
   [ -f "$out/summary.json" ] && return
@@ -30,14 +29,16 @@ speed() {
 measure() {
   [ -f "$runs/$1.md" ] && return
   RAYON_NUM_THREADS=1 target/release/eval qlip --model "$runs/$1" --photos "$photos" --limit 4000 --probe 10000 --row "$2" \
-    --speed "$runs/speed/$1" >"$runs/$1.part" 2>"$runs/$1.eval.log" || failed "$runs/$1.eval.log"
+    >"$runs/$1.part" 2>"$runs/$1.eval.log" || failed "$runs/$1.eval.log"
   mv "$runs/$1.part" "$runs/$1.md"
 }
+
+# number KEY SUMMARY
+number() { sed -n "s/^  \"$1\": \([0-9.]*\).*/\1/p" "$2"; }
 
 one=configs/ablation/stage1.toml
 two=configs/ablation/stage2.toml
 teacher=unified/assets/nano/qlip
-patchgan='adversary={ net = { kind = "patch", width = 16, layers = 2 }, game = "hinge", start = 100 }'
 trunk="lpips={ net = \"alex\", trunk = \"$runs/trunk.safetensors\" }"
 jobs=(
   "base 'stage 1: pixels and alignment' $one"
@@ -52,19 +53,23 @@ jobs=(
   "levels '+ features of layers 2 and 3' $one 'model.vision_config.quantizer_levels=[2, 3]'"
   "bits36 '36 bits' $one model.vision_config.quantizer_cfg.embed_dim=36 model.vision_config.quantizer_cfg.group_size=9"
   "bits128 '128 bits' $one model.vision_config.quantizer_cfg.embed_dim=128 model.vision_config.quantizer_cfg.group_size=8"
-  "adversarial 'stage 2 with a PatchGAN' $two start=$runs/base loss.adversarial=0.02 '$patchgan'"
   "gram 'stage 2 with Gram matrices' $two start=$runs/base loss.gram=0.1 '$trunk'"
 )
 export -f learn measure
 export photos
 each "learn ${jobs[0]}" # others start from it
 each "${jobs[@]/#/learn }"
-for job in "${jobs[@]}"; do eval "speed $job"; done
 each "${jobs[@]/#/measure }"
+for job in "${jobs[@]}"; do eval "speed $job"; done
 
 {
   echo '| training | PSNR, dB | SSIM | zero-shot, % | probe of quantised tokens, % | before quantisation, % | code entropy, bits | updates/s | peak memory, MiB |'
   echo '|---|---|---|---|---|---|---|---|---|'
-  for job in "${jobs[@]}"; do cat "$runs/${job%% *}.md"; done
+  for job in "${jobs[@]}"; do
+    name=${job%% *}
+    told=$runs/speed/$name/summary.json
+    rate=$(awk "BEGIN { printf \"%.2f\", $(number ran "$told") / $(number seconds "$told") }")
+    echo "$(cat "$runs/$name.md") $rate | $(number peak_memory_mib "$told") |"
+  done
 } >"$runs/table.md"
 cat "$runs/table.md"

@@ -69,9 +69,8 @@ fn a_tokenizer_and_its_raw_weights_are_measured() {
     assert_ne!(report["psnr"], json(&["--raw"])["psnr"], "the average is not the weights");
     let (ok, row) = eval(&[&base[..], &["--row", "tiny"]].concat());
     assert!(ok, "{row}");
-    fits(&row, "configs/ablation/run.sh");
-    let (ok, error) = eval(&[&base[..], &["--row", "tiny", "--speed", "nowhere"]].concat());
-    assert!(!ok && error.contains("nowhere") && error.lines().count() == 1, "{error}");
+    // speed and memory come from elsewhere
+    fits(&format!("{row} 1 | 2 |"), "configs/ablation/run.sh");
 }
 
 #[test]

@@ -156,7 +156,7 @@ pub const STATE_FILE: &str = "training.safetensors";
 pub const SUMMARY_FILE: &str = "summary.json";
 
 /// What a training leaves to say; summary.json in its folder.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Summary {
     /// Updates in all.
     pub steps: usize,
@@ -170,20 +170,6 @@ pub struct Summary {
     pub peak_memory_mib: Option<u64>,
     /// Loss and measurements, each the mean over those of the last tenth of the updates (at most 100) that this run did.
     pub last: BTreeMap<String, f64>,
-}
-
-impl Summary {
-    /// Of a training's folder.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(SUMMARY_FILE);
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(&path, e.to_string()))
-    }
-
-    /// Updates a second in this run.
-    pub fn updates_per_second(&self) -> f64 {
-        self.ran as f64 / self.seconds.max(1e-9)
-    }
 }
 
 /// Linux's count of the most memory that this process has had.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use eval::visual::measure;
 use nn::checkpoint;
-use nn::train::{STATE_FILE, Summary};
+use nn::train::STATE_FILE;
 use qlip::data::Pictures;
 use std::path::PathBuf;
 use unified::eyes::{Eyes, load_weights};
@@ -30,9 +30,6 @@ pub struct Qlip {
     /// Print a row of a Markdown table that begins with this name.
     #[arg(long, conflicts_with = "json")]
     row: Option<String>,
-    /// Folder of the training whose summary.json tells speed and memory for the row; the model's if absent.
-    #[arg(long, requires = "row")]
-    speed: Option<PathBuf>,
     /// Print JSON for machines.
     #[arg(long)]
     json: bool,
@@ -42,8 +39,6 @@ impl Qlip {
     pub fn run(&self) -> Result<()> {
         let (train, test) = (Pictures::open(&self.photos, "train"), Pictures::open(&self.photos, "test"));
         let (train, test) = (train.context("--photos")?, test.context("--photos")?);
-        // before minutes of measuring rather than after them
-        let speed = self.row.as_ref().map(|_| Summary::read(self.speed.as_ref().unwrap_or(&self.model))).transpose()?;
         let (files, cpu) = (ModelFiles::Dir(self.model.clone()), Placement::cpu());
         let text = files.has("tokenizer.json");
         let mut weights = load_weights(&files, "")?;
@@ -60,17 +55,15 @@ impl Qlip {
         let zero_shot = r.zero_shot.map_or("-".to_owned(), percent);
         if self.json {
             println!("{}", serde_json::to_string(&r)?);
-        } else if let (Some(name), Some(done)) = (&self.row, speed) {
+        } else if let Some(name) = &self.row {
             println!(
-                "| {name} | {:.2} | {:.3} | {zero_shot} | {} | {} | {:.1} of {} | {:.2} | {} |",
+                "| {name} | {:.2} | {:.3} | {zero_shot} | {} | {} | {:.1} of {} |",
                 r.psnr,
                 r.ssim,
                 percent(r.probe_quantized),
                 percent(r.probe_latents),
                 r.code_entropy,
                 r.bits,
-                done.updates_per_second(),
-                done.peak_memory_mib.map_or("-".to_owned(), |m| m.to_string()),
             );
         } else {
             println!("{} photographs of {} pixels a side, probes from {}:", r.photos, eyes.side(), r.probed);
