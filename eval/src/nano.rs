@@ -62,6 +62,12 @@ impl Tally {
     }
 }
 
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1}% of {}", 100.0 * self.share(), self.n)
+    }
+}
+
 type ByKind = BTreeMap<String, Tally>;
 
 /// Shares are in 0..1.
@@ -150,16 +156,10 @@ pub fn run(model: &Unified, photos: &Pictures, s: &Sizes, tell: &mut dyn FnMut(&
     Ok(Report { photos: n, side, psnr, ssim, zero_shot, scenes_kept, questions, by_kind, blind, follow_ups, drawing })
 }
 
-/// Unit vectors of the classes' captions.
-fn class_vectors(model: &Unified, classes: &[String]) -> Result<candle_core::Tensor> {
-    let words: Vec<String> = classes.iter().map(|c| caption(c)).collect();
-    model.eyes.label_vectors(&words, &["{}"])
-}
-
 fn photographs(model: &Unified, photos: &Pictures, n: usize, batch: usize) -> Result<(f64, f64, f64)> {
     let eyes = &model.eyes;
     let side = eyes.side();
-    let labels = class_vectors(model, &photos.classes)?;
+    let labels = eyes.class_vectors(&photos.classes)?;
     let classes = photos.labels()?;
     let (mut db, mut similar, mut right) = (0.0, 0.0, 0usize);
     for start in (0..n).step_by(batch) {
@@ -318,7 +318,7 @@ fn drawings(model: &Unified, category: Category, g: &Generation, s: &Sizes) -> R
 }
 
 fn drawn_photographs(model: &Unified, classes: &[String], g: &Generation, s: &Sizes) -> Result<Tally> {
-    let labels = class_vectors(model, classes)?;
+    let labels = model.eyes.class_vectors(classes)?;
     let mut tally = Tally::default();
     for (label, class) in classes.iter().enumerate() {
         let context = model.drawing_context(&caption(class))?;

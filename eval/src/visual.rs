@@ -4,8 +4,7 @@ use crate::image::{psnr, ssim};
 use crate::probe::LinearProbe;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use qlip::bsq::Latents;
-use qlip::data::{Pictures, caption};
+use qlip::data::Pictures;
 use qlip::{Image, Pixels};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -41,18 +40,22 @@ pub struct VisualReport {
 
 /// What a batch of pictures becomes.
 struct Seen {
-    /// Latents of a picture in a row [batch, cells * bits].
-    latents: Tensor,
-    /// Corners, likewise.
+    /// Features of the class tokens [batch, width].
+    pooled: Tensor,
+    /// Corners [batch, cells, bits].
     corners: Tensor,
+    /// Latents of a picture in a row [batch, cells * bits].
+    latent_rows: Tensor,
+    /// Corners, likewise.
+    corner_rows: Tensor,
 }
 
-fn see(eyes: &Eyes, images: &[Image]) -> Result<(Seen, Latents)> {
+fn see(eyes: &Eyes, images: &[Image]) -> Result<Seen> {
     let pixels = eyes.preprocess.normalise(images, eyes.model.logit_scale.device())?;
-    let latents = eyes.model.encode(&pixels)?.latents;
+    let out = eyes.model.encode(&pixels)?;
+    let corners = eyes.model.bsq.quantize(&out.latents)?;
     let rows = |t: &Tensor| t.reshape((images.len(), ()));
-    let corners = eyes.model.bsq.quantize(&latents)?;
-    Ok((Seen { latents: rows(&latents.0)?, corners: rows(&corners)? }, latents))
+    Ok(Seen { latent_rows: rows(&out.latents.0)?, corner_rows: rows(&corners)?, corners, pooled: out.pooled })
 }
 
 /// Pictures, cut to the tokenizer's side, `BATCH` at a time.
@@ -93,16 +96,15 @@ pub fn measure(eyes: &Eyes, train: &Pictures, test: &Pictures, n: usize, probed:
     let (taught, labels) = (labels_of(train, &learned)?, labels_of(test, &tested)?);
     let (mut latents, mut corners) = (Vec::new(), Vec::new());
     each_batch(train, &learned, side, |images| {
-        let (seen, _) = see(eyes, images)?;
-        latents.push(seen.latents);
-        corners.push(seen.corners);
+        let seen = see(eyes, images)?;
+        latents.push(seen.latent_rows);
+        corners.push(seen.corner_rows);
         Ok(())
     })?;
     let fit = |rows: &[Tensor]| LinearProbe::fit(&Tensor::cat(rows, 0)?, &taught, train.classes.len());
     let (of_latents, of_corners) = (fit(&latents)?, fit(&corners)?);
 
-    let words: Vec<String> = test.classes.iter().map(|c| caption(c)).collect();
-    let texts = if eyes.has_text() { Some(eyes.label_vectors(&words, &["{}"])?) } else { None };
+    let texts = if eyes.has_text() { Some(eyes.class_vectors(&test.classes)?) } else { None };
     let (mut db, mut similar, mut right) = (0.0, 0.0, 0usize);
     let (mut found_latents, mut found_corners) = (0.0, 0.0);
     let (bits, group) = (eyes.model.bsq.bits, eyes.model.bsq.group);
@@ -110,17 +112,17 @@ pub fn measure(eyes: &Eyes, train: &Pictures, test: &Pictures, n: usize, probed:
     let mut at = 0;
     each_batch(test, &tested, side, |images| {
         let wanted = &labels[at..at + images.len()];
-        let (seen, latents) = see(eyes, images)?;
-        let zhat = eyes.model.expand(&eyes.model.bsq.quantize(&latents)?)?;
+        let seen = see(eyes, images)?;
+        let zhat = eyes.model.expand(&seen.corners)?;
         let back = eyes.preprocess.images(&Pixels(eyes.model.paint(&zhat)?.0.0))?;
         let scores: Vec<(f64, f64)> =
             images.par_iter().zip(&back).map(|(a, b)| (psnr(a, b), ssim(a, b).unwrap_or(f64::NAN))).collect();
         db += scores.iter().map(|s| s.0).sum::<f64>();
         similar += scores.iter().map(|s| s.1).sum::<f64>();
-        found_latents += of_latents.accuracy(&seen.latents, wanted)? * images.len() as f64;
-        found_corners += of_corners.accuracy(&seen.corners, wanted)? * images.len() as f64;
+        found_latents += of_latents.accuracy(&seen.latent_rows, wanted)? * images.len() as f64;
+        found_corners += of_corners.accuracy(&seen.corner_rows, wanted)? * images.len() as f64;
         if let Some(texts) = &texts {
-            let rows = eyes.classify(images, texts)?;
+            let rows = eyes.rank(&seen.pooled, texts)?;
             right += rows.iter().zip(wanted).filter(|(row, l)| lm::sample::argmax(row) == **l).count();
         }
         let signs = seen.corners.flatten_all()?.to_vec1::<f32>()?;

@@ -1,6 +1,6 @@
 //! A convolutional classifier of small pictures: what measures drawings must not be the model that drew them.
 
-use crate::photos::centre;
+use crate::photos::{MOST_PIXELS, centre};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lm::sample::argmax;
@@ -50,8 +50,9 @@ impl ClassifierConfig {
             let why = format!("image_size {} cannot be halved {halvings} times", self.image_size);
             return Err(Error::invalid(format!("classifier: {why}")));
         }
-        if self.image_size > 4096 {
-            return Err(Error::invalid(format!("classifier: image_size {} is beyond 4096", self.image_size)));
+        if self.image_size > MOST_PIXELS {
+            let why = format!("classifier: image_size {} is beyond {MOST_PIXELS}", self.image_size);
+            return Err(Error::invalid(why));
         }
         if self.classes.len() < 2 {
             return Err(Error::invalid("classifier: needs pictures of two classes or more"));

@@ -7,6 +7,7 @@ use nn::stored::Stored;
 use nn::{Params, checkpoint};
 use qlip::bsq::unit;
 use qlip::config::{QlipConfig, parse_json};
+use qlip::data::caption;
 use qlip::tokenizer::TextTokenizer;
 use qlip::{Codes, Image, Preprocess, Qlip};
 
@@ -111,19 +112,29 @@ impl Eyes {
         Ok(Tensor::cat(&rows, 0)?)
     }
 
+    /// Unit vectors of classes, each in words as it is in training: "a photo of a dog".
+    pub fn class_vectors(&self, classes: &[String]) -> Result<Tensor> {
+        let words: Vec<String> = classes.iter().map(|c| caption(c)).collect();
+        self.label_vectors(&words, &["{}"])
+    }
+
     /// Probability of each label for each picture, rows in the order of the pictures.
     pub fn classify(&self, images: &[Image], labels: &Tensor) -> Result<Vec<Vec<f32>>> {
-        let scale = self.model.logit_scale.exp()?;
         let mut out = Vec::new();
         for chunk in images.chunks(BATCH) {
             let pixels = self.preprocess.pixels(chunk, &self.device)?;
-            let image = self.model.embed_image(&self.model.encode(&pixels)?.pooled)?;
-            let logits = image.matmul(&labels.t()?)?.broadcast_mul(&scale)?;
-            let e = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
-            let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(DType::F32)?;
-            out.extend(p.to_vec2::<f32>()?);
+            out.extend(self.rank(&self.model.encode(&pixels)?.pooled, labels)?);
         }
         Ok(out)
+    }
+
+    /// The same from the class tokens' features [pictures, width].
+    pub fn rank(&self, pooled: &Tensor, labels: &Tensor) -> Result<Vec<Vec<f32>>> {
+        let image = self.model.embed_image(pooled)?;
+        let logits = image.matmul(&labels.t()?)?.broadcast_mul(&self.model.logit_scale.exp()?)?;
+        let e = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
+        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(DType::F32)?;
+        Ok(p.to_vec2::<f32>()?)
     }
 }
 

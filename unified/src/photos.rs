@@ -4,6 +4,9 @@ use nn::rng::{self, Rng};
 use qlip::resample::{resize, resize_window};
 use qlip::{Image, image};
 
+/// Most pixels along a side that a training may ask for.
+pub const MOST_PIXELS: usize = 4096;
+
 /// A picture at `side` pixels, as evaluation sees it.
 pub fn centre(img: &Image, side: usize) -> Image {
     image::Preprocess::clip(side).crop(img)

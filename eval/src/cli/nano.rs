@@ -1,10 +1,10 @@
 //! `eval nano`
 
+use super::teller;
 use anyhow::{Context, Result};
-use eval::nano::{Report, Sizes, Tally, run};
+use eval::nano::{Report, Sizes, run};
 use qlip::data::Pictures;
 use std::path::PathBuf;
-use std::time::Instant;
 use unified::files::{ModelFiles, Placement};
 use unified::runner::Unified;
 
@@ -66,9 +66,7 @@ impl Nano {
             batch: self.batch,
             seed: self.seed,
         };
-        let clock = Instant::now();
-        let report =
-            run(&model, &photos, &sizes, &mut |what| eprintln!("{:>6.0} s  {what}", clock.elapsed().as_secs_f64()))?;
+        let report = run(&model, &photos, &sizes, &mut teller())?;
         if self.json {
             println!("{}", serde_json::to_string(&report)?);
         } else {
@@ -79,25 +77,24 @@ impl Nano {
 }
 
 fn print(r: &Report) {
-    let percent = |t: &Tally| format!("{:.1}% of {}", 100.0 * t.share(), t.n);
     println!("photographs (n = {}, enlarged to {} pixels):", r.photos, r.side);
     println!("  PSNR {:.2} dB, SSIM {:.4}, zero-shot accuracy {:.1}%", r.psnr, r.ssim, 100.0 * r.zero_shot);
-    println!("scenes kept by reconstruction: {}", percent(&r.scenes_kept));
-    println!("scene questions right: {} (blind {:.1}%)", percent(&r.questions), 100.0 * r.blind);
+    println!("scenes kept by reconstruction: {}", r.scenes_kept);
+    println!("scene questions right: {} (blind {:.1}%)", r.questions, 100.0 * r.blind);
     for (kind, tally) in &r.by_kind {
-        println!("  {kind:<10} {}", percent(tally));
+        println!("  {kind:<10} {}", tally);
     }
-    println!("questions about a picture of an earlier turn right: {}", percent(&r.follow_ups));
+    println!("questions about a picture of an earlier turn right: {}", r.follow_ups);
     for d in &r.drawing {
         println!("drawing, best of {}", d.best_of);
         println!("  strict check (in brackets the share of asked things that are there):");
         for (category, tally) in &d.strict {
-            println!("    {category:<10} {} ({:.1}%)", percent(tally), 100.0 * d.soft[category]);
+            println!("    {category:<10} {} ({:.1}%)", tally, 100.0 * d.soft[category]);
         }
-        println!("  edits that show exactly the changed scene: {}", percent(&d.edits()));
+        println!("  edits that show exactly the changed scene: {}", d.edits());
         for (kind, tally) in &d.edits {
-            println!("    {kind:<10} {}", percent(tally));
+            println!("    {kind:<10} {}", tally);
         }
-        println!("  photographs that the zero-shot head assigns to the asked class: {}", percent(&d.drawn_photos));
+        println!("  photographs that the zero-shot head assigns to the asked class: {}", d.drawn_photos);
     }
 }

@@ -1,5 +1,6 @@
 //! `eval pictures`
 
+use super::teller;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use eval::pictures::{Report, Sizes, Studio, run};
@@ -8,7 +9,6 @@ use lm::draw::{DrawSettings, Schedule};
 use lm::llamagen::LlamaGen;
 use nn::stored::Stored;
 use std::path::PathBuf;
-use std::time::Instant;
 use unified::classifier::Classifier;
 use unified::files::Placement;
 use unified::llamagen::{llamagen_files, tokenizer_beside, tokenizer_of};
@@ -67,8 +67,7 @@ impl Pictures {
             DrawSettings { sample, guidance_scale: self.guidance, guidance_interval: -1, schedule: Schedule::Constant };
         let sizes = Sizes { per_class: self.per_class, batch: self.batch, seed: self.seed, draw };
         let studio = Studio { model: &model, visual: &visual, classifier: &classifier, photos: &photos };
-        let clock = Instant::now();
-        let report = run(&studio, &sizes, &mut |what| eprintln!("{:>6.0} s  {what}", clock.elapsed().as_secs_f64()))?;
+        let report = run(&studio, &sizes, &mut teller())?;
         match &self.row {
             Some(name) => row(name, &report, parameters),
             None if self.json => {
@@ -83,9 +82,8 @@ impl Pictures {
 }
 
 fn print(r: &Report, parameters: usize) {
-    let percent = |t: &eval::nano::Tally| format!("{:.1}% of {}", 100.0 * t.share(), t.n);
-    println!("classifier right on test photographs: {}", percent(&r.classifier));
-    println!("drawings that it assigns to the asked class: {}", percent(&r.asked_class));
+    println!("classifier right on test photographs: {}", r.classifier);
+    println!("drawings that it assigns to the asked class: {}", r.asked_class);
     println!(
         "feature_frechet@classifier {:.4} (n = {} drawings, {} photographs)",
         r.feature_frechet, r.drawings, r.photographs
@@ -95,21 +93,18 @@ fn print(r: &Report, parameters: usize) {
     let t = &r.tokenizer;
     println!(
         "reconstructions: PSNR {:.2} dB, classifier right on {}, feature_frechet@classifier {:.4}",
-        t.psnr,
-        percent(&t.classified),
-        t.feature_frechet
+        t.psnr, t.classified, t.feature_frechet
     );
 }
 
 /// The columns are those of configs/llamagen/compare/run.sh.
 fn row(name: &str, r: &Report, parameters: usize) {
     println!(
-        "| {name} | {:.2}M | {} | {:.4} | {:.1}% of {} | {:.3} (n = {}, {}) | {:.2} | {:.1}% | {:.3} |",
+        "| {name} | {:.2}M | {} | {:.4} | {} | {:.3} (n = {}, {}) | {:.2} | {:.1}% | {:.3} |",
         parameters as f64 / 1e6,
         r.tokens,
         r.seconds,
-        100.0 * r.asked_class.share(),
-        r.asked_class.n,
+        r.asked_class,
         r.feature_frechet,
         r.drawings,
         r.photographs,

@@ -40,15 +40,15 @@ impl Qlip {
         let (train, test) = (Pictures::open(&self.photos, "train"), Pictures::open(&self.photos, "test"));
         let (train, test) = (train.context("--photos")?, test.context("--photos")?);
         let (files, cpu) = (ModelFiles::Dir(self.model.clone()), Placement::cpu());
-        let text = files.has("tokenizer.json");
-        let mut weights = load_weights(&files, "")?;
-        if self.raw {
+        let weights = if self.raw {
             let state = checkpoint::load(&self.model.join(STATE_FILE))?;
             let mut all = checkpoint::load_dir(&self.model)?;
             all.extend(state.into_iter().filter_map(|(k, v)| Some((k.strip_prefix("p.")?.to_owned(), v))));
-            weights = all.into();
-        }
-        let text = text && weights.contains("text_projection.weight");
+            all.into()
+        } else {
+            load_weights(&files, "")?
+        };
+        let text = files.has("tokenizer.json") && weights.contains("text_projection.weight");
         let eyes = Eyes::with_weights(&files, "", weights, &cpu, text)?;
         let r = measure(&eyes, &train, &test, self.limit, self.probe)?;
         let percent = |x: f64| format!("{:.1}", 100.0 * x);

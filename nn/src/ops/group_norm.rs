@@ -1,5 +1,6 @@
 //! Group norm (Wu and He 2018): the channels of each picture in groups, each normed over its channels and places.
 
+use super::norm::{Grads, layer_stats};
 use super::{is_fused, values, vector, with_values};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -28,19 +29,12 @@ struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Mean and reciprocal deviation.
-    fn stats(&self, x: &[f32]) -> (f32, f32) {
-        let n = x.len() as f32;
-        let mean = vector::sum(x) / n;
-        (mean, 1.0 / (vector::sum_sq_dev(x, mean) / n + self.eps).sqrt())
-    }
-
     /// `plane` is the number of places.
     fn forward(&self, x: &[f32], w: &[f32], b: &[f32], plane: usize) -> Vec<f32> {
         let mut y = vec![0f32; x.len()];
         let per = w.len() / self.groups;
         y.par_chunks_mut(per * plane).zip(x.par_chunks(per * plane)).enumerate().for_each(|(i, (y, x))| {
-            let (mean, r) = self.stats(x);
+            let (mean, r) = layer_stats(x, self.eps);
             let first = i % self.groups * per;
             for (c, (y, x)) in y.chunks_exact_mut(plane).zip(x.chunks_exact(plane)).enumerate() {
                 let (scale, shift) = (r * w[first + c], b[first + c]);
@@ -54,7 +48,7 @@ impl GroupNorm {
     }
 
     /// Gradients of input, weight and bias.
-    fn backward(&self, x: &[f32], w: &[f32], g: &[f32], plane: usize) -> super::norm::Grads {
+    fn backward(&self, x: &[f32], w: &[f32], g: &[f32], plane: usize) -> Grads {
         let channels = w.len();
         let per = channels / self.groups;
         let mut dx = vec![0f32; x.len()];
@@ -65,7 +59,7 @@ impl GroupNorm {
             .zip(x.par_chunks(per * plane).zip(g.par_chunks(per * plane)))
             .enumerate()
             .for_each(|(i, ((dx, parts), (x, g)))| {
-                let (mean, r) = self.stats(x);
+                let (mean, r) = layer_stats(x, self.eps);
                 let w = &w[i % self.groups * per..][..per];
                 let (mut of_norm, mut of_sum) = (0f32, 0f32);
                 for (c, (x, g)) in x.chunks_exact(plane).zip(g.chunks_exact(plane)).enumerate() {

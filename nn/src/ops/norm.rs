@@ -27,7 +27,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 pub(super) type Grads = (Vec<f32>, Vec<f32>, Vec<f32>);
 
 /// Mean and reciprocal deviation of a row.
-fn layer_stats(row: &[f32], eps: f32) -> (f32, f32) {
+pub(super) fn layer_stats(row: &[f32], eps: f32) -> (f32, f32) {
     let n = row.len() as f32;
     let mean = vector::sum(row) / n;
     (mean, 1.0 / (vector::sum_sq_dev(row, mean) / n + eps).sqrt())

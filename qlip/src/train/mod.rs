@@ -6,6 +6,7 @@
 
 mod adversary;
 mod balance;
+mod judges;
 mod objective;
 mod probes;
 mod teacher;
@@ -18,6 +19,9 @@ pub use objective::{Alignment, LossConfig, Objective, PairBatch, Parts};
 pub use teacher::Teacher;
 pub use vq::{VqLossConfig, VqObjective};
 pub use warm::{WarmStart, warm_tensors};
+
+use candle_core::{DType, Tensor};
+use std::collections::BTreeMap;
 
 /// Names that stage 2 leaves as they are.
 pub const STAGE2_FROZEN: &[&str] = &[
@@ -34,6 +38,21 @@ pub const STAGE2_FROZEN: &[&str] = &[
 
 /// Where training keeps tensors of its own, which are saved with its state and never exported.
 pub const TRAINING_ONLY: &str = "training.";
+
+/// The place of those tensors.
+fn own(p: &nn::Params) -> nn::Params {
+    p.at(TRAINING_ONLY.trim_end_matches('.'))
+}
+
+/// The weights that are exported: all but the training's own.
+pub fn exported(weights: &BTreeMap<String, Tensor>) -> impl Iterator<Item = (String, Tensor)> {
+    weights.iter().filter(|(name, _)| !name.starts_with(TRAINING_ONLY)).map(|(k, v)| (k.clone(), v.clone()))
+}
+
+/// A scalar for the log.
+fn number(t: &Tensor) -> nn::Result<f64> {
+    Ok(t.to_dtype(DType::F64)?.to_scalar::<f64>()?)
+}
 
 /// Names whose gradients are clipped apart from the model's.
 pub const CLIPPED_APART: &[&str] = &["training.discriminator."];

@@ -5,16 +5,17 @@
 //! their gradients known, once more. The result is the gradient of the whole batch, not an approximation; the exception is
 //! a discriminator, which looks at a part's statistics.
 
-use super::TRAINING_ONLY;
-use super::adversary::{Adversary, AdversaryConfig};
+use super::adversary::AdversaryConfig;
 use super::balance::Balance;
+use super::judges::{JudgeWeights, Judges};
 use super::probes::{Imitation, Pool};
 use super::teacher::Teacher;
+use super::{number, own};
 use crate::bsq::Latents;
 use crate::image::{Pixels, Preprocess};
 use crate::loss::{Lpips, accuracy, info_nce, sigmoid};
 use crate::model::Qlip;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{Tensor, Var};
 use nn::ops::add_term;
 use nn::train::{Accumulator, StepOutput};
 use nn::{Error, Init, Params, Result};
@@ -129,8 +130,7 @@ pub struct Objective {
     model: Qlip,
     stage: u8,
     w: LossConfig,
-    lpips: Option<Lpips>,
-    adversary: Option<Adversary>,
+    judges: Judges,
     teacher: Option<Teacher>,
     micro_batch: Option<usize>,
     /// Pixels come normalised by these; LPIPS and discriminators take -1..1.
@@ -193,12 +193,8 @@ fn idle(t: &Tensor) -> Result<Tensor> {
     Ok((t * t.zeros_like()?)?)
 }
 
-fn number(t: &Tensor) -> Result<f64> {
-    Ok(f64::from(t.to_dtype(DType::F32)?.to_scalar::<f32>()?))
-}
-
 impl Objective {
-    /// For a model in training; heads and discriminator take their tensors below [`TRAINING_ONLY`].
+    /// For a model in training; heads and discriminator take their tensors below [`super::TRAINING_ONLY`].
     pub fn new(
         p: &Params,
         model: Qlip,
@@ -223,16 +219,15 @@ impl Objective {
             !split || w.balance != Balance::Gradient,
             "balance = \"gradient\" works on whole batches: leave out micro_batch",
         )?;
-        let own = p.at(TRAINING_ONLY.trim_end_matches('.'));
+        let own = own(p);
         let (width, after) = (v.hidden_size, v.width_after_quantizer());
         let imitate = |weight: f64, name: &str, from: usize, to: usize| -> Result<Option<Imitation>> {
             if weight == 0.0 || stage != 1 { Ok(None) } else { Ok(Some(Imitation::new(&own.at(name), from, to)?)) }
         };
         let (pooled, patches) = parts.teacher.as_ref().map_or((0, 0), Teacher::widths);
-        let adversary = match &parts.adversary {
-            Some(c) if w.adversarial != 0.0 => Some(Adversary::new(&own.at("discriminator"), c, v.image_size)?),
-            _ => None,
-        };
+        let adversary = parts.adversary.as_ref().filter(|_| w.adversarial != 0.0);
+        let weights = JudgeWeights { lpips: w.lpips, gram: w.gram, adversarial: w.adversarial };
+        let judges = Judges::new(&own, parts.lpips, adversary, v.image_size, weights)?;
         Ok(Self {
             imitation: imitate(w.distillation, "imitation", width, pooled)?,
             patch_imitation: imitate(w.quantized_distillation, "patch_imitation", after, patches)?,
@@ -246,13 +241,12 @@ impl Objective {
                 }
                 _ => None,
             },
-            lpips: parts.lpips,
+            judges,
             teacher: parts.teacher,
             micro_batch: parts.micro_batch,
             preprocess: preprocess.clone(),
             w: w.clone(),
             stage,
-            adversary,
             model,
         })
     }
@@ -433,30 +427,12 @@ impl Objective {
             // the decoder stays in the graph, at no weight
             out.loss = Some(idle(&painted.sum_all()?)?);
         }
-        if self.lpips.is_none() && self.adversary.is_none() {
+        if self.judges.is_empty() {
             return Ok(out);
         }
         let (fake, real) = (self.half(&painted)?, self.half(&pixels.0)?);
-        if let Some(lpips) = &self.lpips {
-            let want: Vec<Tensor> = lpips.features(&real.detach())?.iter().map(Tensor::detach).collect();
-            let got = lpips.features(&fake)?;
-            if w.lpips != 0.0 {
-                out.add("lpips", w.lpips, &lpips.distance(&got, &want)?.0.mean_all()?)?;
-            }
-            if w.gram != 0.0 {
-                out.add("gram", w.gram, &crate::loss::gram(&got, &want)?)?;
-            }
-        }
-        if let Some(adversary) = &self.adversary {
-            let turn = adversary.turn(step, &fake, &real)?;
-            if let Some(g) = &turn.generator {
-                out.add("adversarial", w.adversarial, g)?;
-            }
-            out.add("discriminator", 1.0, &turn.discriminator)?;
-            if let Some(r1) = turn.r1 {
-                out.metrics.insert("r1", r1);
-            }
-        }
+        let r1 = self.judges.judge(step, &fake, &real, &mut |name, weight, value| out.add(name, weight, value))?;
+        out.metrics.extend(r1.map(|r1| ("r1", r1)));
         Ok(out)
     }
 

@@ -1,12 +1,12 @@
 //! The loss of a VQ tokenizer (Sun et al. 2024, section 2.1): pixels, codebook, commitment, and where asked LPIPS and a
 //! discriminator. The discriminator's weight is the constant of the config; LlamaGen's adapts it to the gradients.
 
-use super::TRAINING_ONLY;
-use super::adversary::{Adversary, AdversaryConfig};
+use super::adversary::AdversaryConfig;
+use super::judges::{JudgeWeights, Judges};
+use super::{number, own};
 use crate::image::Pixels;
 use crate::loss::Lpips;
 use crate::vq::VqTokenizer;
-use candle_core::Tensor;
 use nn::ops::add_term;
 use nn::train::StepOutput;
 use nn::{Error, Params, Result};
@@ -37,8 +37,7 @@ impl Default for VqLossConfig {
 pub struct VqObjective {
     model: VqTokenizer,
     w: VqLossConfig,
-    lpips: Option<Lpips>,
-    adversary: Option<Adversary>,
+    judges: Judges,
 }
 
 impl VqObjective {
@@ -62,14 +61,9 @@ impl VqObjective {
         if w.reconstruction <= 0.0 || w.codebook <= 0.0 {
             return Err(Error::invalid("[loss]: reconstruction and codebook must be above 0"));
         }
-        let place = p.at(TRAINING_ONLY.trim_end_matches('.')).at("discriminator");
-        let adversary = adversary.map(|c| Adversary::new(&place, c, side)).transpose()?;
-        Ok(Self { model, w: w.clone(), lpips, adversary })
-    }
-
-    /// The model.
-    pub fn model(&self) -> &VqTokenizer {
-        &self.model
+        let weights = JudgeWeights { lpips: w.lpips, gram: 0.0, adversarial: w.adversarial };
+        let judges = Judges::new(&own(p), lpips, adversary, side, weights)?;
+        Ok(Self { model, w: w.clone(), judges })
     }
 
     /// Gradients of update `step` on pixels in -1..1.
@@ -94,27 +88,12 @@ impl VqObjective {
             codebook = (codebook + e)?;
         }
         let mut loss = Some(((mse * w.reconstruction)? + (codebook * w.codebook)?)?);
-        let mut term = |name, weight: f64, value: &Tensor| -> Result<()> {
+        let r1 = self.judges.judge(step, &painted, &pixels.0, &mut |name, weight, value| {
             metrics.push((name, number(value)?));
             Ok(add_term(&mut loss, (value * weight)?)?)
-        };
-        if let Some(lpips) = &self.lpips {
-            let want: Vec<Tensor> = lpips.features(&pixels.0)?.iter().map(Tensor::detach).collect();
-            term("lpips", w.lpips, &lpips.distance(&lpips.features(&painted)?, &want)?.0.mean_all()?)?;
-        }
-        if let Some(adversary) = &self.adversary {
-            let turn = adversary.turn(step, &painted, &pixels.0)?;
-            if let Some(g) = &turn.generator {
-                term("adversarial", w.adversarial, g)?;
-            }
-            term("discriminator", 1.0, &turn.discriminator)?;
-            metrics.extend(turn.r1.map(|r1| ("r1", r1)));
-        }
+        })?;
+        metrics.extend(r1.map(|r1| ("r1", r1)));
         let loss = loss.ok_or_else(|| Error::invalid("[loss]: no terms"))?;
         StepOutput::of(&loss, metrics)
     }
-}
-
-fn number(t: &Tensor) -> Result<f64> {
-    Ok(t.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?)
 }

@@ -1,11 +1,10 @@
 //! Training of the classifier that measures drawings: cross-entropy, random crops and flips.
 
 use super::Run;
-use super::pictures::{PictureSource, image_size, name_broken, share};
+use super::pictures::{PictureSource, broken, share};
 use crate::classifier::{Classifier, ClassifierConfig, ModelType};
 use crate::{Error, Result};
 use candle_core::DType;
-use nn::ahead::Ahead;
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
 use nn::{Params, checkpoint, ops};
 use qlip::data::Pictures;
@@ -44,15 +43,10 @@ pub struct ClassifierTraining {
     pub optim: OptimConfig,
 }
 
-fn broken() -> f64 {
-    0.01
-}
-
 impl ClassifierTraining {
     /// Runs it.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
         share("smallest_crop", f64::from(self.smallest_crop))?;
-        image_size(self.image_size)?;
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
         photos.labels()?;
         let config = ClassifierConfig {
@@ -84,27 +78,20 @@ impl ClassifierTraining {
         };
         let device = run.device.clone();
         let trainer = Trainer::new(steps, &self.optim, &params, out, run.resume);
-        let make = |n: usize| source.batch(n, self.batch_size);
-        let done = std::thread::scope(|scope| {
-            let batches = Ahead::new(scope, self.steps, &make)?;
-            trainer.run(
-                |n| {
-                    let shown = batches.take(n)?;
-                    // no scene is among them, and every photograph has a class
-                    let targets: Vec<u32> = shown.iter().filter_map(|s| s.class).map(|c| c as u32).collect();
-                    let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
-                    let logits = model.logits(&model.features(&preprocess.normalise(&images, &device)?)?)?;
-                    let loss = ops::cross_entropy(&logits, &targets)?.mean_all()?;
-                    let rows = logits.to_vec2::<f32>()?;
-                    let right =
-                        rows.iter().zip(&targets).filter(|(r, t)| lm::sample::argmax(r) == **t as usize).count();
-                    StepOutput::of(&loss, vec![("accuracy", right as f64 / targets.len().max(1) as f64)])
-                },
-                |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
-                |p| (run.progress)(p),
-            )
-        });
-        name_broken(&photos, out)?;
-        done
+        source.train(
+            &trainer,
+            |_, shown| {
+                // no scene is among them, and every photograph has a class
+                let targets: Vec<u32> = shown.iter().filter_map(|s| s.class).map(|c| c as u32).collect();
+                let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
+                let logits = model.logits(&model.features(&preprocess.normalise(&images, &device)?)?)?;
+                let loss = ops::cross_entropy(&logits, &targets)?.mean_all()?;
+                let rows = logits.to_vec2::<f32>()?;
+                let right = rows.iter().zip(&targets).filter(|(r, t)| lm::sample::argmax(r) == **t as usize).count();
+                StepOutput::of(&loss, vec![("accuracy", right as f64 / targets.len().max(1) as f64)])
+            },
+            |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
+            run.progress,
+        )
     }
 }

@@ -2,6 +2,7 @@
 //! tokenizer.
 
 use super::Run;
+use super::pictures::broken;
 use crate::captions::{Captions, TextEncoder};
 use crate::files::Placement;
 use crate::visual::VisualTokenizer;
@@ -88,9 +89,6 @@ pub struct LlamaGenTraining {
 
 fn corner() -> f64 {
     0.9
-}
-fn broken() -> f64 {
-    0.01
 }
 
 /// How tokens go in and out.

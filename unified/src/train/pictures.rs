@@ -1,16 +1,17 @@
 //! Batches of photographs and scenes, from nothing but the seed and the number of the update.
 
-use crate::photos::augment;
+use crate::photos::{MOST_PIXELS, augment};
 use crate::scenes::{Scene, SceneRng, Split, caption, render};
 use crate::{Error, Result};
+use candle_core::Tensor;
+use nn::ahead::Ahead;
+use nn::train::{Progress, StepOutput, Summary, Trainer};
 use nn::{checkpoint, rng};
 use qlip::Image;
 use qlip::data::Pictures;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::path::Path;
-
-/// More pixels along a side than any training here can hold.
-const MOST_PIXELS: usize = 4096;
 
 /// How pictures of a batch are drawn.
 pub(super) struct PictureSource<'a> {
@@ -37,7 +38,7 @@ pub(super) struct Shown {
 
 impl PictureSource<'_> {
     /// Pictures of update `n`.
-    pub fn batch(&self, n: usize, size: usize) -> Result<Vec<Shown>> {
+    fn batch(&self, n: usize, size: usize) -> Result<Vec<Shown>> {
         let draw = |i: usize| {
             let mut r = rng::keyed(self.seed, &[n as u64, i as u64]);
             if f64::from(rng::uniform(&mut r)) < self.scene_share {
@@ -51,10 +52,39 @@ impl PictureSource<'_> {
         };
         (0..size).into_par_iter().map(draw).collect()
     }
+
+    /// Runs a training on these pictures, each batch made while the step before it computes; `step` has the number of the
+    /// update. Beside the model stands then which pictures could not be read.
+    pub fn train(
+        &self,
+        trainer: &Trainer,
+        mut step: impl FnMut(usize, Vec<Shown>) -> Result<StepOutput>,
+        export: impl FnMut(&BTreeMap<String, Tensor>) -> Result<()>,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Summary> {
+        let c = &trainer.config;
+        let make = |n: usize| self.batch(n, c.batch_size);
+        let done = std::thread::scope(|scope| {
+            let batches = Ahead::new(scope, c.steps, &make)?;
+            trainer.run(|n| step(n, batches.take(n)?), export, progress)
+        });
+        name_broken(self.photos, trainer.out)?;
+        done
+    }
+}
+
+/// Share of the pictures that may be unreadable where a config does not say.
+pub(super) fn broken() -> f64 {
+    0.01
+}
+
+/// Smallest side of a crop where a config does not say: the photograph's.
+pub(super) fn whole() -> f32 {
+    1.0
 }
 
 /// Writes which pictures could not be read, if any, beside the model.
-pub(super) fn name_broken(photos: &Pictures, out: &Path) -> Result<()> {
+fn name_broken(photos: &Pictures, out: &Path) -> Result<()> {
     let broken = photos.broken();
     if broken.is_empty() {
         return Ok(());

@@ -1,10 +1,9 @@
 //! Training of the visual tokenizer on photographs and scenes.
 
 use super::Run;
-use super::pictures::{PictureSource, name_broken, share};
+use super::pictures::{PictureSource, broken, share, whole};
 use crate::{Error, Result};
 use candle_core::DType;
-use nn::ahead::Ahead;
 use nn::train::{LoopConfig, OptimConfig, Precision, Summary, Trainer};
 use nn::{Params, checkpoint};
 use qlip::Qlip;
@@ -14,7 +13,7 @@ use qlip::image::{Image, Pixels, Preprocess};
 use qlip::loss::{Lpips, LpipsConfig};
 use qlip::tokenizer::TextTokenizer;
 use qlip::train::{
-    AdversaryConfig, CLIPPED_APART, LossConfig, Objective, PairBatch, Parts, STAGE2_FROZEN, TRAINING_ONLY, Teacher,
+    AdversaryConfig, CLIPPED_APART, LossConfig, Objective, PairBatch, Parts, STAGE2_FROZEN, Teacher, exported,
     warm_tensors,
 };
 use serde::{Deserialize, Serialize};
@@ -91,12 +90,6 @@ pub struct QlipTraining {
 fn four() -> usize {
     4
 }
-fn whole() -> f32 {
-    1.0
-}
-fn broken() -> f64 {
-    0.01
-}
 
 /// Pictures on a sheet of samples.
 const SHEET: usize = 8;
@@ -147,44 +140,39 @@ impl QlipTraining {
         };
         nn::ops::set_recompute(self.recompute);
         let vars = params.vars();
-        let make = |n: usize| source.batch(n, self.batch_size);
-        let done = std::thread::scope(|scope| {
-            let batches = Ahead::new(scope, self.steps, &make)?;
-            trainer.run(
-                |n| {
-                    let (images, captions): (Vec<Image>, Vec<String>) =
-                        batches.take(n)?.into_iter().map(|s| (s.image, s.words)).unzip();
-                    let pixels = preprocess.normalise(&images, &run.device)?;
-                    let (text_ids, text_tokens) = match &text {
-                        Some(text) => text.encode_batch(&captions)?,
-                        None => (Vec::new(), 0),
-                    };
-                    let mut ids = HashMap::new();
-                    let caption_of = captions
-                        .iter()
-                        .map(|c| {
-                            let next = ids.len();
-                            *ids.entry(c.as_str()).or_insert(next)
-                        })
-                        .collect();
-                    let batch = PairBatch { pixels, text_ids, text_tokens, caption_of };
-                    if self.sample_every > 0 && n.is_multiple_of(self.sample_every) {
-                        sheet(objective.model(), &preprocess, &batch.pixels, &out.join("samples"), n)?;
-                    }
-                    objective.step(n, &batch, &vars, &mut trainer.numbers.borrow_mut())
-                },
-                |weights| {
-                    // what the stage does not touch (the text tower in stage 2) stays in the checkpoint
-                    let mut all: BTreeMap<_, _> = start.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-                    let ours = weights.iter().filter(|(k, _)| !k.starts_with(TRAINING_ONLY));
-                    all.extend(ours.map(|(k, v)| (k.clone(), v.clone())));
-                    checkpoint::save(&out.join("model.safetensors"), &all, &[])
-                },
-                |p| (run.progress)(p),
-            )
-        });
+        let done = source.train(
+            &trainer,
+            |n, shown| {
+                let (images, captions): (Vec<Image>, Vec<String>) =
+                    shown.into_iter().map(|s| (s.image, s.words)).unzip();
+                let pixels = preprocess.normalise(&images, &run.device)?;
+                let (text_ids, text_tokens) = match &text {
+                    Some(text) => text.encode_batch(&captions)?,
+                    None => (Vec::new(), 0),
+                };
+                let mut ids = HashMap::new();
+                let caption_of = captions
+                    .iter()
+                    .map(|c| {
+                        let next = ids.len();
+                        *ids.entry(c.as_str()).or_insert(next)
+                    })
+                    .collect();
+                let batch = PairBatch { pixels, text_ids, text_tokens, caption_of };
+                if self.sample_every > 0 && n.is_multiple_of(self.sample_every) {
+                    sheet(objective.model(), &preprocess, &batch.pixels, &out.join("samples"), n)?;
+                }
+                objective.step(n, &batch, &vars, &mut trainer.numbers.borrow_mut())
+            },
+            |weights| {
+                // what the stage does not touch (the text tower in stage 2) stays in the checkpoint
+                let mut all: BTreeMap<_, _> = start.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+                all.extend(exported(weights));
+                checkpoint::save(&out.join("model.safetensors"), &all, &[])
+            },
+            run.progress,
+        );
         nn::ops::set_recompute(false);
-        name_broken(&photos, out)?;
         done
     }
 

@@ -1,19 +1,18 @@
 //! Training of LlamaGen's image tokenizer (Sun et al. 2024, section 2.1), with a codebook or with signs.
 
 use super::Run;
-use super::pictures::{PictureSource, image_size, name_broken, share};
+use super::pictures::{PictureSource, broken, image_size, share, whole};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
-use nn::ahead::Ahead;
 use nn::train::{LoopConfig, OptimConfig, Precision, Summary, Trainer};
 use nn::{Params, checkpoint};
 use qlip::data::Pictures;
 use qlip::image::{Image, Preprocess};
 use qlip::loss::{Lpips, LpipsConfig};
-use qlip::train::{AdversaryConfig, CLIPPED_APART, TRAINING_ONLY, VqLossConfig, VqObjective};
+use qlip::train::{AdversaryConfig, CLIPPED_APART, VqLossConfig, VqObjective, exported};
 use qlip::vq::{VqConfig, VqTokenizer};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// Config of a VQ tokenizer's training.
@@ -63,13 +62,6 @@ pub struct VqTraining {
     pub model: Option<VqConfig>,
 }
 
-fn broken() -> f64 {
-    0.01
-}
-fn whole() -> f32 {
-    1.0
-}
-
 /// Most objects in a scene.
 const SCENE_OBJECTS: usize = 4;
 
@@ -112,24 +104,15 @@ impl VqTraining {
         let device = run.device.clone();
         let trainer = Trainer::new(steps, &self.optim, &params, out, run.resume);
         let trainer = Trainer { apart: CLIPPED_APART, ..trainer };
-        let make = |n: usize| source.batch(n, self.batch_size);
-        let done = std::thread::scope(|scope| {
-            let batches = Ahead::new(scope, self.steps, &make)?;
-            trainer.run(
-                |n| {
-                    let images: Vec<Image> = batches.take(n)?.into_iter().map(|s| s.image).collect();
-                    objective.step(n, &preprocess.normalise(&images, &device)?)
-                },
-                |weights| {
-                    let ours = weights.iter().filter(|(k, _)| !k.starts_with(TRAINING_ONLY));
-                    let ours: BTreeMap<String, Tensor> = ours.map(|(k, v)| (k.clone(), v.clone())).collect();
-                    checkpoint::save(&out.join("model.safetensors"), &ours, &[])
-                },
-                |p| (run.progress)(p),
-            )
-        });
-        name_broken(&photos, out)?;
-        done
+        source.train(
+            &trainer,
+            |n, shown| {
+                let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
+                objective.step(n, &preprocess.normalise(&images, &device)?)
+            },
+            |weights| checkpoint::save(&out.join("model.safetensors"), &exported(weights).collect(), &[]),
+            run.progress,
+        )
     }
 
     fn model(&self) -> Result<(VqConfig, HashMap<String, Tensor>)> {
