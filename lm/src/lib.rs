@@ -8,6 +8,7 @@ pub mod llama;
 pub mod llamagen;
 pub mod loss;
 pub mod sample;
+pub mod shared_bits;
 pub mod vocab;
 
 pub use generate::Decoding;

@@ -288,6 +288,15 @@ impl LlamaGen {
         })
     }
 
+    /// The same model with other tables [rows, dim] of tokens in and out.
+    pub fn with_tables(&self, tokens: Tensor, output: Tensor) -> Result<Self> {
+        let shape = [self.config.rows(), self.config.dim];
+        if self.config.bitwise.is_some() || tokens.dims() != shape || output.dims() != shape {
+            return Err(Error::invalid(format!("other tables must be of the shape {shape:?}, in a model that has them")));
+        }
+        Ok(Self { codebook: Codebook::Table { tokens, output }, ..self.clone() })
+    }
+
     /// Embeddings of conditions [pictures, positions, dim]; where `drop` says so, of no condition.
     pub fn condition(&self, condition: &Condition, drop: &[bool]) -> Result<Tensor> {
         let n = condition.len();
@@ -389,17 +398,36 @@ impl LlamaGen {
     /// Hidden states [pictures, positions, dim] to logits [pictures, positions, vocabulary] of the next token in float32;
     /// `from` is the position of the first.
     fn logits(&self, hidden: &Tensor, output: &Tensor, from: usize) -> Result<Tensor> {
-        let (n, t, _) = hidden.dims3()?;
-        let logits = ops::linear(hidden, output, None)?.to_dtype(DType::F32)?;
-        let per = output.dim(0)? / self.config.vocab_size;
-        if per == 1 {
-            return Ok(logits);
+        let mut parts = self.by_table(hidden, output, from)?;
+        if parts.len() == 1 {
+            return Ok(parts.remove(0).1);
         }
-        // each position speaks of the next token, and of that token's table alone
-        let next = |i: usize| (from + i + 1).saturating_sub(self.config.cls_token_num) % per;
-        let tables: Vec<u32> = (0..t).map(|i| (i * per + next(i)) as u32).collect();
-        let tables = Tensor::from_vec(tables, t, logits.device())?;
-        Ok(logits.reshape((n, t * per, self.config.vocab_size))?.index_select(&tables, 1)?)
+        // back into the order of the positions
+        let positions: Vec<u32> = parts.iter().flat_map(|p| p.0.iter().copied()).collect();
+        let mut order = vec![0; positions.len()];
+        positions.iter().enumerate().for_each(|(at, &position)| order[position as usize] = at as u32);
+        let all = Tensor::cat(&parts.iter().map(|p| &p.1).collect::<Vec<_>>(), 1)?;
+        Ok(all.index_select(&Tensor::from_vec(order, positions.len(), all.device())?, 1)?)
+    }
+
+    /// The same in parts: a position speaks of the next token, and of that token's table alone. For each table the
+    /// positions that speak of it, counted from `from`, and their logits.
+    fn by_table(&self, hidden: &Tensor, output: &Tensor, from: usize) -> Result<Vec<(Vec<u32>, Tensor)>> {
+        let (t, rows) = (hidden.dim(1)?, self.config.vocab_size);
+        let tables = output.dim(0)? / rows.max(1);
+        let speaks_of = |i: usize| (from + i + 1).saturating_sub(self.config.cls_token_num) % tables;
+        let mut parts = Vec::new();
+        for table in 0..tables {
+            let positions: Vec<u32> = (0..t).filter(|&i| speaks_of(i) == table).map(|i| i as u32).collect();
+            let x = match positions.len() {
+                0 => continue,
+                n if n == t => hidden.clone(),
+                n => hidden.index_select(&Tensor::from_vec(positions.clone(), n, hidden.device())?, 1)?,
+            };
+            let table = output.narrow(0, table * rows, rows)?;
+            parts.push((positions, ops::linear(&x, &table, None)?.to_dtype(DType::F32)?));
+        }
+        Ok(parts)
     }
 
     /// Embeddings to logits of the next token, for a model with a table of tokens.
@@ -471,8 +499,16 @@ impl LlamaGen {
         match &self.codebook {
             Codebook::Bits(head) => head.loss(&hidden.flatten_to(1)?, targets),
             Codebook::Table { output, .. } => {
-                let logits = self.logits(&hidden, output, self.config.cls_token_num - 1)?;
-                Ok(ops::cross_entropy(&logits.flatten_to(1)?, targets)?.mean_all()?)
+                let per = hidden.dim(1)?;
+                let mut sum = None;
+                for (positions, logits) in self.by_table(&hidden, output, self.config.cls_token_num - 1)? {
+                    let of = |picture: &[u32]| positions.iter().map(|&i| picture[i as usize]).collect::<Vec<_>>();
+                    let wanted: Vec<u32> = targets.chunks(per).flat_map(of).collect();
+                    let losses = ops::cross_entropy(&logits.flatten_to(1)?, &wanted)?;
+                    ops::add_term(&mut sum, losses.sum_all()?)?;
+                }
+                let sum = sum.ok_or_else(|| Error::invalid("no tokens to learn"))?;
+                Ok((sum / targets.len() as f64)?)
             }
         }
     }

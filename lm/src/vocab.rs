@@ -1,5 +1,6 @@
 //! The merged vocabulary: text rows first (marks among them), then the visual rows.
 
+use crate::shared_bits::bit_patterns;
 use nn::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -47,20 +48,9 @@ pub fn code_of(groups: &[u32], group_bits: usize) -> u64 {
 }
 
 impl MergedVocab {
-    /// The bits of every row, plus or minus one in the columns of its sub-token and zero elsewhere; text rows are zero.
-    /// Row-major [rows, bits].
+    /// The bits of every row, row-major [rows, bits]: see [`bit_patterns`].
     pub fn bit_patterns(&self) -> Vec<f32> {
-        let mut out = vec![0f32; self.rows() * self.bits];
-        for sub in 0..self.groups() {
-            for (code, row) in self.range(Partition::Visual(sub)).enumerate() {
-                for bit in 0..self.group_bits {
-                    // most significant first, as in codes
-                    let set = code >> (self.group_bits - 1 - bit) & 1 == 1;
-                    out[row * self.bits + sub * self.group_bits + bit] = if set { 1.0 } else { -1.0 };
-                }
-            }
-        }
-        out
+        bit_patterns(self.text, self.groups(), self.group_bits, self.shared_table)
     }
 
     /// Whether the numbers fit together.

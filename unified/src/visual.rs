@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use candle_core::DType;
 use lm::vocab::{code_of, groups_of};
 use nn::Params;
-use qlip::vq::{VqConfig, VqTokenizer};
+use qlip::vq::{Quantizer, VqConfig, VqTokenizer};
 use qlip::{Codes, Image, Pixels, Preprocess};
 use std::path::Path;
 
@@ -105,6 +105,14 @@ impl VisualTokenizer {
         match self {
             Self::Qlip { eyes, .. } => eyes.model.bsq.bits,
             Self::Vq { model, .. } => model.config.codebook_size.max(2).ilog2() as usize,
+        }
+    }
+
+    /// Whether each bit of a code says something by itself.
+    pub fn has_bits(&self) -> bool {
+        match self {
+            Self::Qlip { .. } => true,
+            Self::Vq { model, .. } => model.config.quantizer == Quantizer::Lfq,
         }
     }
 

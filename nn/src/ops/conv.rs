@@ -1,5 +1,8 @@
-//! Two-dimensional convolution: patches to columns, then one product; the columns are made again in the backward pass.
+//! Two-dimensional convolution: patches to columns, then one product; the columns are made again in the backward pass. In
+//! bfloat16 there are no columns (conv_bf16.rs).
 
+#[cfg(target_arch = "x86_64")]
+use super::{conv_bf16, linear::bf16_matmul};
 use super::linear::{Matrix, product};
 use super::{is_fused, values, vector, with_values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
@@ -30,27 +33,29 @@ struct Conv {
 
 /// Sizes of one convolution.
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    input: usize,
-    h: usize,
-    w: usize,
-    output: usize,
-    kh: usize,
-    kw: usize,
-    oh: usize,
-    ow: usize,
+pub(super) struct Sizes {
+    pub batch: usize,
+    pub input: usize,
+    pub h: usize,
+    pub w: usize,
+    pub output: usize,
+    pub kh: usize,
+    pub kw: usize,
+    pub oh: usize,
+    pub ow: usize,
+    pub padding: usize,
+    pub stride: usize,
 }
 
 impl Sizes {
     /// Values of a column: one patch.
-    fn patch(&self) -> usize {
+    pub fn patch(&self) -> usize {
         self.input * self.kh * self.kw
     }
-    fn cells(&self) -> usize {
+    pub fn cells(&self) -> usize {
         self.oh * self.ow
     }
-    fn image(&self) -> usize {
+    pub fn image(&self) -> usize {
         self.input * self.h * self.w
     }
 }
@@ -65,7 +70,8 @@ impl Conv {
             candle_core::bail!("kernels {weight:?} do not fit an input of {x:?} with padding {}", self.padding);
         }
         let (oh, ow) = ((ph - kh) / self.stride + 1, (pw - kw) / self.stride + 1);
-        Ok(Sizes { batch, input, h, w, output, kh, kw, oh, ow })
+        let (padding, stride) = (self.padding, self.stride);
+        Ok(Sizes { batch, input, h, w, output, kh, kw, oh, ow, padding, stride })
     }
 
     /// Output columns whose input column `at * stride + dx - padding` lies inside, as a range.
@@ -129,6 +135,10 @@ impl Conv {
     }
 
     fn forward(&self, s: &Sizes, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        #[cfg(target_arch = "x86_64")]
+        if bf16_matmul() {
+            return conv_bf16::forward(s, x, weight);
+        }
         let mut y = vec![0f32; s.batch * s.output * s.cells()];
         let mut columns = vec![0f32; s.patch() * s.cells()];
         for (y, x) in y.chunks_exact_mut(s.output * s.cells()).zip(x.chunks_exact(s.image())) {
@@ -140,6 +150,10 @@ impl Conv {
     }
 
     fn weight_gradient(&self, s: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
+        #[cfg(target_arch = "x86_64")]
+        if bf16_matmul() {
+            return conv_bf16::weight_gradient(s, x, g);
+        }
         let mut dw = vec![0f32; s.output * s.patch()];
         let mut columns = vec![0f32; s.patch() * s.cells()];
         for (g, x) in g.chunks_exact(s.output * s.cells()).zip(x.chunks_exact(s.image())) {
@@ -164,6 +178,10 @@ impl Conv {
     }
 
     fn input_gradient(&self, s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
+        #[cfg(target_arch = "x86_64")]
+        if bf16_matmul() {
+            return conv_bf16::input_gradient(s, weight, g);
+        }
         let mut dx = vec![0f32; s.batch * s.image()];
         let mut columns = vec![0f32; s.patch() * s.cells()];
         for (g, dx) in g.chunks_exact(s.output * s.cells()).zip(dx.chunks_exact_mut(s.image())) {

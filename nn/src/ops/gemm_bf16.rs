@@ -28,26 +28,27 @@ pub(super) fn gemm_bf16(_m: usize, _n: usize, _k: usize, _a: Matrix, _b: Matrix,
 pub(super) use x86::gemm_bf16;
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use super::Matrix;
     use rayon::prelude::*;
     use std::arch::x86_64::*;
     use std::cell::RefCell;
 
     /// Rows and columns of the tile that stays in registers: 12 x 2 sums, two columns, one broadcast.
-    const MR: usize = 12;
-    const NR: usize = 32;
+    pub const MR: usize = 12;
+    pub const NR: usize = 32;
     /// Panels of rows that a task packs at once.
     const ROW_PANELS: usize = 8;
     /// Pairs along the summed dimension in one pass: a column panel of 192 x 32 words is 24 KiB.
-    const PAIRS: usize = 192;
+    pub const PAIRS: usize = 192;
 
     thread_local! {
         static ROWS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     }
 
+    /// The nearest bfloat16, in the lower half of a word.
     #[inline(always)]
-    fn round(x: f32) -> u32 {
+    pub fn round(x: f32) -> u32 {
         let u = x.to_bits();
         (u + 0x7fff + ((u >> 16) & 1)) >> 16
     }
@@ -160,6 +161,61 @@ mod x86 {
         }
     }
 
+    /// [`tile`] for a corner of c, of which `lines` rows of `cols` values are written.
+    #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
+    pub fn tile_at(a: &[u32], b: &[u32], c: &mut [f32], ldc: usize, lines: usize, cols: usize, add: bool) {
+        let pairs = a.len() / MR;
+        assert!(b.len() >= pairs * NR && lines <= MR && cols <= NR);
+        if lines == MR && cols == NR {
+            assert!(c.len() >= (MR - 1) * ldc + NR);
+            // SAFETY: the assertions bound both panels and the corner.
+            unsafe { tile(pairs, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), ldc, add) };
+            return;
+        }
+        let mut edge = [0f32; MR * NR];
+        // SAFETY: as above, and `edge` is a whole tile.
+        unsafe { tile(pairs, a.as_ptr(), b.as_ptr(), edge.as_mut_ptr(), NR, false) };
+        for l in 0..lines {
+            for (d, e) in c[l * ldc..][..cols].iter_mut().zip(&edge[l * NR..]) {
+                *d = if add { *d + e } else { *e };
+            }
+        }
+    }
+
+    /// All rows of a left matrix in panels.
+    pub struct Rows {
+        words: Vec<u32>,
+        rows: usize,
+        pairs: usize,
+    }
+
+    impl Rows {
+        /// Of a matrix [rows, sum].
+        pub fn pack(m: Matrix, rows: usize, sum: usize) -> Self {
+            let pairs = sum.div_ceil(2);
+            let mut words = vec![0u32; rows.div_ceil(MR) * pairs * MR];
+            for (r, out) in words.chunks_exact_mut((pairs * MR).max(1)).enumerate() {
+                let lines = MR.min(rows - r * MR);
+                // SAFETY: this is called where bf16_available() is true, so the instructions exist.
+                unsafe { pack::<MR>(m.data, m.row_stride, m.col_stride, r * MR, lines, sum, 0, pairs, out) };
+            }
+            Self { words, rows, pairs }
+        }
+
+        /// Panels.
+        pub fn panels(&self) -> usize {
+            self.rows.div_ceil(MR)
+        }
+        /// Rows of a panel.
+        pub fn lines(&self, panel: usize) -> usize {
+            MR.min(self.rows - panel * MR)
+        }
+        /// Pairs `p0..p1` of a panel.
+        pub fn words(&self, panel: usize, p0: usize, p1: usize) -> &[u32] {
+            &self.words[(panel * self.pairs + p0) * MR..(panel * self.pairs + p1) * MR]
+        }
+    }
+
     /// c [m, n] = (or +=) a [m, k] b [k, n]. The caller has checked [`super::bf16_available`] and the lengths.
     pub fn gemm_bf16(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32], add: bool) {
         let pairs = k.div_ceil(2);
@@ -195,26 +251,10 @@ mod x86 {
                         let panel = &packed[(j * pairs + p0) * NR..(j * pairs + p1) * NR];
                         let cols = NR.min(n - j * NR);
                         for r in 0..rows.div_ceil(MR) {
-                            let lines = MR.min(rows - r * MR);
                             let words = &buf[r * MR * PAIRS..][..np * MR];
-                            let corner = r * MR * n + j * NR;
-                            if lines == MR && cols == NR {
-                                // SAFETY: a whole tile lies inside this task's rows of c.
-                                unsafe {
-                                    let at = c.as_mut_ptr().add(corner);
-                                    tile(np, words.as_ptr(), panel.as_ptr(), at, n, add);
-                                }
-                            } else {
-                                let mut edge = [0f32; MR * NR];
-                                // SAFETY: `edge` is a whole tile.
-                                unsafe { tile(np, words.as_ptr(), panel.as_ptr(), edge.as_mut_ptr(), NR, false) };
-                                for l in 0..lines {
-                                    let dst = &mut c[corner + l * n..][..cols];
-                                    for (d, e) in dst.iter_mut().zip(&edge[l * NR..]) {
-                                        *d = if add { *d + e } else { *e };
-                                    }
-                                }
-                            }
+                            let corner = &mut c[r * MR * n + j * NR..];
+                            // SAFETY: bf16_available() was true, so the instructions exist.
+                            unsafe { tile_at(words, panel, corner, n, MR.min(rows - r * MR), cols, add) };
                         }
                     }
                 }

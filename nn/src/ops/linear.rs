@@ -15,6 +15,11 @@ pub fn set_bf16_matmul(allow: bool) {
     BF16.store(allow && bf16_available(), Ordering::Relaxed);
 }
 
+/// Whether products round their inputs now.
+pub(super) fn bf16_matmul() -> bool {
+    BF16.load(Ordering::Relaxed)
+}
+
 /// Runs what must come out as it does outside a training (codes of pictures, features of a frozen tower) with products
 /// in float32.
 pub fn in_float32<T>(f: impl FnOnce() -> T) -> T {
@@ -72,7 +77,7 @@ pub(crate) fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mu
     if m == 0 || n == 0 {
         return;
     }
-    if BF16.load(Ordering::Relaxed) && m >= 16 && n >= 16 && k >= 16 {
+    if bf16_matmul() && m >= 16 && n >= 16 && k >= 16 {
         return gemm_bf16(m, n, k, a, b, c, add);
     }
     // SAFETY: the assertion above bounds every index that the strides can reach, and c is borrowed mutably.

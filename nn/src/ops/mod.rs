@@ -8,6 +8,8 @@ mod activation;
 mod attention;
 mod branch;
 mod conv;
+#[cfg(target_arch = "x86_64")]
+mod conv_bf16;
 mod cross_entropy;
 mod gemm_bf16;
 mod group_norm;

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 use candle_core::DType;
 use lm::head::BitwiseConfig;
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
+use lm::shared_bits::{SharedBits, bit_patterns};
 use nn::dropout::{Dropout, DropoutConfig};
 use nn::rng::Rng;
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
@@ -68,6 +69,11 @@ pub struct LlamaGenTraining {
     /// Whether the sub-tokens of a cell share one table.
     #[serde(default)]
     pub shared_table: bool,
+    /// Learns each row of the tables as its own vector plus a sum over its bits, which all rows share; the written tables
+    /// hold the sums, so that the checkpoint is an ordinary one. For tokens made of bits: QLIP's, or a VQ tokenizer's with
+    /// `quantizer = "lfq"`.
+    #[serde(default)]
+    pub shared_bits: bool,
     /// Noise.
     #[serde(default)]
     pub dropout: DropoutConfig,
@@ -107,6 +113,25 @@ const CAPTION_POSITIONS: usize = 120;
 
 /// Most rows of a table of tokens.
 const MOST_ROWS: usize = 1 << 20;
+
+/// Tables whose rows share their bits.
+struct Tables {
+    tokens: SharedBits,
+    output: SharedBits,
+}
+
+impl Tables {
+    fn new(params: &Params, config: &LlamaGenConfig) -> Result<Self> {
+        let group_bits = config.vocab_size.max(2).ilog2() as usize;
+        let patterns = || bit_patterns(0, config.sub_tokens, group_bits, config.shared_table);
+        let std = config.initializer_range;
+        Ok(Self {
+            tokens: SharedBits::new(params, "tok_embeddings.weight", "shared_bits.tokens", patterns(), std)?,
+            // tables of logits begin at zero
+            output: SharedBits::new(params, "output.weight", "shared_bits.output", patterns(), 0.0)?,
+        })
+    }
+}
 
 /// Captions of the pictures: features of the distinct ones, and which each picture has.
 struct Texts {
@@ -151,6 +176,7 @@ impl LlamaGenTraining {
         let freeze = ["cls_embedding.uncond_embedding"];
         let params = Params::for_training(HashMap::new(), &freeze, self.seed, DType::F32, &run.device);
         let model = LlamaGen::new(&params, &config)?;
+        let tables = if self.shared_bits { Some(Tables::new(&params, &config)?) } else { None };
         let labels = if texts.is_some() { Vec::new() } else { photos.labels()? };
         let steps = LoopConfig {
             steps: self.steps,
@@ -180,12 +206,23 @@ impl LlamaGenTraining {
                     None => targets.clone(),
                 };
                 let mut noise = (!self.dropout.is_none()).then(|| Dropout::new(self.dropout, r));
+                let model = match &tables {
+                    Some(t) => model.with_tables(t.tokens.rows()?, t.output.rows()?)?,
+                    None => model.clone(),
+                };
                 let loss = model.train_loss(&condition, &drop, &seen, &targets, noise.as_mut())?;
                 // comparable between heads and tokenizers: nats a cell
                 let cell = f64::from(loss.to_scalar::<f32>()?) * config.sub_tokens as f64;
                 StepOutput::of(&loss, vec![("nats_per_cell", cell)])
             },
-            |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
+            |weights| {
+                let mut weights = weights.clone();
+                if let Some(t) = &tables {
+                    t.tokens.join(&mut weights)?;
+                    t.output.join(&mut weights)?;
+                }
+                checkpoint::save(&out.join("model.safetensors"), &weights, &[])
+            },
             |p| (run.progress)(p),
         )
     }
@@ -238,6 +275,10 @@ impl LlamaGenTraining {
             return Err(Error::invalid(format!("bit_flip = {}: {why}", self.bit_flip)));
         }
         self.dropout.check()?;
+        if self.shared_bits && (self.head == Head::Bits || !visual.has_bits()) {
+            let why = "it is for tables of tokens that are made of bits: a QLIP or lfq tokenizer, with head = \"tokens\"";
+            return Err(Error::invalid(format!("shared_bits = true: {why}")));
+        }
         let bits = visual.code_bits();
         let caption = texts.map(|t| t.features.features.dims3()).transpose()?;
         let config = LlamaGenConfig {

@@ -14,9 +14,10 @@ use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lm::grow::grow;
 use lm::loss::split_loss;
+use lm::shared_bits::SharedBits;
 use lm::{Llama, LlamaConfig, MergedVocab};
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
-use nn::{Init, Params, checkpoint};
+use nn::{Params, checkpoint};
 use qlip::config::parse_json;
 use qlip::data::Pictures;
 use rayon::prelude::*;
@@ -143,7 +144,10 @@ impl UnifiedTraining {
         self.write_folder(run.out, &config, words.to_json()?.as_bytes())?;
         let params = Params::for_training(tensors, &[], self.seed, DType::F32, &run.device);
         let model = Llama::new(&params, &config.text_config)?;
-        let shared = if self.shared_bits { Some(SharedBits::new(&params, &vocab, &config.text_config)?) } else { None };
+        // a checkpoint's rows have their sums in them already
+        let std = if params.contains(TABLE) { 0.0 } else { config.text_config.initializer_range };
+        let shared = || SharedBits::new(&params, TABLE, "shared_bits", vocab.bit_patterns(), std);
+        let shared = self.shared_bits.then(shared).transpose()?;
         let photos = Pictures::open(&self.photos, "train")?;
         // photographs are asked for by class
         photos.labels()?;
@@ -174,7 +178,7 @@ impl UnifiedTraining {
                 let sequences = self.sequences(&samples, &vocab, &words, &eyes)?;
                 let batch = pack(&sequences, self.sequence_length, pad, self.block_diagonal)?;
                 let model = match &shared {
-                    Some(s) => model.with_table(s.table(&params.vars()[TABLE])?)?,
+                    Some(s) => model.with_table(s.rows()?)?,
                     None => model.clone(),
                 };
                 let x = model.embed(&batch.ids, batch.rows)?;
@@ -203,9 +207,8 @@ impl UnifiedTraining {
             },
             |weights| {
                 let mut weights = weights.clone();
-                if let (Some(s), Some(by_bit)) = (&shared, weights.remove(SharedBits::NAME)) {
-                    let table = SharedBits { by_bit, ..s.clone() }.table(&weights[TABLE])?;
-                    weights.insert(TABLE.into(), table);
+                if let Some(s) = &shared {
+                    s.join(&mut weights)?;
                 }
                 checkpoint::save(&out.join("model.safetensors"), &weights, &[])
             },
@@ -315,29 +318,3 @@ impl Start {
 }
 
 const TABLE: &str = "model.embed_tokens.weight";
-
-/// What all visual rows with the same bit have in common.
-#[derive(Clone)]
-struct SharedBits {
-    /// [rows, bits], plus and minus one; zero for text.
-    patterns: Tensor,
-    /// [bits, width].
-    by_bit: Tensor,
-}
-
-impl SharedBits {
-    const NAME: &str = "shared_bits";
-
-    fn new(params: &Params, vocab: &MergedVocab, config: &LlamaConfig) -> Result<Self> {
-        // a checkpoint's rows have their sums in them already
-        let std = if params.contains(TABLE) { 0.0 } else { config.initializer_range };
-        let by_bit = params.get((vocab.bits, config.hidden_size), Self::NAME, Init::Normal(std))?;
-        let patterns = Tensor::from_vec(vocab.bit_patterns(), (vocab.rows(), vocab.bits), params.device())?;
-        Ok(Self { patterns, by_bit })
-    }
-
-    /// Own vectors [rows, width] plus the sums.
-    fn table(&self, own: &Tensor) -> Result<Tensor> {
-        Ok((own + self.patterns.matmul(&self.by_bit)?)?)
-    }
-}
