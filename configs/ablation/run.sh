@@ -39,6 +39,9 @@ number() { sed -n "s/^  \"$1\": \([0-9.]*\).*/\1/p" "$2"; }
 one=configs/ablation/stage1.toml
 two=configs/ablation/stage2.toml
 teacher=unified/assets/nano/qlip
+quantizer=model.vision_config.quantizer_cfg
+groups="$quantizer.persample_entropy_compute=factorised $quantizer.gamma_1=3.0"
+adversary='adversary={ net = { kind = "patch", width = 32, layers = 3 }, game = "hinge" }'
 trunk="lpips={ net = \"alex\", trunk = \"$runs/trunk.safetensors\" }"
 jobs=(
   "base 'stage 1: pixels and alignment' $one"
@@ -47,12 +50,15 @@ jobs=(
   "align 'alignment alone' $one loss.reconstruction=0.0"
   "stage2 'stage 1, then stage 2' $two start=$runs/base"
   "quantized-alignment '+ alignment of quantised tokens' $one loss.quantized_alignment=1.0"
+  "groups '+ entropies of whole groups' $one $groups"
+  "aligned-groups '+ alignment of quantised tokens, entropies of whole groups' $one loss.quantized_alignment=1.0 loss.commitment=0.3 $groups"
   "quantized-distillation '+ distillation into quantised tokens' $one teacher=$teacher loss.quantized_distillation=1.0"
   "distillation '+ distillation into the class token' $one teacher=$teacher loss.distillation=1.0"
   "proximal '+ 200 proximal steps' $one loss.proximal_steps=200 loss.proximal_ramp=50"
   "levels '+ features of layers 2 and 3' $one 'model.vision_config.quantizer_levels=[2, 3]'"
-  "bits36 '36 bits' $one model.vision_config.quantizer_cfg.embed_dim=36 model.vision_config.quantizer_cfg.group_size=9"
-  "bits128 '128 bits' $one model.vision_config.quantizer_cfg.embed_dim=128 model.vision_config.quantizer_cfg.group_size=8"
+  "bits36 '36 bits' $one $quantizer.embed_dim=36 $quantizer.group_size=9"
+  "bits128 '128 bits' $one $quantizer.embed_dim=128 $quantizer.group_size=8"
+  "adversary 'stage 2 with a discriminator' $two start=$runs/base loss.adversarial=0.1 '$adversary'"
   "gram 'stage 2 with Gram matrices' $two start=$runs/base loss.gram=0.1 '$trunk'"
 )
 export -f learn measure

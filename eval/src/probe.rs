@@ -9,71 +9,117 @@ const ITERATIONS: usize = 3000;
 /// The largest gradient at which the descent is at its end.
 const FLAT: f32 = 2e-4;
 
-/// Weight of the squared weights; the same for every probe, so that probes can be compared.
-const DECAY: f64 = 1e-2;
+/// Weights of the squared weights that are tried, strong to weak. Each kind of feature has its own best one: CLIP's probes
+/// (Radford et al. 2021, appendix A.3) choose it on a held-out part too.
+const DECAYS: [f64; 7] = [3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003];
+
+/// One sample in so many is held out while the decay is chosen.
+const HELD: usize = 5;
 
 /// Multinomial logistic regression on features that are standardised by the training set.
 pub struct LinearProbe {
     mean: Tensor,
     deviation: Tensor,
+    layer: Layer,
+}
+
+/// weight [width, classes], bias [1, classes].
+#[derive(Clone)]
+struct Layer {
     weight: Tensor,
     bias: Tensor,
 }
 
 impl LinearProbe {
-    /// Fits features [samples, width] to classes, by Nesterov's accelerated descent at the loss's own step size, to the end.
+    /// Fits features [samples, width] to classes: the decay on a held-out fifth, then everything.
     pub fn fit(features: &Tensor, labels: &[usize], classes: usize) -> Result<Self> {
         let (n, width) = features.dims2()?;
-        if n == 0 || n != labels.len() || labels.iter().any(|&l| l >= classes) {
+        if n < 2 * HELD || n != labels.len() || labels.iter().any(|&l| l >= classes) {
             return Err(Error::invalid(format!("a probe of {n} samples with {} labels", labels.len())));
         }
         let device = features.device();
-        let x = features.to_dtype(DType::F32)?;
+        // the held-out ones last, taken evenly from whatever order the samples have
+        let (learn, held): (Vec<usize>, Vec<usize>) = (0..n).partition(|i| i % HELD != 0);
+        let order: Vec<u32> = learn.iter().chain(&held).map(|&i| i as u32).collect();
+        let labels: Vec<usize> = order.iter().map(|&i| labels[i as usize]).collect();
+        let x = features.index_select(&Tensor::from_vec(order, n, device)?, 0)?.to_dtype(DType::F32)?;
         let mean = x.mean_keepdim(0)?;
         let deviation = (x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)? + 1e-6)?.sqrt()?;
         let x = x.broadcast_sub(&mean)?.broadcast_div(&deviation)?;
         let mut wanted = vec![0f32; n * classes];
         labels.iter().enumerate().for_each(|(i, l)| wanted[i * classes + l] = 1.0);
         let wanted = Tensor::from_vec(wanted, (n, classes), device)?;
-        // the softmax's curvature is at most a half, the features' their largest eigenvalue
-        let step = 1.0 / (0.5 * (largest_eigenvalue(&x)? + 1.0) + DECAY);
-        let zero = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, device);
-        let (mut weight, mut bias) = (zero((width, classes))?, zero((1, classes))?);
-        let (mut ahead_w, mut ahead_b) = (weight.clone(), bias.clone());
-        let xt = x.t()?.contiguous()?;
-        let mut since = 0;
-        for _ in 0..ITERATIONS {
-            let off = ((probabilities(&x, &ahead_w, &ahead_b)? - &wanted)? / n as f64)?;
-            let slope = (xt.matmul(&off)? + (&ahead_w * DECAY)?)?;
-            if slope.abs()?.max_all()?.to_scalar::<f32>()? < FLAT {
-                return Ok(Self { mean, deviation, weight: ahead_w, bias: ahead_b });
+        let curvature = largest_eigenvalue(&x)?;
+        let of = |t: &Tensor, from: usize, len: usize| t.narrow(0, from, len);
+        let (known, known_wanted) = (of(&x, 0, learn.len())?, of(&wanted, 0, learn.len())?);
+        let (unseen, unseen_labels) = (of(&x, learn.len(), held.len())?, &labels[learn.len()..]);
+        let zero = |rows| Tensor::zeros((rows, classes), DType::F32, device);
+        let mut layer = Layer { weight: zero(width)?, bias: zero(1)? };
+        let mut best = (-1.0, DECAYS[0], layer.clone());
+        let mut worse = 0;
+        for decay in DECAYS {
+            layer = layer.descend(&known, &known_wanted, decay, curvature)?;
+            let share = layer.accuracy(&unseen, unseen_labels)?;
+            worse = if share > best.0 { 0 } else { worse + 1 };
+            if share > best.0 {
+                best = (share, decay, layer.clone());
             }
-            let next_w = (&ahead_w - (&slope * step)?)?;
-            let next_b = (&ahead_b - (off.sum_keepdim(0)? * step)?)?;
-            // momentum starts again where it points uphill (O'Donoghue and Candes 2015)
-            let uphill = (&slope * (&next_w - &weight)?)?.sum_all()?.to_scalar::<f32>()? > 0.0;
-            since = if uphill { 0 } else { since + 1 };
-            let momentum = since as f64 / (since + 3) as f64;
-            ahead_w = (&next_w + ((&next_w - &weight)? * momentum)?)?;
-            ahead_b = (&next_b + ((&next_b - &bias)? * momentum)?)?;
-            (weight, bias) = (next_w, next_b);
+            if worse == 2 {
+                break;
+            }
         }
-        Err(Error::invalid(format!("a linear probe on {width} features did not settle in {ITERATIONS} iterations")))
+        let (_, decay, start) = best;
+        Ok(Self { layer: start.descend(&x, &wanted, decay, curvature)?, mean, deviation })
     }
 
     /// Share of samples whose class is found.
     pub fn accuracy(&self, features: &Tensor, labels: &[usize]) -> Result<f64> {
         let x = features.to_dtype(DType::F32)?.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)?;
-        let found = probabilities(&x, &self.weight, &self.bias)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
-        let right = found.iter().zip(labels).filter(|(f, l)| **f as usize == **l).count();
-        Ok(right as f64 / labels.len().max(1) as f64)
+        self.layer.accuracy(&x, labels)
     }
 }
 
-fn probabilities(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let logits = x.matmul(weight)?.broadcast_add(bias)?;
-    let e = logits.broadcast_sub(&logits.max_keepdim(1)?)?.exp()?;
-    Ok(e.broadcast_div(&e.sum_keepdim(1)?)?)
+impl Layer {
+    /// Nesterov's accelerated descent to the minimum from here, at the loss's own step size.
+    fn descend(&self, x: &Tensor, wanted: &Tensor, decay: f64, curvature: f64) -> Result<Self> {
+        let n = x.dim(0)?;
+        // the softmax's curvature is at most a half, the features' their largest eigenvalue
+        let step = 1.0 / (0.5 * (curvature + 1.0) + decay);
+        let (mut at, mut ahead) = (self.clone(), self.clone());
+        let mut since = 0;
+        for _ in 0..ITERATIONS {
+            let off = ((ahead.probabilities(x)? - wanted)? / n as f64)?;
+            let slope = (x.t()?.matmul(&off)? + (&ahead.weight * decay)?)?;
+            if slope.abs()?.max_all()?.to_scalar::<f32>()? < FLAT {
+                return Ok(ahead);
+            }
+            let next = Self {
+                weight: (&ahead.weight - (&slope * step)?)?,
+                bias: (&ahead.bias - (off.sum_keepdim(0)? * step)?)?,
+            };
+            // momentum starts again where it points uphill (O'Donoghue and Candes 2015)
+            let uphill = (&slope * (&next.weight - &at.weight)?)?.sum_all()?.to_scalar::<f32>()? > 0.0;
+            since = if uphill { 0 } else { since + 1 };
+            let momentum = since as f64 / (since + 3) as f64;
+            let on = |next: &Tensor, at: &Tensor| next + ((next - at)? * momentum)?;
+            ahead = Self { weight: on(&next.weight, &at.weight)?, bias: on(&next.bias, &at.bias)? };
+            at = next;
+        }
+        let width = x.dim(1)?;
+        Err(Error::invalid(format!("a linear probe on {width} features did not settle in {ITERATIONS} iterations")))
+    }
+
+    fn probabilities(&self, x: &Tensor) -> Result<Tensor> {
+        let logits = x.matmul(&self.weight)?.broadcast_add(&self.bias)?;
+        let e = logits.broadcast_sub(&logits.max_keepdim(1)?)?.exp()?;
+        Ok(e.broadcast_div(&e.sum_keepdim(1)?)?)
+    }
+
+    fn accuracy(&self, x: &Tensor, labels: &[usize]) -> Result<f64> {
+        let found = self.probabilities(x)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
+        let right = found.iter().zip(labels).filter(|(f, l)| **f as usize == **l).count();
+        Ok(right as f64 / labels.len().max(1) as f64)
+    }
 }
 
 /// Of x^T x / n, by power iteration.

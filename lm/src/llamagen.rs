@@ -292,7 +292,9 @@ impl LlamaGen {
     pub fn with_tables(&self, tokens: Tensor, output: Tensor) -> Result<Self> {
         let shape = [self.config.rows(), self.config.dim];
         if self.config.bitwise.is_some() || tokens.dims() != shape || output.dims() != shape {
-            return Err(Error::invalid(format!("other tables must be of the shape {shape:?}, in a model that has them")));
+            return Err(Error::invalid(format!(
+                "other tables must be of the shape {shape:?}, in a model that has them"
+            )));
         }
         Ok(Self { codebook: Codebook::Table { tokens, output }, ..self.clone() })
     }

@@ -34,7 +34,11 @@ impl Bsq {
         Self {
             bits: c.embed_dim,
             group: c.group_size,
-            mode: c.persample_entropy_compute,
+            mode: match c.persample_entropy_compute {
+                // a single bit has no halves
+                EntropyMode::Factorised if c.group_size < 2 => EntropyMode::Group,
+                mode => mode,
+            },
             inv_temperature: c.inv_temperature,
         }
     }
@@ -92,20 +96,36 @@ impl Bsq {
                 Ok(Entropies { sample, codebook })
             }
             EntropyMode::Group => {
-                let (groups, c) = (self.bits / self.group, self.group);
-                let corners: Vec<f32> = (0..1u32 << c)
-                    .flat_map(|code| (0..c).rev().map(move |bit| if code >> bit & 1 == 1 { 1.0 } else { -1.0 }))
-                    .collect();
-                let corners = Tensor::from_vec(corners, (1 << c, c), h.0.device())?.to_dtype(h.0.dtype())?;
-                let u = h.0.reshape((tokens * groups, c))?;
-                let logits = (u.matmul(&corners.t()?)? * (2.0 * self.inv_temperature * self.scale()))?;
-                let e = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?.exp()?;
-                let p = e.broadcast_div(&e.sum_keepdim(1)?)?.reshape((tokens, groups, 1 << c))?;
+                let u = h.0.reshape((tokens, self.bits / self.group, self.group))?;
+                let p = self.soft_corners(&u)?;
                 let sample = entropy(&p)?.sum(2)?.sum(1)?.mean_all()?;
                 let codebook = entropy(&p.mean(0)?)?.sum_all()?;
                 Ok(Entropies { sample, codebook })
             }
+            EntropyMode::Factorised => {
+                // the probability of a corner is a product over its bits, so of what its halves have
+                let (groups, first) = (self.bits / self.group, self.group / 2);
+                let u = h.0.reshape((tokens, groups, self.group))?.transpose(0, 1)?;
+                let half = |start, len| self.soft_corners(&u.narrow(2, start, len)?.contiguous()?);
+                let (a, b) = (half(0, first)?, half(first, self.group - first)?);
+                let each = |p: &Tensor| -> Result<Tensor> { Ok((plogp(p)?.sum_all()? / -(tokens as f64))?) };
+                let mean = (a.transpose(1, 2)?.contiguous()?.matmul(&b)? / tokens as f64)?;
+                Ok(Entropies { sample: (each(&a)? + each(&b)?)?, codebook: plogp(&mean)?.sum_all()?.neg()? })
+            }
         }
+    }
+
+    /// Probabilities [.., 2^c] of the corners that vectors [a, b, c] may mean: a softmax over their distances.
+    fn soft_corners(&self, u: &Tensor) -> Result<Tensor> {
+        let (a, b, c) = u.dims3()?;
+        let corners: Vec<f32> = (0..1u32 << c)
+            .flat_map(|code| (0..c).rev().map(move |bit| if code >> bit & 1 == 1 { 1.0 } else { -1.0 }))
+            .collect();
+        let corners = Tensor::from_vec(corners, (1 << c, c), u.device())?.to_dtype(u.dtype())?;
+        let u = u.reshape((a * b, c))?;
+        let logits = (u.matmul(&corners.t()?)? * (2.0 * self.inv_temperature * self.scale()))?;
+        let e = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?.exp()?;
+        Ok(e.broadcast_div(&e.sum_keepdim(1)?)?.reshape((a, b, 1 << c))?)
     }
 
     /// Splits a code into its groups' indices, first group first.
@@ -129,6 +149,11 @@ pub fn unit(x: &Tensor) -> Result<Tensor> {
 /// +1 where positive, else -1.
 fn signs(x: &Tensor) -> Result<Tensor> {
     Ok(x.gt(0f64)?.to_dtype(x.dtype())?.affine(2.0, -1.0)?)
+}
+
+/// p ln p, with a finite slope where p vanishes
+fn plogp(p: &Tensor) -> Result<Tensor> {
+    Ok((p * (p + 1e-30)?.log()?)?)
 }
 
 /// -(p + 1e-8) ln(p + 1e-8)

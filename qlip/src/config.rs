@@ -197,6 +197,9 @@ pub enum EntropyMode {
     Group,
     /// Bit by bit.
     Analytical,
+    /// As `group`, from the probabilities of each half of a group and their products: nothing of size 2^c a token, and no
+    /// epsilon. Ours; written to a model's folder as `group`.
+    Factorised,
 }
 
 impl TowerConfig {
@@ -320,6 +323,17 @@ pub(crate) fn plain_block(shape: (usize, usize, usize, usize), eps: f64, mlp: Ml
 }
 
 impl QlipConfig {
+    /// As a model's folder has it: with the published names alone.
+    pub fn published(&self) -> Self {
+        let mut c = self.clone();
+        for q in [&mut c.vision_config.quantizer_cfg, &mut c.decoder_config.quantizer_cfg] {
+            if q.persample_entropy_compute == EntropyMode::Factorised {
+                q.persample_entropy_compute = EntropyMode::Group;
+            }
+        }
+        c
+    }
+
     /// Reads config.json.
     pub fn from_file(path: &Path) -> Result<Self> {
         let config: Self = read_json(path)?;

@@ -1,9 +1,9 @@
 //! Two-dimensional convolution: patches to columns, then one product; the columns are made again in the backward pass. In
 //! bfloat16 there are no columns (conv_bf16.rs).
 
+use super::linear::{Matrix, product};
 #[cfg(target_arch = "x86_64")]
 use super::{conv_bf16, linear::bf16_matmul};
-use super::linear::{Matrix, product};
 use super::{is_fused, values, vector, with_values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;

@@ -276,7 +276,8 @@ impl LlamaGenTraining {
         }
         self.dropout.check()?;
         if self.shared_bits && (self.head == Head::Bits || !visual.has_bits()) {
-            let why = "it is for tables of tokens that are made of bits: a QLIP or lfq tokenizer, with head = \"tokens\"";
+            let why =
+                "it is for tables of tokens that are made of bits: a QLIP or lfq tokenizer, with head = \"tokens\"";
             return Err(Error::invalid(format!("shared_bits = true: {why}")));
         }
         let bits = visual.code_bits();

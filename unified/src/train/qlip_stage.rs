@@ -116,7 +116,7 @@ impl QlipTraining {
             Objective::new(&params, model, self.stage, &self.loss.clone().unwrap_or_default(), &preprocess, parts)?;
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
         let out = run.out;
-        let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
+        let json = serde_json::to_string_pretty(&config.published()).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&out.join("config.json"), json.as_bytes())?;
         let json = serde_json::to_string_pretty(&preprocess).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&out.join("preprocessor_config.json"), json.as_bytes())?;

@@ -61,7 +61,9 @@ fn llamagen_draws_with_a_trained_vq() {
 
 #[test]
 fn llamagen_training_resumes_exactly() {
-    resumes("llamagen/cifar-qlip.toml", &llamagen_sets());
+    let mut sets = llamagen_sets();
+    sets.push("shared_bits=true".to_owned());
+    resumes("llamagen/cifar-qlip.toml", &sets);
 }
 
 #[test]
@@ -92,8 +94,19 @@ fn llamagen_trains_on_either_tokenizer_and_draws() {
     assert!(text(&again.stderr).contains("--resume"), "{}", text(&again.stderr));
     let other = train("c", &vq);
     assert!(!other.status.success() && text(&other.stderr).contains("codes.safetensors"), "{}", text(&other.stderr));
-    let wrong = train("w", &["crops=3".to_owned()]);
-    assert!(!wrong.status.success() && text(&wrong.stderr).contains("1, 2 or 10"), "{}", text(&wrong.stderr));
+    let refused = |more: &[String], words: &[&str]| {
+        let said = train("w", more);
+        let said = (said.status.success(), text(&said.stderr));
+        assert!(!said.0 && words.iter().all(|w| said.1.contains(w)), "{}", said.1);
+    };
+    refused(&["crops=3".to_owned()], &["1, 2 or 10"]);
+    refused(&[&vq[..], &["shared_bits=true".to_owned()]].concat(), &["shared_bits", "lfq"]);
+    refused(&["text_encoder=nowhere".to_owned()], &["nowhere"]);
+    // what was never trained without a class cannot be guided away from none
+    let done = train("always", &["model.class_dropout_prob=0.0".to_owned()]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    ok(d, &["generate", "--model", "always", "--class", "1", "--guidance", "1", "-o", "always/drawn"]);
+    fails(d, &["generate", "--model", "always", "--class", "1", "--guidance", "4", "-o", "x"], &["guidance scale 1"]);
 }
 
 #[test]
