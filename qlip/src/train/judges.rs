@@ -1,6 +1,6 @@
 //! What judges painted pictures besides their squared error: the features of a trained network, and a discriminator.
 
-use super::adversary::{Adversary, AdversaryConfig};
+use super::adversary::{Adversary, AdversaryConfig, Turn};
 use crate::loss::{Lpips, gram};
 use candle_core::Tensor;
 use nn::{Params, Result};
@@ -38,31 +38,34 @@ impl Judges {
         self.lpips.is_none() && self.adversary.is_none()
     }
 
-    /// Hands each term of pixels in -1..1 to `add`, with its name and weight; returns the penalty R1 in steps that have one.
-    pub fn judge(
-        &self,
-        step: usize,
-        fake: &Tensor,
-        real: &Tensor,
-        add: &mut dyn FnMut(&'static str, f64, &Tensor) -> Result<()>,
-    ) -> Result<Option<f64>> {
+    /// What they say of pixels in -1..1.
+    pub fn judge(&self, step: usize, fake: &Tensor, real: &Tensor) -> Result<Judged> {
         let w = &self.w;
+        let mut features = Vec::new();
         if let Some(lpips) = &self.lpips {
             let want: Vec<Tensor> = lpips.features(&real.detach())?.iter().map(Tensor::detach).collect();
             let got = lpips.features(fake)?;
             if w.lpips != 0.0 {
-                add("lpips", w.lpips, &lpips.distance(&got, &want)?.0.mean_all()?)?;
+                features.push(("lpips", w.lpips, lpips.distance(&got, &want)?.0.mean_all()?));
             }
             if w.gram != 0.0 {
-                add("gram", w.gram, &gram(&got, &want)?)?;
+                features.push(("gram", w.gram, gram(&got, &want)?));
             }
         }
-        let Some(adversary) = &self.adversary else { return Ok(None) };
-        let turn = adversary.turn(step, fake, real)?;
-        if let Some(g) = &turn.generator {
-            add("adversarial", w.adversarial, g)?;
-        }
-        add("discriminator", 1.0, &turn.discriminator)?;
-        Ok(turn.r1)
+        let turn = self.adversary.as_ref().map(|a| a.turn(step, fake, real)).transpose()?;
+        Ok(Judged { features, turn })
     }
+
+    /// Weight of the generator's side of the adversarial term.
+    pub fn adversarial(&self) -> f64 {
+        self.w.adversarial
+    }
+}
+
+/// What was said of a batch.
+pub(super) struct Judged {
+    /// Terms of features, with names and weights.
+    pub features: Vec<(&'static str, f64, Tensor)>,
+    /// Both sides of the adversarial term.
+    pub turn: Option<Turn>,
 }

@@ -431,8 +431,17 @@ impl Objective {
             return Ok(out);
         }
         let (fake, real) = (self.half(&painted)?, self.half(&pixels.0)?);
-        let r1 = self.judges.judge(step, &fake, &real, &mut |name, weight, value| out.add(name, weight, value))?;
-        out.metrics.extend(r1.map(|r1| ("r1", r1)));
+        let judged = self.judges.judge(step, &fake, &real)?;
+        for (name, weight, value) in &judged.features {
+            out.add(name, *weight, value)?;
+        }
+        if let Some(turn) = &judged.turn {
+            if let Some(g) = &turn.generator {
+                out.add("adversarial", self.judges.adversarial(), g)?;
+            }
+            out.add("discriminator", 1.0, &turn.discriminator)?;
+            out.metrics.extend(turn.r1.map(|r1| ("r1", r1)));
+        }
         Ok(out)
     }
 

@@ -1,5 +1,5 @@
 //! The loss of a VQ tokenizer (Sun et al. 2024, section 2.1): pixels, codebook, commitment, and where asked LPIPS and a
-//! discriminator. The discriminator's weight is the constant of the config; LlamaGen's adapts it to the gradients.
+//! discriminator, whose weight adapts to the gradients (Esser et al. 2021, equation 7).
 
 use super::adversary::AdversaryConfig;
 use super::judges::{JudgeWeights, Judges};
@@ -7,7 +7,7 @@ use super::{number, own};
 use crate::image::Pixels;
 use crate::loss::Lpips;
 use crate::vq::VqTokenizer;
-use nn::ops::add_term;
+use candle_core::{Tensor, Var};
 use nn::train::StepOutput;
 use nn::{Error, Params, Result};
 use serde::{Deserialize, Serialize};
@@ -25,11 +25,14 @@ pub struct VqLossConfig {
     pub lpips: f64,
     /// Against a discriminator, from [adversary]'s `start` on; needs that section.
     pub adversarial: f64,
+    /// Whether that weight is times what makes the discriminator's pull on the decoder's last layer as long as that of the other
+    /// terms of pixels, as LlamaGen trains.
+    pub adaptive: bool,
 }
 
 impl Default for VqLossConfig {
     fn default() -> Self {
-        Self { reconstruction: 1.0, codebook: 1.0, lpips: 0.0, adversarial: 0.0 }
+        Self { reconstruction: 1.0, codebook: 1.0, lpips: 0.0, adversarial: 0.0, adaptive: true }
     }
 }
 
@@ -71,29 +74,126 @@ impl VqObjective {
         let w = &self.w;
         let latents = self.model.pre_quant(&self.model.encoder_out(pixels)?)?;
         let q = self.model.quantise(&latents)?;
-        let painted = self.model.decode(&q.values)?.0;
-        let mse = (&painted - &pixels.0)?.sqr()?.mean_all()?;
+        let before_last = self.model.before_last(&q.values)?;
+        let painted = self.model.last_layer(&before_last)?.0;
         // of as many codes as a batch can show
         let most = self.model.config.codebook_size.min(q.indices.len()).max(1);
         let used = q.indices.iter().collect::<HashSet<_>>().len() as f64 / most as f64;
-        let mut metrics = vec![
-            ("mse", number(&mse)?),
-            ("vq", number(&q.vq_loss)?),
-            ("commit", number(&q.commit_loss)?),
-            ("codes_used", used),
-        ];
+        let mut metrics = vec![("vq", number(&q.vq_loss)?), ("commit", number(&q.commit_loss)?), ("codes_used", used)];
         let mut codebook = (q.vq_loss + q.commit_loss)?;
         if let Some(e) = q.entropy_loss {
             metrics.push(("entropy", number(&e)?));
             codebook = (codebook + e)?;
         }
-        let mut loss = Some(((mse * w.reconstruction)? + (codebook * w.codebook)?)?);
-        let r1 = self.judges.judge(step, &painted, &pixels.0, &mut |name, weight, value| {
+        // what judges the pixels judges a leaf: the slopes there say how to weigh, and then go on through the decoder as one
+        let shown = Var::from_tensor(&painted.detach())?;
+        let mse = (shown.as_tensor() - &pixels.0)?.sqr()?.mean_all()?;
+        let mut of_pixels = (&mse * w.reconstruction)?;
+        metrics.push(("mse", number(&mse)?));
+        let judged = self.judges.judge(step, shown.as_tensor(), &pixels.0)?;
+        for (name, weight, value) in &judged.features {
             metrics.push((name, number(value)?));
-            Ok(add_term(&mut loss, (value * weight)?)?)
-        })?;
-        metrics.extend(r1.map(|r1| ("r1", r1)));
-        let loss = loss.ok_or_else(|| Error::invalid("[loss]: no terms"))?;
-        StepOutput::of(&loss, metrics)
+            of_pixels = (of_pixels + (value * *weight)?)?;
+        }
+        let mut value = number(&of_pixels)?;
+        let mut slope = slope_at(&of_pixels, &shown)?;
+        let mut loss = (codebook * w.codebook)?;
+        if let Some(turn) = &judged.turn {
+            if let Some(g) = &turn.generator {
+                let of_game = slope_at(g, &shown)?;
+                let mut weight = w.adversarial;
+                if w.adaptive {
+                    let adapted = self.pull(&before_last, &slope)? / (self.pull(&before_last, &of_game)? + 1e-4);
+                    weight *= adapted.clamp(0.0, 1e4);
+                    metrics.push(("adversarial_weight", weight));
+                }
+                metrics.push(("adversarial", number(g)?));
+                value += weight * number(g)?;
+                slope = (slope + (of_game * weight)?)?;
+            }
+            metrics.push(("discriminator", number(&turn.discriminator)?));
+            metrics.extend(turn.r1.map(|r1| ("r1", r1)));
+            loss = (loss + &turn.discriminator)?;
+        }
+        value += number(&loss)?;
+        let out = StepOutput::of(&(loss + (painted * slope)?.sum_all()?)?, metrics)?;
+        Ok(StepOutput { loss: value, ..out })
+    }
+
+    /// Length of the gradient of the last layer's kernels, where the pixels' is `slope`.
+    fn pull(&self, before_last: &Tensor, slope: &Tensor) -> Result<f64> {
+        let painted = self.model.last_layer(&before_last.detach())?.0;
+        let grads = (painted * slope)?.sum_all()?.backward()?;
+        let Some(kernels) = grads.get(self.model.last_weight()) else { return Ok(0.0) };
+        Ok(number(&kernels.sqr()?.sum_all()?)?.sqrt())
+    }
+}
+
+/// The gradient of a scalar at a leaf.
+fn slope_at(loss: &Tensor, leaf: &Var) -> Result<Tensor> {
+    match loss.backward()?.get(leaf.as_tensor()) {
+        Some(slope) => Ok(slope.detach()),
+        None => Ok(leaf.zeros_like()?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discriminator::DiscriminatorConfig;
+    use crate::loss::Game;
+    use crate::vq::VqConfig;
+    use candle_core::{DType, Device};
+    use std::collections::HashMap;
+
+    /// Every gradient against whole backward passes of each term by itself.
+    #[test]
+    fn the_adaptive_weight_makes_both_pulls_on_the_last_layer_equal() {
+        let config = VqConfig {
+            codebook_size: 16,
+            codebook_embed_dim: 4,
+            encoder_ch_mult: vec![1, 1],
+            decoder_ch_mult: vec![1, 1],
+            z_channels: 8,
+            ch: 32,
+            num_res_blocks: 1,
+            ..VqConfig::default()
+        };
+        let net = DiscriminatorConfig::Patch { width: 8, layers: 1 };
+        let adversary = AdversaryConfig { net, game: Game::Hinge, r1_gamma: 0.0, r1_every: 16, start: 0 };
+        let params = Params::for_training(HashMap::new(), &[], 3, DType::F32, &Device::Cpu);
+        let model = VqTokenizer::new(&params, &config).unwrap();
+        let w = VqLossConfig { adversarial: 0.5, ..VqLossConfig::default() };
+        let objective = VqObjective::new(&params, model.clone(), &w, None, Some(&adversary), 16).unwrap();
+        let mut r = nn::rng::keyed(1, &[]);
+        let x: Vec<f32> = (0..2 * 3 * 16 * 16).map(|_| nn::rng::normal(&mut r).clamp(-1.0, 1.0)).collect();
+        let x = Pixels(Tensor::from_vec(x, (2, 3, 16, 16), &Device::Cpu).unwrap());
+        let got = objective.step(0, &x).unwrap();
+
+        let q = model.quantise(&model.pre_quant(&model.encoder_out(&x).unwrap()).unwrap()).unwrap();
+        let painted = model.decode(&q.values).unwrap().0;
+        let turn = objective.judges.judge(0, &painted, &x.0).unwrap().turn.unwrap();
+        let mse = (&painted - &x.0).unwrap().sqr().unwrap().mean_all().unwrap();
+        let game = turn.generator.unwrap();
+        let length = |loss: &Tensor| {
+            let g = loss.backward().unwrap().get(model.last_weight()).unwrap().clone();
+            number(&g.sqr().unwrap().sum_all().unwrap()).unwrap().sqrt()
+        };
+        let weight = 0.5 * length(&mse) / (length(&game) + 1e-4);
+        let metric = |name: &str| got.metrics.iter().find(|m| m.0 == name).unwrap().1;
+        assert!((metric("adversarial_weight") / weight - 1.0).abs() < 1e-4);
+        let terms = [mse, (game * weight).unwrap(), q.vq_loss, q.commit_loss, turn.discriminator];
+        let mut loss = None;
+        terms.into_iter().for_each(|t| nn::ops::add_term(&mut loss, t).unwrap());
+        let loss = loss.unwrap();
+        assert!((number(&loss).unwrap() - got.loss).abs() < 1e-5);
+        let want = loss.backward().unwrap();
+        for (name, var) in params.vars() {
+            let (Some(a), Some(b)) = (got.grads.get(var.as_tensor()), want.get(var.as_tensor())) else {
+                panic!("{name} has no gradient");
+            };
+            let most = |t: &Tensor| number(&t.abs().unwrap().max_all().unwrap()).unwrap();
+            assert!(most(&(a - b).unwrap()) < 1e-4 * (1e-3 + most(b)), "{name}");
+        }
     }
 }

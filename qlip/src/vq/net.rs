@@ -175,7 +175,7 @@ pub(super) struct Net {
     levels: Vec<Level>,
     middle: Middle,
     norm_out: GroupNorm,
-    conv_out: Conv,
+    pub last: Conv,
 }
 
 impl Net {
@@ -194,7 +194,7 @@ impl Net {
             levels,
             middle: Middle::new(&p.at("mid"), width)?,
             norm_out: GroupNorm::new(&p.at("norm_out"), width)?,
-            conv_out: Conv::new(&p.at("conv_out"), width, c.z_channels, 3)?,
+            last: Conv::new(&p.at("conv_out"), width, c.z_channels, 3)?,
         })
     }
 
@@ -214,7 +214,7 @@ impl Net {
             levels,
             middle: Middle::new(&p.at("mid"), lowest)?,
             norm_out: GroupNorm::new(&p.at("norm_out"), width)?,
-            conv_out: Conv::new(&p.at("conv_out"), width, 3, 3)?,
+            last: Conv::new(&p.at("conv_out"), width, 3, 3)?,
         })
     }
 
@@ -226,9 +226,10 @@ impl Net {
                 x = down.forward(&x, 2)?;
             }
         }
-        self.out(&self.middle.forward(&x)?)
+        self.last.forward(&self.before_last(&self.middle.forward(&x)?)?, 1)
     }
 
+    /// To what the last layer reads.
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         let mut x = self.middle.forward(&self.conv_in.forward(z, 1)?)?;
         for level in &self.levels {
@@ -237,10 +238,10 @@ impl Net {
                 x = up.forward(&ops::double(&x)?, 1)?;
             }
         }
-        self.out(&x)
+        self.before_last(&x)
     }
 
-    fn out(&self, x: &Tensor) -> Result<Tensor> {
-        self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(x)?)?, 1)
+    fn before_last(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(Activation::Silu.forward(&self.norm_out.forward(x)?)?)
     }
 }
