@@ -34,12 +34,21 @@ impl LinearProbe {
     /// Fits features [samples, width] to classes: the decay on a held-out fifth, then everything.
     pub fn fit(features: &Tensor, labels: &[usize], classes: usize) -> Result<Self> {
         let (n, width) = features.dims2()?;
-        if n < 2 * HELD || n != labels.len() || labels.iter().any(|&l| l >= classes) {
+        if n != labels.len() || labels.iter().any(|&l| l >= classes) {
             return Err(Error::invalid(format!("a probe of {n} samples with {} labels", labels.len())));
         }
         let device = features.device();
-        // the held-out ones last, taken evenly from whatever order the samples have
-        let (learn, held): (Vec<usize>, Vec<usize>) = (0..n).partition(|i| i % HELD != 0);
+        // the held-out ones last: every fifth of each class
+        let mut seen = vec![0; classes];
+        let (learn, held): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| {
+            seen[labels[i]] += 1;
+            seen[labels[i]] % HELD != 0
+        });
+        if held.is_empty() {
+            return Err(Error::invalid(format!(
+                "a probe of {n} samples: no class has {HELD}, so none can be held out"
+            )));
+        }
         let order: Vec<u32> = learn.iter().chain(&held).map(|&i| i as u32).collect();
         let labels: Vec<usize> = order.iter().map(|&i| labels[i as usize]).collect();
         let x = features.index_select(&Tensor::from_vec(order, n, device)?, 0)?.to_dtype(DType::F32)?;
@@ -58,9 +67,11 @@ impl LinearProbe {
         let mut best = (-1.0, DECAYS[0], layer.clone());
         let mut worse = 0;
         for decay in DECAYS {
-            layer = layer.descend(&known, &known_wanted, decay, curvature)?;
+            // a weaker decay takes longer than this one
+            let Some(next) = layer.descend(&known, &known_wanted, decay, curvature)? else { break };
+            layer = next;
             let share = layer.accuracy(&unseen, unseen_labels)?;
-            worse = if share > best.0 { 0 } else { worse + 1 };
+            worse = if share < best.0 { worse + 1 } else { 0 };
             if share > best.0 {
                 best = (share, decay, layer.clone());
             }
@@ -69,7 +80,10 @@ impl LinearProbe {
             }
         }
         let (_, decay, start) = best;
-        Ok(Self { layer: start.descend(&x, &wanted, decay, curvature)?, mean, deviation })
+        let unsettled =
+            || Error::invalid(format!("a linear probe on {width} features did not settle in {ITERATIONS} iterations"));
+        let layer = start.descend(&x, &wanted, decay, curvature)?.ok_or_else(unsettled)?;
+        Ok(Self { mean, deviation, layer })
     }
 
     /// Share of samples whose class is found.
@@ -80,8 +94,8 @@ impl LinearProbe {
 }
 
 impl Layer {
-    /// Nesterov's accelerated descent to the minimum from here, at the loss's own step size.
-    fn descend(&self, x: &Tensor, wanted: &Tensor, decay: f64, curvature: f64) -> Result<Self> {
+    /// Nesterov's accelerated descent to the minimum from here, at the loss's own step size; none where that takes too long.
+    fn descend(&self, x: &Tensor, wanted: &Tensor, decay: f64, curvature: f64) -> Result<Option<Self>> {
         let n = x.dim(0)?;
         // the softmax's curvature is at most a half, the features' their largest eigenvalue
         let step = 1.0 / (0.5 * (curvature + 1.0) + decay);
@@ -90,13 +104,12 @@ impl Layer {
         for _ in 0..ITERATIONS {
             let off = ((ahead.probabilities(x)? - wanted)? / n as f64)?;
             let slope = (x.t()?.matmul(&off)? + (&ahead.weight * decay)?)?;
-            if slope.abs()?.max_all()?.to_scalar::<f32>()? < FLAT {
-                return Ok(ahead);
+            let off_bias = off.sum_keepdim(0)?;
+            let steepest = |t: &Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+            if steepest(&slope)?.max(steepest(&off_bias)?) < FLAT {
+                return Ok(Some(ahead));
             }
-            let next = Self {
-                weight: (&ahead.weight - (&slope * step)?)?,
-                bias: (&ahead.bias - (off.sum_keepdim(0)? * step)?)?,
-            };
+            let next = Self { weight: (&ahead.weight - (&slope * step)?)?, bias: (&ahead.bias - (off_bias * step)?)? };
             // momentum starts again where it points uphill (O'Donoghue and Candes 2015)
             let uphill = (&slope * (&next.weight - &at.weight)?)?.sum_all()?.to_scalar::<f32>()? > 0.0;
             since = if uphill { 0 } else { since + 1 };
@@ -105,8 +118,7 @@ impl Layer {
             ahead = Self { weight: on(&next.weight, &at.weight)?, bias: on(&next.bias, &at.bias)? };
             at = next;
         }
-        let width = x.dim(1)?;
-        Err(Error::invalid(format!("a linear probe on {width} features did not settle in {ITERATIONS} iterations")))
+        Ok(None)
     }
 
     fn probabilities(&self, x: &Tensor) -> Result<Tensor> {
@@ -159,5 +171,39 @@ mod tests {
         let probe = LinearProbe::fit(&noise.narrow(0, 0, 300).unwrap(), &labels[..300], 3).unwrap();
         assert!(probe.accuracy(&noise.narrow(0, 300, 300).unwrap(), &labels[300..]).unwrap() < 0.45);
         assert!(LinearProbe::fit(&noise, &labels[..5], 3).is_err());
+    }
+
+    /// The class is a small difference of two columns that have much in common: only large weights tell it.
+    #[test]
+    fn the_decay_is_chosen_for_the_features() {
+        let (n, width, classes) = (300, 10, 5);
+        // classes in turns, as balanced lists have them
+        let labels: Vec<usize> = (0..n).map(|i| i % classes).collect();
+        let sample = |key| {
+            let mut r = nn::rng::keyed(key, &[]);
+            let mut rows = Vec::new();
+            for &l in &labels {
+                for k in 0..classes {
+                    let (common, signal) = (nn::rng::normal(&mut r), if k == l { 0.1 } else { 0.0 });
+                    rows.extend([1.0, -1.0].map(|sign| common + sign * signal + 0.03 * nn::rng::normal(&mut r)));
+                }
+            }
+            Tensor::from_vec(rows, (n, width), &Device::Cpu).unwrap()
+        };
+        let (known, unseen) = (sample(5), sample(6));
+        let mut wanted = vec![0f32; n * classes];
+        labels.iter().enumerate().for_each(|(i, l)| wanted[i * classes + l] = 1.0);
+        let wanted = Tensor::from_vec(wanted, (n, classes), &Device::Cpu).unwrap();
+        let zero = |rows: usize| Tensor::zeros((rows, classes), DType::F32, &Device::Cpu).unwrap();
+        let curvature = largest_eigenvalue(&known).unwrap();
+        let fixed = DECAYS.map(|decay| {
+            let layer = Layer { weight: zero(width), bias: zero(1) };
+            let layer = layer.descend(&known, &wanted, decay, curvature).unwrap().unwrap();
+            layer.accuracy(&unseen, &labels).unwrap()
+        });
+        let (best, worst) = fixed.iter().fold((0f64, 1f64), |(b, w), &x| (b.max(x), w.min(x)));
+        assert!(worst < best - 0.05, "{fixed:?}");
+        let chosen = LinearProbe::fit(&known, &labels, classes).unwrap().accuracy(&unseen, &labels).unwrap();
+        assert!(chosen > best - 0.03, "{chosen} of {fixed:?}");
     }
 }

@@ -497,7 +497,12 @@ impl LlamaGen {
         targets: &[u32],
         noise: Option<&mut Dropout>,
     ) -> Result<Tensor> {
-        let hidden = self.train_hidden(condition, drop, &all_but_last(seen, condition.len()), noise)?;
+        let n = condition.len();
+        if n == 0 || seen.len() != targets.len() || !targets.len().is_multiple_of(n) {
+            let (seen, targets) = (seen.len(), targets.len());
+            return Err(Error::invalid(format!("{seen} tokens seen and {targets} to learn, of {n} pictures")));
+        }
+        let hidden = self.train_hidden(condition, drop, &all_but_last(seen, n), noise)?;
         match &self.codebook {
             Codebook::Bits(head) => head.loss(&hidden.flatten_to(1)?, targets),
             Codebook::Table { output, .. } => {
@@ -529,5 +534,62 @@ impl Condition {
             Self::Classes(c) => vec![0; c.len()],
             Self::Captions(_, pads) => pads.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use std::collections::HashMap;
+
+    fn near(a: &Tensor, b: &Tensor) {
+        let off = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(off < 1e-5, "off by {off}");
+    }
+
+    /// A position speaks of the table of the token after it, whole or one by one through the cache.
+    #[test]
+    fn sub_tokens_have_tables_of_their_own() {
+        let config = LlamaGenConfig {
+            dim: 16,
+            n_layer: 1,
+            n_head: 2,
+            multiple_of: 8,
+            vocab_size: 6,
+            block_size: 8,
+            sub_tokens: 2,
+            num_classes: 3,
+            ..LlamaGenConfig::default()
+        };
+        let params = Params::for_training(HashMap::new(), &[], 9, DType::F32, &Device::Cpu);
+        let model = LlamaGen::new(&params, &config).unwrap();
+        let output = Tensor::randn(0f32, 1.0, (12, 16), &Device::Cpu).unwrap();
+        let model =
+            model.with_tables(params.vars()["tok_embeddings.weight"].as_tensor().clone(), output.clone()).unwrap();
+        let (n, per) = (2, 8);
+        let tokens: Vec<u32> = (0..n * per).map(|i| (i * 5 % 6) as u32).collect();
+        let (classes, keep) = (Condition::Classes(vec![2, 0]), [false, true]);
+        let logits = model.train_logits(&classes, &keep, &tokens).unwrap();
+        let hidden = model.train_hidden(&classes, &keep, &all_but_last(&tokens, n), None).unwrap();
+        for i in 0..per {
+            let table = output.narrow(0, i % 2 * 6, 6).unwrap();
+            let want = hidden.get_on_dim(1, i).unwrap().matmul(&table.t().unwrap()).unwrap();
+            near(&logits.get_on_dim(1, i).unwrap(), &want);
+        }
+        let loss = model.train_loss(&classes, &keep, &tokens, &tokens, None).unwrap();
+        let want = ops::cross_entropy(&logits.flatten_to(1).unwrap(), &tokens).unwrap().mean_all().unwrap();
+        near(&loss, &want);
+        let mut cache = model.cache();
+        for i in 0..per {
+            let x = match i {
+                0 => model.condition(&classes, &keep).unwrap(),
+                _ => model.embed(&[tokens[i - 1], tokens[per + i - 1]], n, i - 1).unwrap(),
+            };
+            let one = model.forward(&x, i, &[0, 0], Some(&mut cache)).unwrap();
+            near(&one.squeeze(1).unwrap(), &logits.get_on_dim(1, i).unwrap());
+        }
+        assert!(model.train_loss(&classes, &keep, &tokens[..8], &tokens, None).is_err());
+        assert!(model.train_loss(&classes, &keep, &tokens[..15], &tokens[..15], None).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Tables of codes in training: a row is its own vector plus a sum over its bits, which all rows share. In a short training a
 //! row is seen a few hundred times, a bit in every picture. What is written is the sums, so the checkpoint is an ordinary one.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use nn::{Error, Init, Params, Result};
 use std::collections::BTreeMap;
 
@@ -18,17 +18,15 @@ pub struct SharedBits {
 }
 
 impl SharedBits {
-    /// For a table that `params` already has. `patterns` are its rows' bits ([`bit_patterns`]); the vectors are a parameter
-    /// called `name`, new ones of this deviation.
-    pub fn new(params: &Params, table: &str, name: &str, patterns: Vec<f32>, std: f32) -> Result<Self> {
-        let missing = || Error::invalid(format!("shared bits of {table}: there is no such parameter"));
-        let own = params.vars().get(table).ok_or_else(missing)?.as_tensor().clone();
-        let (rows, width) = own.dims2()?;
-        let bits = patterns.len() / rows.max(1);
+    /// For a table that `params` already has. `patterns` [rows, bits] are its rows' bits ([`bit_patterns`]); the vectors are a
+    /// parameter called `name`, new ones of this deviation.
+    pub fn new(params: &Params, table: &str, name: &str, patterns: &Tensor, std: f32) -> Result<Self> {
+        let own = params.vars().get(table).ok_or_else(|| missing(table))?.as_tensor().clone();
+        let (width, bits) = (own.dim(1)?, patterns.dim(1)?);
         let init = if std == 0.0 { Init::Const(0.0) } else { Init::Normal(std) };
         Ok(Self {
             by_bit: params.get((bits, width), name, init)?,
-            patterns: Tensor::from_vec(patterns, (rows, bits), params.device())?,
+            patterns: patterns.clone(),
             table: table.to_owned(),
             name: name.to_owned(),
             own,
@@ -42,10 +40,10 @@ impl SharedBits {
 
     /// Puts the sums into the table of a checkpoint and takes the vectors out of it.
     pub fn join(&self, weights: &mut BTreeMap<String, Tensor>) -> Result<()> {
-        if let (Some(by_bit), Some(own)) = (weights.remove(&self.name), weights.get(&self.table)) {
-            let rows = self.sum(own, &by_bit)?;
-            weights.insert(self.table.clone(), rows);
-        }
+        let by_bit = weights.remove(&self.name).ok_or_else(|| missing(&self.name))?;
+        let own = weights.get(&self.table).ok_or_else(|| missing(&self.table))?;
+        let rows = self.sum(own, &by_bit)?;
+        weights.insert(self.table.clone(), rows);
         Ok(())
     }
 
@@ -54,13 +52,23 @@ impl SharedBits {
     }
 }
 
+fn missing(name: &str) -> Error {
+    Error::invalid(format!("shared bits: there is no parameter {name}"))
+}
+
 /// Bits of the rows of a table: `before` rows that are no codes, then 2^`group_bits` rows for each of `groups` groups of bits,
-/// or once for all of them if they share a table. Row-major [rows, bits]: plus or minus one in the columns of the row's group,
+/// or once for all of them if they share a table. [rows, bits]: plus or minus one in the columns of the row's group,
 /// most significant bit first, zero elsewhere.
-pub fn bit_patterns(before: usize, groups: usize, group_bits: usize, shared_table: bool) -> Vec<f32> {
+pub fn bit_patterns(
+    before: usize,
+    groups: usize,
+    group_bits: usize,
+    shared_table: bool,
+    device: &Device,
+) -> Result<Tensor> {
     let tables = if shared_table { 1 } else { groups };
-    let bits = tables * group_bits;
-    let mut out = vec![0f32; (before + (tables << group_bits)) * bits];
+    let (rows, bits) = (before + (tables << group_bits), tables * group_bits);
+    let mut out = vec![0f32; rows * bits];
     for (row, out) in out.chunks_exact_mut(bits.max(1)).skip(before).enumerate() {
         let (table, code) = (row >> group_bits, row & ((1 << group_bits) - 1));
         for (bit, value) in out[table * group_bits..][..group_bits].iter_mut().enumerate() {
@@ -68,31 +76,35 @@ pub fn bit_patterns(before: usize, groups: usize, group_bits: usize, shared_tabl
             *value = if set { 1.0 } else { -1.0 };
         }
     }
-    out
+    Ok(Tensor::from_vec(out, (rows, bits), device)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::DType;
     use std::collections::HashMap;
 
     #[test]
     fn rows_know_their_bits() {
-        let one_before = bit_patterns(1, 2, 2, false);
-        assert_eq!(one_before.len(), 9 * 4);
-        assert_eq!(one_before[..4], [0.0; 4]);
+        let patterns = |before, groups, group_bits, shared| {
+            bit_patterns(before, groups, group_bits, shared, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let one_before = patterns(1, 2, 2, false);
+        assert_eq!(one_before.len(), 9);
+        assert_eq!(one_before[0], [0.0; 4]);
         // the first group's code 2, the second's code 1
-        assert_eq!(one_before[3 * 4..4 * 4], [1.0, -1.0, 0.0, 0.0]);
-        assert_eq!(one_before[6 * 4..7 * 4], [0.0, 0.0, -1.0, 1.0]);
-        assert_eq!(bit_patterns(0, 2, 1, true), [-1.0, 1.0]);
+        assert_eq!(one_before[3], [1.0, -1.0, 0.0, 0.0]);
+        assert_eq!(one_before[6], [0.0, 0.0, -1.0, 1.0]);
+        assert_eq!(patterns(0, 2, 1, true), [[-1.0], [1.0]]);
     }
 
     #[test]
     fn the_written_table_is_the_one_that_was_read() {
         let params = Params::for_training(HashMap::new(), &[], 7, DType::F32, &Device::Cpu);
         params.get((8, 3), "table", Init::Normal(1.0)).unwrap();
-        let shared = SharedBits::new(&params, "table", "shared", bit_patterns(0, 2, 2, false), 1.0).unwrap();
+        let patterns = bit_patterns(0, 2, 2, false, &Device::Cpu).unwrap();
+        let shared = SharedBits::new(&params, "table", "shared", &patterns, 1.0).unwrap();
         let read = shared.rows().unwrap();
         let mut weights: BTreeMap<String, Tensor> =
             params.vars().into_iter().map(|(k, v)| (k, v.as_tensor().clone())).collect();
@@ -102,6 +114,7 @@ mod tests {
         assert!(weights.is_empty());
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(read), values(written));
-        assert!(SharedBits::new(&params, "none", "shared", vec![], 1.0).is_err());
+        assert!(SharedBits::new(&params, "none", "shared", &patterns, 1.0).is_err());
+        assert!(shared.join(&mut weights).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! The merged vocabulary: text rows first (marks among them), then the visual rows.
 
 use crate::shared_bits::bit_patterns;
+use candle_core::{Device, Tensor};
 use nn::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -48,9 +49,9 @@ pub fn code_of(groups: &[u32], group_bits: usize) -> u64 {
 }
 
 impl MergedVocab {
-    /// The bits of every row, row-major [rows, bits]: see [`bit_patterns`].
-    pub fn bit_patterns(&self) -> Vec<f32> {
-        bit_patterns(self.text, self.groups(), self.group_bits, self.shared_table)
+    /// The bits of every row [rows, bits]: see [`bit_patterns`].
+    pub fn bit_patterns(&self, device: &Device) -> Result<Tensor> {
+        bit_patterns(self.text, self.groups(), self.group_bits, self.shared_table, device)
     }
 
     /// Whether the numbers fit together.

@@ -198,7 +198,7 @@ pub enum EntropyMode {
     /// Bit by bit.
     Analytical,
     /// As `group`, from the probabilities of each half of a group and their products: nothing of size 2^c a token, and no
-    /// epsilon. Ours; written to a model's folder as `group`.
+    /// epsilon of 1e-8. Ours; written to a model's folder as `group`, which is what a training from that folder has.
     Factorised,
 }
 

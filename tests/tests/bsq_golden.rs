@@ -88,3 +88,22 @@ fn factorised_entropies_are_those_of_whole_groups() {
         }
     }
 }
+
+/// Latents at the corners themselves, in float32 at the published temperature: probabilities that are exactly 0 and 1.
+#[test]
+fn certain_codes_have_finite_entropies_and_slopes() {
+    let bits = 18;
+    let corner = (0..2 * 4 * bits).map(|i| if i * 7 % 3 == 0 { 1f32 } else { -1.0 }).collect::<Vec<_>>();
+    let corner = candle_core::Tensor::from_vec(corner, (2, 4, bits), &Device::Cpu).unwrap();
+    for mode in [EntropyMode::Group, EntropyMode::Analytical, EntropyMode::Factorised] {
+        // four times as long as a unit vector
+        let z = Var::from_tensor(&corner).unwrap();
+        let config = QuantizerConfig { persample_entropy_compute: mode, ..QuantizerConfig::default() };
+        let e = Bsq::new(&config).entropies(&Latents(z.as_tensor().clone())).unwrap();
+        for e in [e.sample, e.codebook] {
+            let slope = e.backward().unwrap().get(z.as_tensor()).unwrap().clone();
+            assert!(e.to_scalar::<f32>().unwrap().is_finite(), "{mode:?}");
+            assert!(values(&slope).iter().all(|v| v.is_finite()), "{mode:?}");
+        }
+    }
+}

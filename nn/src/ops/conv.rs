@@ -58,21 +58,6 @@ impl Sizes {
     pub fn image(&self) -> usize {
         self.input * self.h * self.w
     }
-}
-
-impl Conv {
-    fn sizes(&self, x: &[usize], weight: &[usize]) -> Result<Sizes> {
-        let (&[batch, input, h, w], &[output, i, kh, kw]) = (x, weight) else {
-            candle_core::bail!("a convolution of {weight:?} over {x:?}: both need four dimensions");
-        };
-        let (ph, pw) = (h + 2 * self.padding, w + 2 * self.padding);
-        if i != input || kh > ph || kw > pw || self.stride == 0 || kh * kw == 0 {
-            candle_core::bail!("kernels {weight:?} do not fit an input of {x:?} with padding {}", self.padding);
-        }
-        let (oh, ow) = ((ph - kh) / self.stride + 1, (pw - kw) / self.stride + 1);
-        let (padding, stride) = (self.padding, self.stride);
-        Ok(Sizes { batch, input, h, w, output, kh, kw, oh, ow, padding, stride })
-    }
 
     /// Output columns whose input column `at * stride + dx - padding` lies inside, as a range.
     fn inside(&self, cells: usize, size: usize, d: usize) -> std::ops::Range<usize> {
@@ -82,20 +67,20 @@ impl Conv {
     }
 
     /// One picture to columns [patch, cells].
-    fn columns(&self, s: &Sizes, x: &[f32], out: &mut [f32]) {
-        let plane = s.kh * s.kw * s.cells();
-        out.par_chunks_mut(plane).zip(x.par_chunks(s.h * s.w)).for_each(|(out, x)| {
-            for (k, row) in out.chunks_exact_mut(s.cells()).enumerate() {
-                let (dy, dx) = (k / s.kw, k % s.kw);
-                let columns = self.inside(s.ow, s.w, dx);
-                let rows = self.inside(s.oh, s.h, dy);
-                for (oy, line) in row.chunks_exact_mut(s.ow).enumerate() {
+    fn columns(&self, x: &[f32], out: &mut [f32]) {
+        let plane = self.kh * self.kw * self.cells();
+        out.par_chunks_mut(plane).zip(x.par_chunks(self.h * self.w)).for_each(|(out, x)| {
+            for (k, row) in out.chunks_exact_mut(self.cells()).enumerate() {
+                let (dy, dx) = (k / self.kw, k % self.kw);
+                let columns = self.inside(self.ow, self.w, dx);
+                let rows = self.inside(self.oh, self.h, dy);
+                for (oy, line) in row.chunks_exact_mut(self.ow).enumerate() {
                     if !rows.contains(&oy) || columns.is_empty() {
                         line.fill(0.0);
                         continue;
                     }
                     let y = oy * self.stride + dy - self.padding;
-                    let from = y * s.w + columns.start * self.stride + dx - self.padding;
+                    let from = y * self.w + columns.start * self.stride + dx - self.padding;
                     line[..columns.start].fill(0.0);
                     line[columns.end..].fill(0.0);
                     let inner = &mut line[columns.clone()];
@@ -112,20 +97,20 @@ impl Conv {
     }
 
     /// Sums columns [patch, cells] back into a picture: the transpose of [`Self::columns`].
-    fn picture(&self, s: &Sizes, columns: &[f32], x: &mut [f32]) {
-        let plane = s.kh * s.kw * s.cells();
-        x.par_chunks_mut(s.h * s.w).zip(columns.par_chunks(plane)).for_each(|(x, all)| {
+    fn picture(&self, columns: &[f32], x: &mut [f32]) {
+        let plane = self.kh * self.kw * self.cells();
+        x.par_chunks_mut(self.h * self.w).zip(columns.par_chunks(plane)).for_each(|(x, all)| {
             x.fill(0.0);
-            for (k, row) in all.chunks_exact(s.cells()).enumerate() {
-                let (dy, dx) = (k / s.kw, k % s.kw);
-                let columns = self.inside(s.ow, s.w, dx);
+            for (k, row) in all.chunks_exact(self.cells()).enumerate() {
+                let (dy, dx) = (k / self.kw, k % self.kw);
+                let columns = self.inside(self.ow, self.w, dx);
                 if columns.is_empty() {
                     continue;
                 }
-                for oy in self.inside(s.oh, s.h, dy) {
+                for oy in self.inside(self.oh, self.h, dy) {
                     let y = oy * self.stride + dy - self.padding;
-                    let from = y * s.w + columns.start * self.stride + dx - self.padding;
-                    let line = &row[oy * s.ow..][columns.clone()];
+                    let from = y * self.w + columns.start * self.stride + dx - self.padding;
+                    let line = &row[oy * self.ow..][columns.clone()];
                     for (v, g) in x[from..].iter_mut().step_by(self.stride).zip(line) {
                         *v += g;
                     }
@@ -134,62 +119,77 @@ impl Conv {
         });
     }
 
-    fn forward(&self, s: &Sizes, x: &[f32], weight: &[f32]) -> Vec<f32> {
+    fn forward(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
         #[cfg(target_arch = "x86_64")]
         if bf16_matmul() {
-            return conv_bf16::forward(s, x, weight);
+            return conv_bf16::forward(self, x, weight);
         }
-        let mut y = vec![0f32; s.batch * s.output * s.cells()];
-        let mut columns = vec![0f32; s.patch() * s.cells()];
-        for (y, x) in y.chunks_exact_mut(s.output * s.cells()).zip(x.chunks_exact(s.image())) {
-            self.columns(s, x, &mut columns);
-            let (w, c) = (Matrix::rows(weight, s.patch()), Matrix::rows(&columns, s.cells()));
-            product(s.output, s.cells(), s.patch(), w, c, y, false);
+        let mut y = vec![0f32; self.batch * self.output * self.cells()];
+        let mut columns = vec![0f32; self.patch() * self.cells()];
+        for (y, x) in y.chunks_exact_mut(self.output * self.cells()).zip(x.chunks_exact(self.image())) {
+            self.columns(x, &mut columns);
+            let (w, c) = (Matrix::rows(weight, self.patch()), Matrix::rows(&columns, self.cells()));
+            product(self.output, self.cells(), self.patch(), w, c, y, false);
         }
         y
     }
 
-    fn weight_gradient(&self, s: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
+    fn weight_gradient(&self, x: &[f32], g: &[f32]) -> Vec<f32> {
         #[cfg(target_arch = "x86_64")]
         if bf16_matmul() {
-            return conv_bf16::weight_gradient(s, x, g);
+            return conv_bf16::weight_gradient(self, x, g);
         }
-        let mut dw = vec![0f32; s.output * s.patch()];
-        let mut columns = vec![0f32; s.patch() * s.cells()];
-        for (g, x) in g.chunks_exact(s.output * s.cells()).zip(x.chunks_exact(s.image())) {
-            self.columns(s, x, &mut columns);
-            let (g, c) = (Matrix::rows(g, s.cells()), Matrix::rows(&columns, s.cells()).t());
-            product(s.output, s.patch(), s.cells(), g, c, &mut dw, true);
+        let mut dw = vec![0f32; self.output * self.patch()];
+        let mut columns = vec![0f32; self.patch() * self.cells()];
+        for (g, x) in g.chunks_exact(self.output * self.cells()).zip(x.chunks_exact(self.image())) {
+            self.columns(x, &mut columns);
+            let (g, c) = (Matrix::rows(g, self.cells()), Matrix::rows(&columns, self.cells()).t());
+            product(self.output, self.patch(), self.cells(), g, c, &mut dw, true);
         }
         dw
+    }
+
+    fn input_gradient(&self, weight: &[f32], g: &[f32]) -> Vec<f32> {
+        #[cfg(target_arch = "x86_64")]
+        if bf16_matmul() {
+            return conv_bf16::input_gradient(self, weight, g);
+        }
+        let mut dx = vec![0f32; self.batch * self.image()];
+        let mut columns = vec![0f32; self.patch() * self.cells()];
+        for (g, dx) in g.chunks_exact(self.output * self.cells()).zip(dx.chunks_exact_mut(self.image())) {
+            let (w, g) = (Matrix::rows(weight, self.patch()).t(), Matrix::rows(g, self.cells()));
+            product(self.patch(), self.cells(), self.output, w, g, &mut columns, false);
+            self.picture(&columns, dx);
+        }
+        dx
+    }
+}
+
+impl Conv {
+    fn sizes(&self, x: &[usize], weight: &[usize]) -> Result<Sizes> {
+        let (&[batch, input, h, w], &[output, i, kh, kw]) = (x, weight) else {
+            candle_core::bail!("a convolution of {weight:?} over {x:?}: both need four dimensions");
+        };
+        let (ph, pw) = (h + 2 * self.padding, w + 2 * self.padding);
+        if i != input || kh > ph || kw > pw || self.stride == 0 || kh * kw == 0 {
+            candle_core::bail!("kernels {weight:?} do not fit an input of {x:?} with padding {}", self.padding);
+        }
+        let (oh, ow) = ((ph - kh) / self.stride + 1, (pw - kw) / self.stride + 1);
+        let (padding, stride) = (self.padding, self.stride);
+        Ok(Sizes { batch, input, h, w, output, kh, kw, oh, ow, padding, stride })
     }
 
     /// Gradients of input and kernels; what is held is not computed.
     fn grads(&self, x: &Tensor, w: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let s = self.sizes(x.dims(), w.dims())?;
         with_values([x, w, g], |[xv, wv, g]| {
-            let dx = x.track_op().then(|| self.input_gradient(&s, wv, g));
-            let dw = w.track_op().then(|| self.weight_gradient(&s, xv, g));
+            let dx = x.track_op().then(|| s.input_gradient(wv, g));
+            let dw = w.track_op().then(|| s.weight_gradient(xv, g));
             let tensor = |v: Option<Vec<f32>>, like: &Tensor| {
                 v.map(|v| Tensor::from_vec(v, like.shape(), like.device())).transpose()
             };
             Ok((tensor(dx, x)?, tensor(dw, w)?))
         })?
-    }
-
-    fn input_gradient(&self, s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
-        #[cfg(target_arch = "x86_64")]
-        if bf16_matmul() {
-            return conv_bf16::input_gradient(s, weight, g);
-        }
-        let mut dx = vec![0f32; s.batch * s.image()];
-        let mut columns = vec![0f32; s.patch() * s.cells()];
-        for (g, dx) in g.chunks_exact(s.output * s.cells()).zip(dx.chunks_exact_mut(s.image())) {
-            let (w, g) = (Matrix::rows(weight, s.patch()).t(), Matrix::rows(g, s.cells()));
-            product(s.patch(), s.cells(), s.output, w, g, &mut columns, false);
-            self.picture(s, &columns, dx);
-        }
-        dx
     }
 }
 
@@ -199,7 +199,7 @@ impl CustomOp2 for Conv {
     }
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
         let s = self.sizes(lx.dims(), lw.dims())?;
-        let y = self.forward(&s, values(x, lx)?, values(w, lw)?);
+        let y = s.forward(values(x, lx)?, values(w, lw)?);
         Ok((CpuStorage::F32(y), Shape::from((s.batch, s.output, s.oh, s.ow))))
     }
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -221,7 +221,7 @@ impl CustomOp3 for Conv {
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let s = self.sizes(lx.dims(), lw.dims())?;
-        let mut y = self.forward(&s, values(x, lx)?, values(w, lw)?);
+        let mut y = s.forward(values(x, lx)?, values(w, lw)?);
         let b = values(b, lb)?;
         y.par_chunks_mut(s.cells().max(1)).enumerate().for_each(|(i, plane)| {
             let b = b[i % s.output];

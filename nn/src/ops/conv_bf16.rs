@@ -1,9 +1,11 @@
-//! Convolution on the CPU's bfloat16 instructions, without columns in memory. A picture is rounded once into planes with their
-//! padding; a tap of the kernel and a cell of the output are two offsets whose sum is the value's place, so that panels for
-//! [`super::gemm_bf16`]'s tiles are packed from the planes themselves. docs/performance.md has the ratio to columns.
+//! Convolution on the CPU's bfloat16 instructions, without columns in memory ("implicit GEMM"). A picture is rounded once into
+//! planes with their padding; a tap of the kernel and a cell of the output are two offsets whose sum is the value's place, so that
+//! panels for [`super::gemm_bf16`]'s tiles are packed from the planes themselves. Small convolutions (the three channels of
+//! pixels) go this way too: columns in float32 cost more. docs/performance.md has the ratios.
 #![allow(unsafe_code)]
 
 use super::conv::Sizes;
+use super::gemm_bf16::bf16_available;
 use super::gemm_bf16::x86::{MR, NR, PAIRS, Rows, round, tile_at};
 use super::linear::Matrix;
 use rayon::prelude::*;
@@ -27,20 +29,14 @@ impl Places {
         self.taps.len().div_ceil(2)
     }
 
-    /// Whether every place lies in planes of this length.
-    fn inside(&self, len: usize) -> bool {
-        let most = |v: &[usize]| v.iter().max().copied().unwrap_or(0);
-        most(&self.taps) + most(&self.cells) < len
-    }
-
-    /// Pairs of taps for up to 32 cells from `first` on, as [pair][cell]. Beyond an odd end the left matrix is zero.
+    /// Pairs `p0..p1` of taps for up to 32 cells from `first` on, as [pair][cell]. Beyond an odd end the left matrix is zero.
     #[inline(always)]
-    fn pack_cells(&self, planes: &[u16], first: usize, out: &mut [u32]) {
+    fn pack_cells(&self, planes: &[u16], first: usize, p0: usize, p1: usize, out: &mut [u32]) {
         let cells = &self.cells[first..self.cells.len().min(first + NR)];
         if cells.len() < NR {
             out.fill(0);
         }
-        for (p, out) in out.chunks_exact_mut(NR).enumerate() {
+        for (p, out) in (p0..p1).zip(out.chunks_exact_mut(NR)) {
             let lo = self.taps[2 * p];
             let hi = self.taps.get(2 * p + 1).copied().unwrap_or(lo);
             match (self.run, cells.len()) {
@@ -131,15 +127,15 @@ impl Frame {
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw,avx512vl")]
 fn multiply(left: &Rows, planes: &[u16], at: &Places, panel: &mut Vec<u32>, out: &mut [f32]) {
     let (n, pairs) = (at.cells.len(), at.pairs_of_taps());
-    panel.resize(pairs * NR, 0);
+    panel.resize(PAIRS * NR, 0);
     for first in (0..n).step_by(NR) {
-        at.pack_cells(planes, first, panel);
         for p0 in (0..pairs).step_by(PAIRS) {
             let p1 = pairs.min(p0 + PAIRS);
+            let panel = &mut panel[..(p1 - p0) * NR];
+            at.pack_cells(planes, first, p0, p1, panel);
             for r in 0..left.panels() {
                 let corner = &mut out[r * MR * n + first..];
-                let cols = NR.min(n - first);
-                tile_at(left.words(r, p0, p1), &panel[p0 * NR..p1 * NR], corner, n, left.lines(r), cols, p0 > 0);
+                tile_at(left.words(r, p0, p1), panel, corner, n, left.lines(r), NR.min(n - first), p0 > 0);
             }
         }
     }
@@ -176,16 +172,17 @@ fn of_input(s: &Sizes) -> (Frame, Places) {
 
 /// [batch, out, cells]; see [`super::conv2d`].
 pub(super) fn forward(s: &Sizes, x: &[f32], weight: &[f32]) -> Vec<f32> {
+    assert!(bf16_available());
     let (frame, places) = of_input(s);
-    let kernels = Rows::pack(Matrix::rows(weight, s.patch()), s.output, s.patch());
+    // SAFETY: as just asserted.
+    let kernels = unsafe { Rows::pack(Matrix::rows(weight, s.patch()), s.output, s.patch()) };
     let mut y = vec![0f32; s.batch * s.output * s.cells()];
     let task = y.par_chunks_mut(s.output * s.cells()).zip(x.par_chunks(s.image()));
     task.for_each_init(
         || (vec![0u16; s.input * frame.plane()], Vec::new()),
         |(planes, panel), (y, x)| {
             frame.fill(x, planes);
-            assert!(places.inside(planes.len()));
-            // SAFETY: whoever calls has asked bf16_available().
+            // SAFETY: bf16_available(), as asserted above.
             unsafe { multiply(&kernels, planes, &places, panel, y) };
         },
     );
@@ -194,6 +191,7 @@ pub(super) fn forward(s: &Sizes, x: &[f32], weight: &[f32]) -> Vec<f32> {
 
 /// [out, in, kh, kw] from the gradient g [batch, out, cells].
 pub(super) fn weight_gradient(s: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
+    assert!(bf16_available());
     let (frame, places) = of_input(s);
     let (image, grid) = (s.image(), s.output * s.cells());
     let each = s.batch.div_ceil(rayon::current_num_threads()).max(1);
@@ -203,10 +201,11 @@ pub(super) fn weight_gradient(s: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
             let (mut planes, mut panel) = (vec![0u16; s.input * frame.plane()], Vec::new());
             for (x, g) in x.chunks_exact(image).zip(g.chunks_exact(grid)) {
                 frame.fill(x, &mut planes);
-                assert!(places.inside(planes.len()));
-                let rows = Rows::pack(Matrix::rows(g, s.cells()), s.output, s.cells());
-                // SAFETY: as above.
-                unsafe { accumulate(&rows, &planes, &places, &mut panel, &mut sum) };
+                // SAFETY: bf16_available(), as asserted above.
+                unsafe {
+                    let rows = Rows::pack(Matrix::rows(g, s.cells()), s.output, s.cells());
+                    accumulate(&rows, &planes, &places, &mut panel, &mut sum);
+                }
             }
             sum
         })
@@ -260,15 +259,17 @@ impl Phase {
             }
         }
         let cells = (0..rows * columns).map(|c| c / columns * frame.row() + c % columns).collect();
-        let kernels = Rows::pack(Matrix::rows(&kernels, taps.len()), s.input, taps.len());
+        // SAFETY: bf16_available(), as input_gradient asserts.
+        let kernels = unsafe { Rows::pack(Matrix::rows(&kernels, taps.len()), s.input, taps.len()) };
         Some(Self { at, rows, columns, kernels, places: Places::new(taps, cells) })
     }
 }
 
 /// [batch, in, h, w] from the gradient g [batch, out, cells].
 pub(super) fn input_gradient(s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
-    // enough around for every tap of every pixel, those that the stride leaves over included
-    let frame = Frame { h: s.oh, w: s.ow, around: s.kh.max(s.kw) + s.padding };
+    assert!(bf16_available());
+    // as far as a tap reaches beyond the output for a pixel at the edge, or for one that the stride leaves over
+    let frame = Frame { h: s.oh, w: s.ow, around: (s.kh.max(s.kw) - 1).div_ceil(s.stride) };
     let starts = (0..s.stride).flat_map(|y| (0..s.stride).map(move |x| (y, x)));
     let phases: Vec<Phase> = starts.filter_map(|at| Phase::new(s, weight, frame, at)).collect();
     let mut dx = vec![0f32; s.batch * s.image()];
@@ -277,9 +278,8 @@ pub(super) fn input_gradient(s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
         |(planes, panel, part), (dx, g)| {
             frame.fill(g, planes);
             for phase in &phases {
-                assert!(phase.places.inside(planes.len()));
                 if s.stride == 1 {
-                    // SAFETY: whoever calls has asked bf16_available().
+                    // SAFETY: bf16_available(), as asserted above.
                     unsafe { multiply(&phase.kernels, planes, &phase.places, panel, dx) };
                     continue;
                 }
@@ -300,7 +300,6 @@ pub(super) fn input_gradient(s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bf16_available;
     use super::*;
 
     fn noise(n: usize, key: u64) -> Vec<f32> {
@@ -332,6 +331,8 @@ mod tests {
             [1, 2, 23, 27, 3, 11, 11, 2, 4],
             [1, 1, 3, 3, 1, 5, 5, 4, 3],
             [1, 2, 6, 6, 2, 1, 3, 1, 2],
+            // more taps than one pass holds, both ways
+            [1, 48, 8, 8, 48, 3, 3, 1, 1],
         ];
         for [batch, input, h, w, output, kh, kw, padding, stride] in cases {
             let (oh, ow) = ((h + 2 * padding - kh) / stride + 1, (w + 2 * padding - kw) / stride + 1);

@@ -11,7 +11,9 @@ use super::linear::Matrix;
 pub fn bf16_available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")
+        is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -191,13 +193,13 @@ pub(super) mod x86 {
 
     impl Rows {
         /// Of a matrix [rows, sum].
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
         pub fn pack(m: Matrix, rows: usize, sum: usize) -> Self {
             let pairs = sum.div_ceil(2);
             let mut words = vec![0u32; rows.div_ceil(MR) * pairs * MR];
             for (r, out) in words.chunks_exact_mut((pairs * MR).max(1)).enumerate() {
                 let lines = MR.min(rows - r * MR);
-                // SAFETY: this is called where bf16_available() is true, so the instructions exist.
-                unsafe { pack::<MR>(m.data, m.row_stride, m.col_stride, r * MR, lines, sum, 0, pairs, out) };
+                pack::<MR>(m.data, m.row_stride, m.col_stride, r * MR, lines, sum, 0, pairs, out);
             }
             Self { words, rows, pairs }
         }

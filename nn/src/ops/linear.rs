@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static BF16: AtomicBool = AtomicBool::new(false);
 
-/// Lets products on the CPU round their inputs to bfloat16 (sums stay in float32), where the processor has
+/// Lets products and convolutions on the CPU round their inputs to bfloat16 (sums stay in float32), where the processor has
 /// instructions for it. Off by default; training turns it on with `precision = "bf16"`.
 pub fn set_bf16_matmul(allow: bool) {
     BF16.store(allow && bf16_available(), Ordering::Relaxed);
@@ -20,8 +20,8 @@ pub(super) fn bf16_matmul() -> bool {
     BF16.load(Ordering::Relaxed)
 }
 
-/// Runs what must come out as it does outside a training (codes of pictures, features of a frozen tower) with products
-/// in float32.
+/// Runs what must come out as it does outside a training (codes of pictures, features of a frozen tower) with products and
+/// convolutions in float32.
 pub fn in_float32<T>(f: impl FnOnce() -> T) -> T {
     let was = BF16.swap(false, Ordering::Relaxed);
     let out = f();

@@ -2,7 +2,7 @@
 
 use crate::discriminator::{Discriminator, DiscriminatorConfig};
 use crate::loss::{Game, r1};
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use nn::{Params, Result};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,8 @@ fn sixteen() -> usize {
 /// A discriminator in training.
 pub struct Adversary {
     net: Discriminator,
+    /// Its tensors.
+    weights: Vec<Var>,
     config: AdversaryConfig,
 }
 
@@ -49,7 +51,10 @@ pub struct Turn {
 impl Adversary {
     /// Takes the discriminator's tensors below this place.
     pub fn new(p: &Params, config: &AdversaryConfig, side: usize) -> Result<Self> {
-        Ok(Self { net: Discriminator::new(p, &config.net, side)?, config: config.clone() })
+        let before = p.vars();
+        let net = Discriminator::new(p, &config.net, side)?;
+        let weights = p.vars().into_iter().filter(|(name, _)| !before.contains_key(name)).map(|(_, var)| var).collect();
+        Ok(Self { net, weights, config: config.clone() })
     }
 
     /// Both sides' losses at a step.
@@ -63,10 +68,17 @@ impl Adversary {
         let mut discriminator = c.game.discriminator(&self.net.forward(&real)?, &self.net.forward(&fake.detach())?)?;
         let mut penalty = None;
         if c.r1_gamma > 0.0 && step.is_multiple_of(c.r1_every.max(1)) {
-            let (value, slope) = r1(&self.net, &real, c.r1_gamma)?;
-            // its value is not the penalty's: only its gradient counts
-            let slope = ((&slope - slope.detach())? * c.r1_every.max(1) as f64)?;
-            discriminator = (discriminator + slope)?;
+            // a difference of two gradients: bfloat16 has too few digits for the step between them
+            let (value, grads) = nn::ops::in_float32(|| -> Result<_> {
+                let (value, slope) = r1(&self.net, &real, c.r1_gamma)?;
+                Ok((value, slope.backward()?))
+            })?;
+            for w in &self.weights {
+                let Some(g) = grads.get(w.as_tensor()) else { continue };
+                // adds its gradient and no value
+                let carried = ((w.as_tensor() * g.detach())?.sum_all()? * c.r1_every.max(1) as f64)?;
+                discriminator = (discriminator + (&carried - carried.detach())?)?;
+            }
             penalty = Some(value);
         }
         Ok(Turn { generator, discriminator, r1: penalty })

@@ -5,12 +5,11 @@ use crate::loss::{Lpips, gram};
 use candle_core::Tensor;
 use nn::{Params, Result};
 
-/// Weights of the terms; a term of weight 0 is not computed, but for the discriminator, which learns where it is.
+/// Weights of the terms of features; a term of weight 0 is not computed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct JudgeWeights {
     pub lpips: f64,
     pub gram: f64,
-    pub adversarial: f64,
 }
 
 /// The judges that a training has.
@@ -54,11 +53,6 @@ impl Judges {
         }
         let turn = self.adversary.as_ref().map(|a| a.turn(step, fake, real)).transpose()?;
         Ok(Judged { features, turn })
-    }
-
-    /// Weight of the generator's side of the adversarial term.
-    pub fn adversarial(&self) -> f64 {
-        self.w.adversarial
     }
 }
 

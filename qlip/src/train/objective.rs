@@ -226,7 +226,7 @@ impl Objective {
         };
         let (pooled, patches) = parts.teacher.as_ref().map_or((0, 0), Teacher::widths);
         let adversary = parts.adversary.as_ref().filter(|_| w.adversarial != 0.0);
-        let weights = JudgeWeights { lpips: w.lpips, gram: w.gram, adversarial: w.adversarial };
+        let weights = JudgeWeights { lpips: w.lpips, gram: w.gram };
         let judges = Judges::new(&own, parts.lpips, adversary, v.image_size, weights)?;
         Ok(Self {
             imitation: imitate(w.distillation, "imitation", width, pooled)?,
@@ -437,7 +437,7 @@ impl Objective {
         }
         if let Some(turn) = &judged.turn {
             if let Some(g) = &turn.generator {
-                out.add("adversarial", self.judges.adversarial(), g)?;
+                out.add("adversarial", self.w.adversarial, g)?;
             }
             out.add("discriminator", 1.0, &turn.discriminator)?;
             out.metrics.extend(turn.r1.map(|r1| ("r1", r1)));

@@ -170,21 +170,21 @@ impl VqTokenizer {
 
     /// Quantised values [pictures, dim, rows, columns] to pixels in about -1..1.
     pub fn decode(&self, quantised: &Tensor) -> Result<Pixels> {
-        self.last_layer(&self.before_last(quantised)?)
+        self.conv_out(&self.before_conv_out(quantised)?)
     }
 
     /// The same up to what the decoder's last layer reads.
-    pub(crate) fn before_last(&self, quantised: &Tensor) -> Result<Tensor> {
-        self.decoder.decode(&self.post_quant_conv.forward(quantised, 1)?)
+    pub(crate) fn before_conv_out(&self, quantised: &Tensor) -> Result<Tensor> {
+        self.decoder.before_conv_out(&self.post_quant_conv.forward(quantised, 1)?)
     }
 
     /// The decoder's last layer.
-    pub(crate) fn last_layer(&self, before: &Tensor) -> Result<Pixels> {
-        Ok(Pixels(self.decoder.last.forward(before, 1)?))
+    pub(crate) fn conv_out(&self, before: &Tensor) -> Result<Pixels> {
+        Ok(Pixels(self.decoder.conv_out.forward(before, 1)?))
     }
 
     /// Its kernels.
-    pub(crate) fn last_weight(&self) -> &Tensor {
-        &self.decoder.last.weight
+    pub(crate) fn conv_out_weight(&self) -> &Tensor {
+        &self.decoder.conv_out.weight
     }
 }

@@ -175,7 +175,7 @@ pub(super) struct Net {
     levels: Vec<Level>,
     middle: Middle,
     norm_out: GroupNorm,
-    pub last: Conv,
+    pub conv_out: Conv,
 }
 
 impl Net {
@@ -194,7 +194,7 @@ impl Net {
             levels,
             middle: Middle::new(&p.at("mid"), width)?,
             norm_out: GroupNorm::new(&p.at("norm_out"), width)?,
-            last: Conv::new(&p.at("conv_out"), width, c.z_channels, 3)?,
+            conv_out: Conv::new(&p.at("conv_out"), width, c.z_channels, 3)?,
         })
     }
 
@@ -214,7 +214,7 @@ impl Net {
             levels,
             middle: Middle::new(&p.at("mid"), lowest)?,
             norm_out: GroupNorm::new(&p.at("norm_out"), width)?,
-            last: Conv::new(&p.at("conv_out"), width, 3, 3)?,
+            conv_out: Conv::new(&p.at("conv_out"), width, 3, 3)?,
         })
     }
 
@@ -226,11 +226,11 @@ impl Net {
                 x = down.forward(&x, 2)?;
             }
         }
-        self.last.forward(&self.before_last(&self.middle.forward(&x)?)?, 1)
+        self.conv_out.forward(&self.before_out(&self.middle.forward(&x)?)?, 1)
     }
 
-    /// To what the last layer reads.
-    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+    /// From the cells to what the decoder's `conv_out` reads.
+    pub fn before_conv_out(&self, z: &Tensor) -> Result<Tensor> {
         let mut x = self.middle.forward(&self.conv_in.forward(z, 1)?)?;
         for level in &self.levels {
             x = level.forward(&x)?;
@@ -238,10 +238,10 @@ impl Net {
                 x = up.forward(&ops::double(&x)?, 1)?;
             }
         }
-        self.before_last(&x)
+        self.before_out(&x)
     }
 
-    fn before_last(&self, x: &Tensor) -> Result<Tensor> {
+    fn before_out(&self, x: &Tensor) -> Result<Tensor> {
         Ok(Activation::Silu.forward(&self.norm_out.forward(x)?)?)
     }
 }

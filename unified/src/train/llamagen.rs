@@ -123,12 +123,12 @@ struct Tables {
 impl Tables {
     fn new(params: &Params, config: &LlamaGenConfig) -> Result<Self> {
         let group_bits = config.vocab_size.max(2).ilog2() as usize;
-        let patterns = || bit_patterns(0, config.sub_tokens, group_bits, config.shared_table);
+        let patterns = bit_patterns(0, config.sub_tokens, group_bits, config.shared_table, params.device())?;
         let std = config.initializer_range;
         Ok(Self {
-            tokens: SharedBits::new(params, "tok_embeddings.weight", "shared_bits.tokens", patterns(), std)?,
+            tokens: SharedBits::new(params, "tok_embeddings.weight", "shared_bits.tokens", &patterns, std)?,
             // tables of logits begin at zero
-            output: SharedBits::new(params, "output.weight", "shared_bits.output", patterns(), 0.0)?,
+            output: SharedBits::new(params, "output.weight", "shared_bits.output", &patterns, 0.0)?,
         })
     }
 }
