@@ -33,6 +33,14 @@ measure() {
   mv "$runs/$1.part" "$runs/$1.md"
 }
 
+# the same weights without their moving average
+raw() {
+  [ -f "$runs/$1.raw.md" ] && return
+  RAYON_NUM_THREADS=1 target/release/eval qlip --model "$runs/$1" --photos "$photos" --limit 4000 --probe 10000 --raw --row "$2" \
+    >"$runs/$1.raw.part" 2>"$runs/$1.raw.log" || failed "$runs/$1.raw.log"
+  mv "$runs/$1.raw.part" "$runs/$1.raw.md"
+}
+
 # number KEY SUMMARY
 number() { sed -n "s/^  \"$1\": \([0-9.]*\).*/\1/p" "$2"; }
 
@@ -50,8 +58,9 @@ jobs=(
   "align 'alignment alone' $one loss.reconstruction=0.0"
   "stage2 'stage 1, then stage 2' $two start=$runs/base"
   "quantized-alignment '+ alignment of quantised tokens' $one loss.quantized_alignment=1.0"
-  "groups '+ entropies of whole groups' $one $groups"
-  "aligned-groups '+ alignment of quantised tokens, entropies of whole groups' $one loss.quantized_alignment=1.0 loss.commitment=0.3 $groups"
+  "gamma '+ gamma_1 = 3' $one $quantizer.gamma_1=3.0"
+  "groups '+ gamma_1 = 3, entropies of whole groups' $one $groups"
+  "aligned-groups '+ both, alignment of quantised tokens, commitment 0.3' $one loss.quantized_alignment=1.0 loss.commitment=0.3 $groups"
   "quantized-distillation '+ distillation into quantised tokens' $one teacher=$teacher loss.quantized_distillation=1.0"
   "distillation '+ distillation into the class token' $one teacher=$teacher loss.distillation=1.0"
   "proximal '+ 200 proximal steps' $one loss.proximal_steps=200 loss.proximal_ramp=50"
@@ -61,11 +70,11 @@ jobs=(
   "adversary 'stage 2 with a discriminator' $two start=$runs/base loss.adversarial=0.1 '$adversary'"
   "gram 'stage 2 with Gram matrices' $two start=$runs/base loss.gram=0.1 '$trunk'"
 )
-export -f learn measure
+export -f learn measure raw
 export photos
 each "learn ${jobs[0]}" # others start from it
 each "${jobs[@]/#/learn }"
-each "${jobs[@]/#/measure }"
+each "${jobs[@]/#/measure }" "raw base 'stage 1, the last weights instead of their average'"
 for job in "${jobs[@]}"; do eval "speed $job"; done
 
 {
@@ -76,6 +85,7 @@ for job in "${jobs[@]}"; do eval "speed $job"; done
     told=$runs/speed/$name/summary.json
     rate=$(awk "BEGIN { printf \"%.2f\", $(number ran "$told") / $(number seconds "$told") }")
     echo "$(cat "$runs/$name.md") $rate | $(number peak_memory_mib "$told") |"
+    if [ "$name" = base ]; then echo "$(cat "$runs/base.raw.md") | |"; fi
   done
 } >"$runs/table.md"
 cat "$runs/table.md"

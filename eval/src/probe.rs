@@ -39,10 +39,10 @@ impl LinearProbe {
         }
         let device = features.device();
         // the held-out ones last: every fifth of each class
-        let mut seen = vec![0; classes];
+        let mut seen = vec![0usize; classes];
         let (learn, held): (Vec<usize>, Vec<usize>) = (0..n).partition(|&i| {
             seen[labels[i]] += 1;
-            seen[labels[i]] % HELD != 0
+            !seen[labels[i]].is_multiple_of(HELD)
         });
         if held.is_empty() {
             return Err(Error::invalid(format!(

@@ -33,7 +33,7 @@ each "train llamagen-vq $here/llamagen-vq.toml tokenizer=$runs/vq" \
 # one after the other, because drawing is timed
 models=(llamagen-vq llamagen-qlip llamagen-bits)
 titles=("VQ, 10 bits a cell, one token" "QLIP, 20 bits a cell, two sub-tokens" "QLIP, 20 bits a cell, bitwise head")
-for guidance in 1 2 4; do
+for guidance in 1 2 4 6; do
   for i in 0 1 2; do measure "${models[i]}" "${titles[i]}" "$guidance"; done
 done
 {
@@ -44,7 +44,7 @@ done
   echo '| decoder on | guidance | asked class (classifier) | feature_frechet@classifier |'
   echo '|---|---|---|---|'
   for model in "${models[@]}"; do
-    for guidance in 1 2 4; do
+    for guidance in 1 2 4 6; do
       awk -F'|' -v g="$guidance" '{ print "|" $2 "| " g " |" $6 "|" $7 "|" }' "$runs/$model.$guidance.md"
     done
   done
