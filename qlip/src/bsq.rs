@@ -89,6 +89,8 @@ impl Bsq {
         match self.mode {
             EntropyMode::Analytical => {
                 let logits = (h.0.reshape((tokens, self.bits))? * (4.0 * self.inv_temperature * self.scale()))?;
+                // beyond this float32's exp is infinite, and the bit certain
+                let logits = logits.clamp(-80.0, 80.0)?;
                 let p = ((logits.neg()?.exp()? + 1.0)?.recip())?;
                 let sample = (entropy(&p)? + entropy(&p.affine(-1.0, 1.0)?)?)?.sum(1)?.mean_all()?;
                 let mean = p.mean(0)?;

@@ -1,5 +1,6 @@
 //! The other player of the adversarial loss, trained in the same step on the same pictures.
 
+use super::CLIPPED_APART;
 use crate::discriminator::{Discriminator, DiscriminatorConfig};
 use crate::loss::{Game, r1};
 use candle_core::{Tensor, Var};
@@ -51,9 +52,9 @@ pub struct Turn {
 impl Adversary {
     /// Takes the discriminator's tensors below this place.
     pub fn new(p: &Params, config: &AdversaryConfig, side: usize) -> Result<Self> {
-        let before = p.vars();
         let net = Discriminator::new(p, &config.net, side)?;
-        let weights = p.vars().into_iter().filter(|(name, _)| !before.contains_key(name)).map(|(_, var)| var).collect();
+        let own = |name: &str| CLIPPED_APART.iter().any(|prefix| name.starts_with(prefix));
+        let weights = p.vars().into_iter().filter(|(name, _)| own(name)).map(|(_, var)| var).collect();
         Ok(Self { net, weights, config: config.clone() })
     }
 
