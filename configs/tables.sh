@@ -20,8 +20,22 @@ train() {
     failed "$runs/$name.log"
 }
 
+# row FILE COMMAND ..: what a command prints, whole or not at all; done once
+row() {
+  local file=$1
+  shift
+  [ -s "$file" ] && return
+  "$@" >"$file.part" 2>"$file.log" || failed "$file.log"
+  mv "$file.part" "$file"
+}
+
+# keys of the best tokenizer of docs/ablation.md
+quantizer=model.vision_config.quantizer_cfg
+groups="$quantizer.persample_entropy_compute=factorised $quantizer.gamma_1=3.0"
+best="loss.quantized_alignment=1.0 loss.commitment=0.3 $groups"
+
 # each COMMAND ..: all of them, a core each
 each() { printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} bash -euo pipefail -c '{}'; }
 
-export -f train failed
+export -f train row failed
 export runs

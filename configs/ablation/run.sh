@@ -26,22 +26,19 @@ speed() {
   "$runs/unified" train "$config" --out "$out" "${set[@]}" 2>"$runs/$name.speed.log" || failed "$runs/$name.speed.log"
 }
 
+# told FILE MODEL WORDS [OPTION ..]: the row of a model
+told() {
+  local file=$1 model=$2 words=$3
+  shift 3
+  RAYON_NUM_THREADS=1 row "$runs/$file.md" \
+    target/release/eval qlip --model "$runs/$model" --photos "$photos" --limit 4000 --row "$words" "$@"
+}
+
 measure() {
-  [ -f "$runs/$1.md" ] && return
   local probe=10000
   # 8,192 columns: a probe of as many pictures as the others have would take an hour
   [ "$1" = bits128 ] && probe=1000
-  RAYON_NUM_THREADS=1 target/release/eval qlip --model "$runs/$1" --photos "$photos" --limit 4000 --probe $probe --row "$2" \
-    >"$runs/$1.part" 2>"$runs/$1.eval.log" || failed "$runs/$1.eval.log"
-  mv "$runs/$1.part" "$runs/$1.md"
-}
-
-# the same weights without their moving average
-raw() {
-  [ -f "$runs/$1.raw.md" ] && return
-  RAYON_NUM_THREADS=1 target/release/eval qlip --model "$runs/$1" --photos "$photos" --limit 4000 --probe 10000 --raw --row "$2" \
-    >"$runs/$1.raw.part" 2>"$runs/$1.raw.log" || failed "$runs/$1.raw.log"
-  mv "$runs/$1.raw.part" "$runs/$1.raw.md"
+  told "$1" "$1" "$2" --probe $probe
 }
 
 # number KEY SUMMARY
@@ -50,8 +47,6 @@ number() { sed -n "s/^  \"$1\": \([0-9.]*\).*/\1/p" "$2"; }
 one=configs/ablation/stage1.toml
 two=configs/ablation/stage2.toml
 teacher=unified/assets/nano/qlip
-quantizer=model.vision_config.quantizer_cfg
-groups="$quantizer.persample_entropy_compute=factorised $quantizer.gamma_1=3.0"
 adversary='adversary={ net = { kind = "patch", width = 32, layers = 3 }, game = "hinge" }'
 trunk="lpips={ net = \"alex\", trunk = \"$runs/trunk.safetensors\" }"
 jobs=(
@@ -63,7 +58,7 @@ jobs=(
   "quantized-alignment '+ alignment of quantised tokens' $one loss.quantized_alignment=1.0"
   "gamma '+ gamma_1 = 3' $one $quantizer.gamma_1=3.0"
   "groups '+ gamma_1 = 3, entropies of whole groups' $one $groups"
-  "aligned-groups '+ both, alignment of quantised tokens, commitment 0.3' $one loss.quantized_alignment=1.0 loss.commitment=0.3 $groups"
+  "aligned-groups '+ both, alignment of quantised tokens, commitment 0.3' $one $best"
   "quantized-distillation '+ distillation into quantised tokens' $one teacher=$teacher loss.quantized_distillation=1.0"
   "distillation '+ distillation into the class token' $one teacher=$teacher loss.distillation=1.0"
   "proximal '+ 200 proximal steps' $one loss.proximal_steps=200 loss.proximal_ramp=50"
@@ -73,11 +68,11 @@ jobs=(
   "adversary 'stage 2 with a discriminator' $two start=$runs/base loss.adversarial=0.1 '$adversary'"
   "gram 'stage 2 with Gram matrices' $two start=$runs/base loss.gram=0.1 '$trunk'"
 )
-export -f learn measure raw
+export -f learn told measure
 export photos
 each "learn ${jobs[0]}" # others start from it
 each "${jobs[@]/#/learn }"
-each "${jobs[@]/#/measure }" "raw base 'stage 1, the last weights instead of their average'"
+each "${jobs[@]/#/measure }" "told base.raw base 'stage 1, the last weights instead of their average' --raw"
 for job in "${jobs[@]}"; do eval "speed $job"; done
 
 {
@@ -85,9 +80,9 @@ for job in "${jobs[@]}"; do eval "speed $job"; done
   echo '|---|---|---|---|---|---|---|---|---|'
   for job in "${jobs[@]}"; do
     name=${job%% *}
-    told=$runs/speed/$name/summary.json
-    rate=$(awk "BEGIN { printf \"%.2f\", $(number ran "$told") / $(number seconds "$told") }")
-    echo "$(cat "$runs/$name.md") $rate | $(number peak_memory_mib "$told") |"
+    summary=$runs/speed/$name/summary.json
+    rate=$(awk "BEGIN { printf \"%.2f\", $(number ran "$summary") / $(number seconds "$summary") }")
+    echo "$(cat "$runs/$name.md") $rate | $(number peak_memory_mib "$summary") |"
     if [ "$name" = base ]; then echo "$(cat "$runs/base.raw.md") | |"; fi
   done
 } >"$runs/table.md"

@@ -55,13 +55,10 @@ impl LinearProbe {
         let mean = x.mean_keepdim(0)?;
         let deviation = (x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)? + 1e-6)?.sqrt()?;
         let x = x.broadcast_sub(&mean)?.broadcast_div(&deviation)?;
-        let mut wanted = vec![0f32; n * classes];
-        labels.iter().enumerate().for_each(|(i, l)| wanted[i * classes + l] = 1.0);
-        let wanted = Tensor::from_vec(wanted, (n, classes), device)?;
+        let wanted = one_hot(&labels, classes, device)?;
         let curvature = largest_eigenvalue(&x)?;
-        let of = |t: &Tensor, from: usize, len: usize| t.narrow(0, from, len);
-        let (known, known_wanted) = (of(&x, 0, learn.len())?, of(&wanted, 0, learn.len())?);
-        let (unseen, unseen_labels) = (of(&x, learn.len(), held.len())?, &labels[learn.len()..]);
+        let (known, known_wanted) = (x.narrow(0, 0, learn.len())?, wanted.narrow(0, 0, learn.len())?);
+        let (unseen, unseen_labels) = (x.narrow(0, learn.len(), held.len())?, &labels[learn.len()..]);
         let zero = |rows| Tensor::zeros((rows, classes), DType::F32, device);
         let mut layer = Layer { weight: zero(width)?, bias: zero(1)? };
         let mut best = (-1.0, DECAYS[0], layer.clone());
@@ -134,6 +131,13 @@ impl Layer {
     }
 }
 
+/// [samples, classes]: one at the sample's class.
+fn one_hot(labels: &[usize], classes: usize, device: &Device) -> Result<Tensor> {
+    let mut rows = vec![0f32; labels.len() * classes];
+    labels.iter().enumerate().for_each(|(i, l)| rows[i * classes + l] = 1.0);
+    Ok(Tensor::from_vec(rows, (labels.len(), classes), device)?)
+}
+
 /// Of x^T x / n, by power iteration.
 fn largest_eigenvalue(x: &Tensor) -> Result<f64> {
     let (n, width) = x.dims2()?;
@@ -191,9 +195,7 @@ mod tests {
             Tensor::from_vec(rows, (n, width), &Device::Cpu).unwrap()
         };
         let (known, unseen) = (sample(5), sample(6));
-        let mut wanted = vec![0f32; n * classes];
-        labels.iter().enumerate().for_each(|(i, l)| wanted[i * classes + l] = 1.0);
-        let wanted = Tensor::from_vec(wanted, (n, classes), &Device::Cpu).unwrap();
+        let wanted = one_hot(&labels, classes, &Device::Cpu).unwrap();
         let zero = |rows: usize| Tensor::zeros((rows, classes), DType::F32, &Device::Cpu).unwrap();
         let curvature = largest_eigenvalue(&known).unwrap();
         let fixed = DECAYS.map(|decay| {

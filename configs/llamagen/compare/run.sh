@@ -12,20 +12,14 @@ photos=../shared/data/cifar10
 here=configs/llamagen/compare
 . configs/tables.sh
 
-# the QLIP tokenizer is docs/ablation.md's best one, trained for longer
-quantizer=model.vision_config.quantizer_cfg
-best="steps=1000 loss.quantized_alignment=1.0 loss.commitment=0.3 $quantizer.persample_entropy_compute=factorised $quantizer.gamma_1=3.0"
-
 # measure NAME TITLE GUIDANCE
 measure() {
-  local row="$runs/$1.$3.md"
-  [ -s "$row" ] && return
-  target/release/eval pictures --model "$runs/$1" --classifier "$runs/classifier" --photos "$photos" --guidance "$3" --row "$2" \
-    >"$runs/$1.part" 2>"$runs/$1.eval.log" || failed "$runs/$1.eval.log"
-  mv "$runs/$1.part" "$row"
+  row "$runs/$1.$3.md" target/release/eval pictures --model "$runs/$1" --classifier "$runs/classifier" --photos "$photos" \
+    --guidance "$3" --row "$2"
 }
 
-each "train qlip1 configs/ablation/stage1.toml $best; train qlip2 configs/ablation/stage2.toml start=$runs/qlip1 steps=300" \
+# docs/ablation.md's best tokenizer, trained for longer
+each "train qlip1 configs/ablation/stage1.toml steps=1000 $best; train qlip2 configs/ablation/stage2.toml start=$runs/qlip1 steps=300" \
   "train vq $here/vq.toml; train classifier $here/classifier.toml"
 each "train llamagen-vq $here/llamagen-vq.toml tokenizer=$runs/vq" \
   "train llamagen-qlip $here/llamagen-qlip.toml tokenizer=$runs/qlip2" \
@@ -33,7 +27,8 @@ each "train llamagen-vq $here/llamagen-vq.toml tokenizer=$runs/vq" \
 # one after the other, because drawing is timed
 models=(llamagen-vq llamagen-qlip llamagen-bits)
 titles=("VQ, 10 bits a cell, one token" "QLIP, 20 bits a cell, two sub-tokens" "QLIP, 20 bits a cell, bitwise head")
-for guidance in 1 2 4 6; do
+scales=(1 2 4 6)
+for guidance in "${scales[@]}"; do
   for i in 0 1 2; do measure "${models[i]}" "${titles[i]}" "$guidance"; done
 done
 {
@@ -44,7 +39,7 @@ done
   echo '| decoder on | guidance | asked class (classifier) | feature_frechet@classifier |'
   echo '|---|---|---|---|'
   for model in "${models[@]}"; do
-    for guidance in 1 2 4 6; do
+    for guidance in "${scales[@]}"; do
       awk -F'|' -v g="$guidance" '{ print "|" $2 "| " g " |" $6 "|" $7 "|" }' "$runs/$model.$guidance.md"
     done
   done

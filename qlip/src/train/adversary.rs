@@ -1,6 +1,6 @@
 //! The other player of the adversarial loss, trained in the same step on the same pictures.
 
-use super::CLIPPED_APART;
+use super::{CLIPPED_APART, carried};
 use crate::discriminator::{Discriminator, DiscriminatorConfig};
 use crate::loss::{Game, r1};
 use candle_core::{Tensor, Var};
@@ -76,9 +76,8 @@ impl Adversary {
             })?;
             for w in &self.weights {
                 let Some(g) = grads.get(w.as_tensor()) else { continue };
-                // adds its gradient and no value
-                let carried = ((w.as_tensor() * g.detach())?.sum_all()? * c.r1_every.max(1) as f64)?;
-                discriminator = (discriminator + (&carried - carried.detach())?)?;
+                let often = (g.detach() * c.r1_every.max(1) as f64)?;
+                discriminator = (discriminator + carried(w.as_tensor(), &often)?)?;
             }
             penalty = Some(value);
         }

@@ -20,7 +20,8 @@ pub use teacher::Teacher;
 pub use vq::{VqLossConfig, VqObjective};
 pub use warm::{WarmStart, warm_tensors};
 
-use candle_core::{DType, Tensor};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
 use std::collections::BTreeMap;
 
 /// Names that stage 2 leaves as they are.
@@ -52,6 +53,25 @@ pub fn exported(weights: &BTreeMap<String, Tensor>) -> impl Iterator<Item = (Str
 /// A scalar for the log.
 fn number(t: &Tensor) -> nn::Result<f64> {
     Ok(t.to_dtype(DType::F64)?.to_scalar::<f64>()?)
+}
+
+/// The gradient at a leaf of a loss; zero where the loss does not reach it.
+fn slope_at(loss: &Tensor, leaf: &Var) -> nn::Result<Tensor> {
+    slope_in(&loss.backward()?, leaf)
+}
+
+/// The same, of a backward pass that was made already.
+fn slope_in(grads: &GradStore, leaf: &Var) -> nn::Result<Tensor> {
+    Ok(match grads.get(leaf.as_tensor()) {
+        Some(slope) => slope.detach(),
+        None => leaf.zeros_like()?,
+    })
+}
+
+/// A scalar of value 0 whose gradient at `t` is `slope`: how a gradient that is known goes on through a graph.
+fn carried(t: &Tensor, slope: &Tensor) -> nn::Result<Tensor> {
+    let value = (t * slope)?.sum_all()?;
+    Ok((&value - value.detach())?)
 }
 
 /// Names whose gradients are clipped apart from the model's.

@@ -10,7 +10,7 @@ use super::balance::Balance;
 use super::judges::{JudgeWeights, Judges};
 use super::probes::{Imitation, Pool};
 use super::teacher::Teacher;
-use super::{number, own};
+use super::{carried, number, own, slope_in};
 use crate::bsq::Latents;
 use crate::image::{Pixels, Preprocess};
 use crate::loss::{Lpips, accuracy, info_nce, sigmoid};
@@ -332,8 +332,7 @@ impl Objective {
             if let Some(loss) = whole.loss {
                 let grads = loss.backward()?;
                 for c in &columns {
-                    let none = || c.as_tensor().zeros_like().map_err(Error::from);
-                    pulls.push(grads.get(c.as_tensor()).map_or_else(none, |g| Ok(g.detach()))?);
+                    pulls.push(slope_in(&grads, c)?);
                 }
                 sum.add(&loss, vars)?;
             }
@@ -344,12 +343,9 @@ impl Objective {
             for (k, v) in own.metrics {
                 *metrics.entry(k).or_default() += v * share;
             }
-            // the pull's own value is not part of the loss: it carries a gradient
             let mut pull: Option<Tensor> = own.loss.map(|l| l * share).transpose()?;
             for (field, g) in seen.iter().flat_map(Seen::fields).zip(&pulls) {
-                let rows = g.narrow(0, r.start, r.len())?;
-                let p = (field * rows)?.sum_all()?;
-                add_term(&mut pull, (&p - p.detach())?)?;
+                add_term(&mut pull, carried(field, &g.narrow(0, r.start, r.len())?)?)?;
             }
             sum.add(&pull.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?, vars)?;
         }

@@ -3,7 +3,7 @@
 
 use super::adversary::AdversaryConfig;
 use super::judges::{JudgeWeights, Judges};
-use super::{number, own};
+use super::{carried, number, own, slope_at};
 use crate::image::Pixels;
 use crate::loss::Lpips;
 use crate::vq::VqTokenizer;
@@ -115,9 +115,8 @@ impl VqObjective {
             metrics.extend(turn.r1.map(|r1| ("r1", r1)));
             loss = (loss + &turn.discriminator)?;
         }
-        // the values are in the loss already; this is their gradient
-        let carried = (painted * slope)?.sum_all()?;
-        StepOutput::of(&(loss + (&carried - carried.detach())?)?, metrics)
+        // the values are in the loss already
+        StepOutput::of(&(loss + carried(&painted, &slope)?)?, metrics)
     }
 
     /// Length of the gradient of the last layer's kernels, where the pixels' is `slope`.
@@ -127,14 +126,6 @@ impl VqObjective {
         let missing = || Error::invalid("[loss]: adaptive needs a last layer that is learned");
         let kernels = grads.get(self.model.conv_out_weight()).ok_or_else(missing)?;
         Ok(number(&kernels.sqr()?.sum_all()?)?.sqrt())
-    }
-}
-
-/// The gradient of a scalar at a leaf.
-fn slope_at(loss: &Tensor, leaf: &Var) -> Result<Tensor> {
-    match loss.backward()?.get(leaf.as_tensor()) {
-        Some(slope) => Ok(slope.detach()),
-        None => Ok(leaf.zeros_like()?),
     }
 }
 
@@ -156,16 +147,7 @@ mod tests {
     }
 
     fn compare(adaptive: bool) {
-        let config = VqConfig {
-            codebook_size: 16,
-            codebook_embed_dim: 4,
-            encoder_ch_mult: vec![1, 1],
-            decoder_ch_mult: vec![1, 1],
-            z_channels: 8,
-            ch: 32,
-            num_res_blocks: 1,
-            ..VqConfig::default()
-        };
+        let config = VqConfig::tiny();
         let net = DiscriminatorConfig::Patch { width: 8, layers: 1 };
         let adversary = AdversaryConfig { net, game: Game::Hinge, r1_gamma: 0.0, r1_every: 16, start: 0 };
         let params = Params::for_training(HashMap::new(), &[], 3, DType::F32, &Device::Cpu);

@@ -56,6 +56,21 @@ impl Default for VqConfig {
 }
 
 impl VqConfig {
+    /// What tests train in a moment.
+    #[cfg(test)]
+    pub(crate) fn tiny() -> Self {
+        Self {
+            codebook_size: 16,
+            codebook_embed_dim: 4,
+            encoder_ch_mult: vec![1, 1],
+            decoder_ch_mult: vec![1, 1],
+            z_channels: 8,
+            ch: 32,
+            num_res_blocks: 1,
+            ..Self::default()
+        }
+    }
+
     /// VQ-8: eight pixels a token.
     pub fn f8() -> Self {
         Self { encoder_ch_mult: vec![1, 2, 2, 4], decoder_ch_mult: vec![1, 2, 2, 4], ..Self::default() }

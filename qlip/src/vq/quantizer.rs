@@ -150,18 +150,7 @@ mod tests {
     use crate::vq::VqTokenizer;
 
     fn lfq() -> VqConfig {
-        VqConfig {
-            codebook_size: 16,
-            codebook_embed_dim: 4,
-            encoder_ch_mult: vec![1, 1],
-            decoder_ch_mult: vec![1, 1],
-            z_channels: 8,
-            ch: 32,
-            num_res_blocks: 1,
-            quantizer: Quantizer::Lfq,
-            entropy_loss_ratio: 0.1,
-            ..VqConfig::default()
-        }
+        VqConfig { quantizer: Quantizer::Lfq, entropy_loss_ratio: 0.1, ..VqConfig::tiny() }
     }
 
     #[test]

@@ -146,12 +146,10 @@ impl UnifiedTraining {
         let model = Llama::new(&params, &config.text_config)?;
         // a checkpoint's rows have their sums in them already
         let std = if params.contains(TABLE) { 0.0 } else { config.text_config.initializer_range };
-        let shared = match self.shared_bits {
-            true => {
-                let patterns = vocab.bit_patterns(&run.device)?;
-                Some(SharedBits::new(&params, TABLE, "shared_bits", &patterns, std)?)
-            }
-            false => None,
+        let shared = if self.shared_bits {
+            Some(SharedBits::new(&params, TABLE, "shared_bits", &vocab.bit_patterns(&run.device)?, std)?)
+        } else {
+            None
         };
         let photos = Pictures::open(&self.photos, "train")?;
         // photographs are asked for by class
