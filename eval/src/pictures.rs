@@ -10,6 +10,7 @@ use qlip::Image;
 use qlip::data::Pictures;
 use rayon::prelude::*;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Instant;
 use unified::classifier::Classifier;
 use unified::photos::centre;
@@ -21,7 +22,7 @@ const RECONSTRUCTED: usize = 1000;
 /// What draws, what it draws with, and what looks at it.
 pub struct Studio<'a> {
     /// The decoder.
-    pub model: &'a LlamaGen,
+    pub model: &'a Arc<LlamaGen>,
     /// Its image tokenizer.
     pub visual: &'a VisualTokenizer,
     /// Who judges.

@@ -59,7 +59,7 @@ pub fn text_loss(model: &Unified, texts: &[String], length: usize) -> Result<Tex
     for chunk in windows.chunks(ROWS) {
         let batch = pack(chunk, length.max(2), 0, true)?;
         let lm = model.language_model();
-        let hidden = lm.hidden(&lm.embed(&batch.ids, batch.rows)?, &batch.positions, &batch.mask, None)?;
+        let hidden = lm.hidden(&lm.embed(&batch.ids, batch.rows)?, &batch.positions, &batch.mask)?;
         if let Some(mean) = split_loss(lm, &model.config.vocabulary, &hidden, &batch.targets, false)?.text {
             let n = batch.targets.text.len();
             nats += f64::from(mean.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?) * n as f64;

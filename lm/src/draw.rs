@@ -1,10 +1,12 @@
-//! Drawing with LlamaGen: guidance with both halves in one batch, token by token through a cache.
+//! Drawing with LlamaGen: a request to the engine for each picture, guidance as its peer.
 
+use crate::engine::{Context, Finish, Next, Part, Request, Shared, Source};
 use crate::llamagen::{Condition, LlamaGen};
-use crate::sample::{SampleSettings, Sampler};
-use candle_core::{DType, Tensor};
+use crate::sample::SampleSettings;
+use candle_core::Tensor;
 use nn::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// How pictures are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -34,6 +36,17 @@ pub enum Schedule {
 }
 
 impl DrawSettings {
+    /// Whether every number is in its range.
+    pub fn check(&self) -> Result<()> {
+        if !self.guidance_scale.is_finite() {
+            return Err(Error::invalid(format!(
+                "guidance scale {}: use a finite number; 1 is none",
+                self.guidance_scale
+            )));
+        }
+        self.sample.check()
+    }
+
     /// Guidance scale for token `i` of `n`; nothing where guidance is off.
     fn scale(&self, i: usize, n: usize) -> Option<f32> {
         let within = self.guidance_interval < 0 || i as i64 <= self.guidance_interval + 1;
@@ -51,58 +64,55 @@ impl DrawSettings {
 /// Tokens of one picture a condition, row by row of the grid. `on_row` sees the tokens of every picture as far as they
 /// are, after each row, and may stop the drawing, which then returns nothing.
 pub fn draw(
-    model: &LlamaGen,
+    model: &Arc<LlamaGen>,
     condition: &Condition,
     seeds: &[u64],
     s: &DrawSettings,
     on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
 ) -> Result<Vec<Vec<u32>>> {
-    s.sample.check()?;
+    s.check()?;
     let n = condition.len();
     if n == 0 || seeds.len() != n {
         return Err(Error::invalid(format!("{} seeds for {n} pictures", seeds.len())));
     }
-    let (count, positions) = (model.config.block_size, model.config.cls_token_num);
-    let per_row = model.config.grid() * model.config.sub_tokens;
-    let guided = s.guidance_scale != 1.0;
-    let mut x = model.condition(condition, &vec![false; n])?;
-    let mut pads = condition.pads();
-    if guided {
-        x = Tensor::cat(&[&x, &model.condition(condition, &vec![true; n])?], 0)?;
-        // the same positions are hidden from both halves
-        pads.extend_from_within(..);
+    let (count, per_row) = (model.config.block_size, model.config.grid() * model.config.sub_tokens);
+    let (guided, pads) = (s.guidance_scale != 1.0, condition.pads());
+    let cond = model.condition(condition, &vec![false; n])?;
+    let uncond = if guided { Some(model.condition(condition, &vec![true; n])?) } else { None };
+    let context = |x: &Tensor, i: usize| -> Result<Context> {
+        // hidden positions are not read at all; both halves hide the same ones
+        let (pad, positions) = (pads[i], x.dim(1)?);
+        let x = x.get(i)?.narrow(0, pad, positions - pad)?.contiguous()?;
+        let keys = vec![0; positions - pad];
+        Ok(Context { read: None, prompt: vec![Part::Embedded(x, keys)], offset: pad as u32 })
+    };
+    let mut requests = Vec::with_capacity(n);
+    for (i, &seed) in seeds.iter().enumerate() {
+        let sources: Vec<Source> = (0..count).map(|t| model.source(t)).collect();
+        let grammar = Box::new(move |tokens: &[u32]| match sources.get(tokens.len()) {
+            Some(source) => Next::Choose(*source),
+            None => Next::Done(Finish::Stop),
+        });
+        let mut r = Request::new(context(&cond, i)?, s.sample, (seed, 1), grammar);
+        // conditions are embeddings of their own: there is nothing to share
+        r.share = false;
+        if let Some(uncond) = &uncond {
+            let s = *s;
+            r = r.guided(context(uncond, i)?, move |token| s.scale(token, count));
+        }
+        requests.push(r);
     }
-    let mut samplers: Vec<Sampler> = seeds.iter().map(|&seed| Sampler::new(seed, 1)).collect();
-    let mut cache = model.cache();
-    let mut hidden = model.hidden(&x, 0, &pads, Some(&mut cache), None)?;
     let mut tokens = vec![Vec::with_capacity(count); n];
-    for i in 0..count {
-        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?.squeeze(1)?.contiguous()?;
-        let next = model.next_tokens(&last, positions + i - 1, |logits| {
-            let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-            let mut chosen = Vec::with_capacity(rows.len());
-            for (p, sampler) in samplers.iter_mut().enumerate() {
-                let row: Vec<f32> = match s.scale(i, count) {
-                    Some(scale) => rows[p].iter().zip(&rows[n + p]).map(|(c, u)| u + (c - u) * scale).collect(),
-                    None => rows[p].clone(),
-                };
-                chosen.push(sampler.sample(&row, &[], &s.sample) as u32);
-            }
-            if guided {
-                chosen.extend_from_within(..);
-            }
-            Ok(chosen)
-        })?;
-        tokens.iter_mut().zip(&next).for_each(|(t, &token)| t.push(token));
-        if (i + 1).is_multiple_of(per_row) && !on_row(&tokens) {
-            return Ok(Vec::new());
-        }
-        if i + 1 < count {
-            let x = model.embed(&next, next.len(), i)?;
-            hidden = model.hidden(&x, positions + i, &pads, Some(&mut cache), None)?;
-        }
-    }
-    Ok(tokens)
+    let mut stopped = false;
+    let engine = Shared::new(model.clone());
+    engine.run(requests, &mut |i, token, _| {
+        let at = tokens[i].len();
+        tokens[i].push(model.code(at, token));
+        let row = (at + 1).is_multiple_of(per_row) && tokens.iter().all(|t| t.len() == at + 1);
+        stopped |= row && !on_row(&tokens);
+        !stopped
+    })?;
+    Ok(if stopped { Vec::new() } else { tokens })
 }
 
 #[cfg(test)]

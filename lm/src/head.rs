@@ -2,6 +2,7 @@
 //! bitwise classifier of Infinity, Han et al. 2024, arXiv 2412.04431, made autoregressive over groups so that bits of a
 //! token may depend on each other). No table with a row for each of 2^bits codes exists on either side.
 
+use crate::engine::Choose;
 use candle_core::{Device, Tensor};
 use nn::block::Linear;
 use nn::ops::{self, Activation};
@@ -131,7 +132,7 @@ impl BitwiseHead {
 
     /// One token for each of the rows that `choose` answers for: it gets logits [rows, 2^group_bits] of a group and says
     /// what each row of `hidden` takes.
-    pub fn draw(&self, hidden: &Tensor, mut choose: impl FnMut(&Tensor) -> Result<Vec<u32>>) -> Result<Vec<u32>> {
+    pub fn draw(&self, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
         let trunk = self.trunk.forward(hidden)?;
         let mut codes = vec![0u32; hidden.dim(0)?];
         for g in 0..self.config.groups() {
@@ -173,7 +174,7 @@ mod tests {
         assert!(spread > 1.5, "the codes are not equally likely");
         // the likeliest group each time, and its code's bits in their places
         let best = head
-            .draw(&hidden, |l| {
+            .draw(&hidden, &mut |l| {
                 let rows = l.to_vec2::<f32>()?;
                 Ok(rows.iter().map(|r| crate::sample::argmax(r) as u32).collect())
             })

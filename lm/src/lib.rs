@@ -1,6 +1,7 @@
 //! A Llama-style decoder over merged text and visual vocabularies: tokens to logits to tokens.
 
 pub mod draw;
+pub mod engine;
 pub mod generate;
 pub mod grow;
 pub mod head;
@@ -9,10 +10,11 @@ pub mod llamagen;
 pub mod loss;
 pub mod sample;
 pub mod shared_bits;
+pub mod trunk;
 pub mod vocab;
 
-pub use generate::Decoding;
-pub use llama::{KvCache, Llama, LlamaConfig};
+pub use engine::{Context, Part, Request, Shared, Source};
+pub use llama::{Llama, LlamaConfig};
 pub use nn::{Error, Result};
 pub use sample::{SampleSettings, Sampler};
 pub use vocab::{MergedVocab, Partition};

@@ -1,10 +1,12 @@
 //! Llama: RMS norm, rotary positions (with the llama3 scaling), grouped key-value heads, SwiGLU, tied or untied output;
 //! optionally a norm of each head's queries and keys (UM3 section 4.1). Published tensor names.
 
+use crate::engine::{Choose, Model, Source};
+use crate::trunk::Trunk;
 use candle_core::Tensor;
-use nn::block::{Block, BlockConfig, BlockContext, LLAMA_NAMES, LayerCache, MlpKind, Norm, NormKind};
-use nn::ops::{self, Mask, Positions, Rope, RopeStyle};
-use nn::{Error, Init, Params, Result};
+use nn::block::{Block, BlockConfig, LLAMA_NAMES, MlpKind, Norm, NormKind};
+use nn::ops::{Mask, Positions, Rope, RopeStyle};
+use nn::{Error, Init, Params, Result, Weight};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -197,53 +199,14 @@ impl LlamaConfig {
     }
 }
 
-/// Keys and values of all layers, and how many tokens they hold.
-#[derive(Debug, Clone)]
-pub struct KvCache {
-    layers: Vec<LayerCache>,
-    len: usize,
-}
-
-impl KvCache {
-    /// An empty cache of this many layers.
-    pub(crate) fn new(layers: usize) -> Self {
-        Self { layers: vec![LayerCache::default(); layers], len: 0 }
-    }
-    pub(crate) fn layer(&mut self, i: usize) -> &mut LayerCache {
-        &mut self.layers[i]
-    }
-    pub(crate) fn grow(&mut self, tokens: usize) {
-        self.len += tokens;
-    }
-    /// Tokens held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-    /// The sequences of the batch that `rows` name, in that order; one may come more than once.
-    pub(crate) fn select(&mut self, rows: &[u32]) -> Result<()> {
-        self.layers.iter_mut().try_for_each(|l| l.select(rows))
-    }
-    /// Takes the sequences of another cache into the batch; the shorter is padded on the left.
-    pub(crate) fn join(&mut self, other: &Self) -> Result<()> {
-        self.len = self.len.max(other.len);
-        self.layers.iter_mut().zip(&other.layers).try_for_each(|(l, o)| l.join(o))
-    }
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-}
-
 /// The decoder.
 #[derive(Debug, Clone)]
 pub struct Llama {
     /// Its configuration.
     pub config: LlamaConfig,
-    embed: Tensor,
-    layers: Vec<Block>,
-    norm: Norm,
-    head: Tensor,
-    rope: Rope,
+    embed: Weight,
+    trunk: Trunk,
+    head: Weight,
 }
 
 impl Llama {
@@ -252,91 +215,82 @@ impl Llama {
         config.check()?;
         let (v, d) = (config.vocab_size, config.hidden_size);
         let init = Init::Normal(config.initializer_range);
-        let embed = p.at("model.embed_tokens").get((v, d), "weight", init)?;
+        // adapters belong to the blocks
+        let tables = p.clone().adapted(None);
+        let embed = tables.at("model.embed_tokens").weight((v, d), "weight", init)?;
         let block = config.block();
         let layers = (0..config.num_hidden_layers)
             .map(|i| Block::new(&p.at("model.layers").at(i), &block, &LLAMA_NAMES))
             .collect::<Result<_>>()?;
-        let head =
-            if config.tie_word_embeddings { embed.clone() } else { p.at("lm_head").get((v, d), "weight", init)? };
+        let head = if config.tie_word_embeddings {
+            embed.clone()
+        } else {
+            tables.at("lm_head").weight((v, d), "weight", init)?
+        };
         let frequencies = config.inverse_frequencies();
         let rows = config.max_position_embeddings.min(MAX_TABLE);
         let angles: Vec<f64> = (0..rows).flat_map(|t| frequencies.iter().map(move |f| t as f64 * f)).collect();
+        let norm = Norm::new(&p.at("model.norm"), NormKind::Rms, d, config.rms_norm_eps)?;
+        let rope = Rope::from_angles(&angles, config.head_width(), RopeStyle::Halves);
         Ok(Self {
             config: config.clone(),
             embed,
-            layers,
-            norm: Norm::new(&p.at("model.norm"), NormKind::Rms, d, config.rms_norm_eps)?,
+            trunk: Trunk::new(p, layers, norm, rope, (config.kv_heads(), config.head_width()), d),
             head,
-            rope: Rope::from_angles(&angles, config.head_width(), RopeStyle::Halves),
         })
     }
 
     /// The same model with another table [vocabulary, width] of a tied model, read and written by it.
     pub fn with_table(&self, table: Tensor) -> Result<Self> {
-        if !self.config.tie_word_embeddings || table.dims() != self.embed.dims() {
+        let (rows, cols) = self.embed.shape()?;
+        if !self.config.tie_word_embeddings || table.dims() != [rows, cols] {
             return Err(Error::invalid("another table needs tie_word_embeddings and the same shape"));
         }
-        Ok(Self { embed: table.clone(), head: table, ..self.clone() })
-    }
-
-    /// An empty cache.
-    pub fn cache(&self) -> KvCache {
-        KvCache::new(self.layers.len())
+        Ok(Self { embed: Weight::Dense(table.clone()), head: Weight::Dense(table), ..self.clone() })
     }
 
     /// Positions the model can be given.
     pub fn max_positions(&self) -> usize {
-        self.rope.rows()
+        self.trunk.max_positions()
     }
 
     /// Embeddings of token ids: `ids` holds `batch` sequences of equal length; returns [batch, tokens, width].
     pub fn embed(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
-        let (v, d) = self.embed.dims2()?;
+        let (v, d) = self.embed.shape()?;
         if let Some(bad) = ids.iter().find(|&&i| i as usize >= v) {
             return Err(Error::invalid(format!("token {bad} is outside the vocabulary of {v}")));
         }
-        let index = Tensor::from_slice(ids, ids.len(), self.embed.device())?;
-        Ok(self.embed.index_select(&index, 0)?.reshape((batch, ids.len() / batch.max(1), d))?)
+        Ok(self.embed.rows(ids)?.reshape((batch, ids.len() / batch.max(1), d))?)
     }
 
-    /// Embeddings [batch, tokens, width] to final hidden states of the same shape. With a cache the tokens continue it,
-    /// and `mask` speaks of all keys, cached ones first.
-    pub fn hidden(
-        &self,
-        x: &Tensor,
-        positions: &Positions,
-        mask: &Mask,
-        cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
-        let ctx = BlockContext { rope: Some((&self.rope, positions)), mask };
-        let mut x = x.clone();
-        match cache {
-            Some(cache) => {
-                cache.len += x.dim(1)?;
-                for (layer, kv) in self.layers.iter().zip(&mut cache.layers) {
-                    x = layer.forward(&x, &ctx, Some(kv))?;
-                }
-            }
-            None => {
-                for layer in &self.layers {
-                    x = layer.forward(&x, &ctx, None)?;
-                }
-            }
-        }
-        self.norm.forward(&x)
+    /// Embeddings [batch, tokens, width] to final hidden states of the same shape.
+    pub fn hidden(&self, x: &Tensor, positions: &Positions, mask: &Mask) -> Result<Tensor> {
+        self.trunk.hidden(x, positions, mask)
     }
 
     /// Logits [.., rows] of a range of vocabulary rows from hidden states [.., width].
     pub fn logits(&self, hidden: &Tensor, rows: Range<usize>) -> Result<Tensor> {
-        let head = self.head.narrow(0, rows.start, rows.len())?;
-        Ok(ops::linear(hidden, &head, None)?)
+        self.head.product(hidden, rows)
     }
 
     /// Logits [batch, tokens, vocabulary] of whole sequences from position 0.
     pub fn forward(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
         let x = self.embed(ids, batch)?;
-        let hidden = self.hidden(&x, &Positions::From(0), &Mask::Causal, None)?;
+        let hidden = self.hidden(&x, &Positions::From(0), &Mask::Causal)?;
         self.logits(&hidden, 0..self.config.vocab_size)
+    }
+}
+
+impl Model for Llama {
+    fn trunk(&self) -> &Trunk {
+        &self.trunk
+    }
+    fn embed(&self, _head: u8, tokens: &[u32]) -> Result<Tensor> {
+        Ok(Llama::embed(self, tokens, 1)?.squeeze(0)?)
+    }
+    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
+        let from = source.start as usize;
+        let chosen = choose(&self.logits(hidden, from..from + source.rows as usize)?)?;
+        Ok(chosen.into_iter().map(|i| source.start + i).collect())
     }
 }

@@ -1,13 +1,14 @@
 //! LlamaGen's decoder (Sun et al. 2024, section 2.2): a Llama over one picture's tokens, after a class or a caption,
 //! with 2-D rotary positions. Published tensor names. Beyond the paper, tokens may go in and out as bits ([`crate::head`]).
 
+use crate::engine::{Choose, Model, Source};
 use crate::head::{BitwiseConfig, BitwiseHead};
-use crate::llama::KvCache;
+use crate::trunk::Trunk;
 use candle_core::{DType, Tensor};
 use nn::block::{Block, BlockConfig, BlockContext, LLAMAGEN_NAMES, Linear, MlpKind, Norm, NormKind};
 use nn::dropout::Dropout;
 use nn::ops::{self, Activation, Mask, Positions, Rope, RopeStyle};
-use nn::{Error, Init, Params, Result};
+use nn::{Error, Init, Params, Result, Weight};
 use serde::{Deserialize, Serialize};
 
 /// What a picture is drawn from.
@@ -231,8 +232,8 @@ enum Embedder {
 enum Codebook {
     /// Rows [rows, dim] of embeddings and of the output.
     Table {
-        tokens: Tensor,
-        output: Tensor,
+        tokens: Weight,
+        output: Weight,
     },
     Bits(Box<BitwiseHead>),
 }
@@ -244,9 +245,7 @@ pub struct LlamaGen {
     pub config: LlamaGenConfig,
     embedder: Embedder,
     codebook: Codebook,
-    layers: Vec<Block>,
-    norm: Norm,
-    rope: Rope,
+    trunk: Trunk,
 }
 
 impl LlamaGen {
@@ -270,22 +269,18 @@ impl LlamaGen {
         let codebook = match &config.bitwise {
             Some(b) => Codebook::Bits(Box::new(BitwiseHead::new(p, b, d)?)),
             None => Codebook::Table {
-                tokens: p.at("tok_embeddings").get((config.rows(), d), "weight", init)?,
-                output: p.at("output").get((config.rows(), d), "weight", Init::Const(0.0))?,
+                tokens: p.at("tok_embeddings").weight((config.rows(), d), "weight", init)?,
+                output: p.at("output").weight((config.rows(), d), "weight", Init::Const(0.0))?,
             },
         };
         let block = config.block();
         let layers = (0..config.n_layer)
             .map(|i| Block::new(&p.at("layers").at(i), &block, &LLAMAGEN_NAMES))
             .collect::<Result<_>>()?;
-        Ok(Self {
-            embedder,
-            codebook,
-            layers,
-            norm: Norm::new(&p.at("norm"), NormKind::Rms, d, config.norm_eps)?,
-            rope: config.rope(),
-            config: config.clone(),
-        })
+        let norm = Norm::new(&p.at("norm"), NormKind::Rms, d, config.norm_eps)?;
+        let kv = (config.n_kv_head.unwrap_or(config.n_head), config.dim / config.n_head);
+        let trunk = Trunk::new(p, layers, norm, config.rope(), kv, d);
+        Ok(Self { embedder, codebook, trunk, config: config.clone() })
     }
 
     /// The same model with other tables [rows, dim] of tokens in and out.
@@ -296,6 +291,7 @@ impl LlamaGen {
                 "other tables must be of the shape {shape:?}, in a model that has them"
             )));
         }
+        let (tokens, output) = (Weight::Dense(tokens), Weight::Dense(output));
         Ok(Self { codebook: Codebook::Table { tokens, output }, ..self.clone() })
     }
 
@@ -346,7 +342,7 @@ impl LlamaGen {
                 }
                 let first = |i: usize| self.first_row(from + i % per.max(1)) as u32;
                 let rows: Vec<u32> = tokens.iter().enumerate().map(|(i, t)| t + first(i)).collect();
-                table.index_select(&Tensor::from_vec(rows, tokens.len(), table.device())?, 0)?
+                table.rows(&rows)?
             }
         };
         Ok(x.reshape((pictures, per, d))?)
@@ -357,49 +353,34 @@ impl LlamaGen {
         if self.config.shared_table { 0 } else { token % self.config.sub_tokens * self.config.vocab_size }
     }
 
-    /// An empty cache.
-    pub fn cache(&self) -> KvCache {
-        KvCache::new(self.layers.len())
-    }
-
-    /// Embeddings [pictures, positions, dim] to hidden states of the same shape, after the last norm; `from` is the
-    /// position of the first, `pads` the hidden positions at the start of each picture's sequence.
-    pub fn hidden(
-        &self,
-        x: &Tensor,
-        from: usize,
-        pads: &[usize],
-        mut cache: Option<&mut KvCache>,
-        mut noise: Option<&mut Dropout>,
-    ) -> Result<Tensor> {
+    /// Embeddings [pictures, positions, dim] of whole sequences to hidden states of the same shape, after the last norm;
+    /// `pads` are the hidden positions at the start of each.
+    pub fn hidden(&self, x: &Tensor, pads: &[usize], mut noise: Option<&mut Dropout>) -> Result<Tensor> {
         let t = x.dim(1)?;
         let mask = if pads.iter().all(|&p| p == 0) {
             Mask::Causal
         } else {
             // a hidden position sees itself, so that no query is without keys
-            Mask::CausalFrom(pads.iter().flat_map(|&p| (from..from + t).map(move |i| p.min(i) as u32)).collect())
+            Mask::CausalFrom(pads.iter().flat_map(|&p| (0..t).map(move |i| p.min(i) as u32)).collect())
         };
-        let at = Positions::From(from);
-        let ctx = BlockContext { rope: Some((&self.rope, &at)), mask: &mask };
+        let at = Positions::From(0);
+        let Trunk { layers, norm, rope, .. } = &self.trunk;
+        let ctx = BlockContext { rope: Some((rope, &at)), mask: &mask };
         let mut x = x.clone();
         let mut thin = |before: &Tensor, after: Tensor, layer: usize| match &mut noise {
-            Some(n) => n.branch(before, &after, layer, self.layers.len()),
+            Some(n) => n.branch(before, &after, layer, layers.len()),
             None => Ok(after),
         };
-        for (i, layer) in self.layers.iter().enumerate() {
-            let attended = layer.attend(&x, &ctx, cache.as_deref_mut().map(|c| c.layer(i)))?;
-            let y = thin(&x, attended, i)?;
+        for (i, layer) in layers.iter().enumerate() {
+            let y = thin(&x, layer.attend(&x, &ctx)?, i)?;
             x = thin(&y, layer.feed_forward(&y)?, i)?;
         }
-        if let Some(cache) = cache {
-            cache.grow(t);
-        }
-        self.norm.forward(&x)
+        norm.forward(&x)
     }
 
     /// Hidden states [pictures, positions, dim] to logits [pictures, positions, vocabulary] of the next token in float32;
     /// `from` is the position of the first.
-    fn logits(&self, hidden: &Tensor, output: &Tensor, from: usize) -> Result<Tensor> {
+    fn logits(&self, hidden: &Tensor, output: &Weight, from: usize) -> Result<Tensor> {
         let mut parts = self.by_table(hidden, output, from)?;
         if parts.len() == 1 {
             return Ok(parts.remove(0).1);
@@ -414,9 +395,9 @@ impl LlamaGen {
 
     /// The same in parts: a position speaks of the next token, and of that token's table alone. For each table the
     /// positions that speak of it, counted from `from`, and their logits.
-    fn by_table(&self, hidden: &Tensor, output: &Tensor, from: usize) -> Result<Vec<(Vec<u32>, Tensor)>> {
+    fn by_table(&self, hidden: &Tensor, output: &Weight, from: usize) -> Result<Vec<(Vec<u32>, Tensor)>> {
         let (t, rows) = (hidden.dim(1)?, self.config.vocab_size);
-        let tables = output.dim(0)? / rows.max(1);
+        let tables = output.shape()?.0 / rows.max(1);
         let speaks_of = |i: usize| (from + i + 1).saturating_sub(self.config.cls_token_num) % tables;
         let mut parts = Vec::new();
         for table in 0..tables {
@@ -426,36 +407,37 @@ impl LlamaGen {
                 n if n == t => hidden.clone(),
                 n => hidden.index_select(&Tensor::from_vec(positions.clone(), n, hidden.device())?, 1)?,
             };
-            let table = output.narrow(0, table * rows, rows)?;
-            parts.push((positions, ops::linear(&x, &table, None)?.to_dtype(DType::F32)?));
+            let logits = output.product(&x, table * rows..(table + 1) * rows)?;
+            parts.push((positions, logits.to_dtype(DType::F32)?));
         }
         Ok(parts)
     }
 
-    /// Embeddings to logits of the next token, for a model with a table of tokens.
-    pub fn forward(&self, x: &Tensor, from: usize, pads: &[usize], cache: Option<&mut KvCache>) -> Result<Tensor> {
+    /// Embeddings of whole sequences to logits [pictures, positions, vocabulary] of the next token at every position, for a
+    /// model with a table of tokens.
+    pub fn forward(&self, x: &Tensor, pads: &[usize]) -> Result<Tensor> {
         match &self.codebook {
-            Codebook::Table { output, .. } => self.logits(&self.hidden(x, from, pads, cache, None)?, output, from),
+            Codebook::Table { output, .. } => self.logits(&self.hidden(x, pads, None)?, output, 0),
             Codebook::Bits(_) => {
                 Err(Error::invalid("a model with a bitwise head has no logits over a table of tokens"))
             }
         }
     }
 
-    /// The next token of each row of hidden states [rows, dim]; `position` is theirs. `choose` gets logits
-    /// [rows, choices], once a token or once a group of bits, and says what each row takes.
-    pub fn next_tokens(
-        &self,
-        hidden: &Tensor,
-        position: usize,
-        mut choose: impl FnMut(&Tensor) -> Result<Vec<u32>>,
-    ) -> Result<Vec<u32>> {
+    /// What the n-th token of a picture is drawn from.
+    pub fn source(&self, token: usize) -> Source {
         match &self.codebook {
-            Codebook::Bits(head) => head.draw(hidden, choose),
-            Codebook::Table { output, .. } => {
-                choose(&self.logits(&hidden.unsqueeze(1)?, output, position)?.squeeze(1)?)
+            Codebook::Bits(_) => Source { head: 1, start: 0, rows: 0 },
+            Codebook::Table { .. } => {
+                let from = self.first_row(token);
+                Source::rows(from..from + self.config.vocab_size)
             }
         }
+    }
+
+    /// The code of the n-th token of a picture, from the token that was drawn.
+    pub fn code(&self, token: usize, drawn: u32) -> u32 {
+        drawn - self.source(token).start
     }
 
     /// Hidden states [pictures, tokens, dim] that each token of whole pictures is predicted from: the condition's last,
@@ -474,7 +456,7 @@ impl LlamaGen {
         }
         let per = tokens.dim(1)? + 1;
         let x = Tensor::cat(&[&self.condition(condition, drop)?, &tokens], 1)?;
-        let hidden = self.hidden(&x, 0, &condition.pads(), None, noise)?;
+        let hidden = self.hidden(&x, &condition.pads(), noise)?;
         Ok(hidden.narrow(1, self.config.cls_token_num - 1, per)?.contiguous()?)
     }
 
@@ -516,6 +498,28 @@ impl LlamaGen {
                 }
                 let sum = sum.ok_or_else(|| Error::invalid("no tokens to learn"))?;
                 Ok((sum / targets.len() as f64)?)
+            }
+        }
+    }
+}
+
+impl Model for LlamaGen {
+    fn trunk(&self) -> &Trunk {
+        &self.trunk
+    }
+    fn embed(&self, _head: u8, tokens: &[u32]) -> Result<Tensor> {
+        match &self.codebook {
+            Codebook::Bits(head) => head.embed(tokens),
+            Codebook::Table { tokens: table, .. } => table.rows(tokens),
+        }
+    }
+    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
+        match &self.codebook {
+            Codebook::Bits(head) => head.draw(hidden, choose),
+            Codebook::Table { output, .. } => {
+                let from = source.start as usize;
+                let chosen = choose(&output.product(hidden, from..from + source.rows as usize)?)?;
+                Ok(chosen.into_iter().map(|i| source.start + i).collect())
             }
         }
     }
@@ -580,14 +584,22 @@ mod tests {
         let loss = model.train_loss(&classes, &keep, &tokens, &tokens, None).unwrap();
         let want = ops::cross_entropy(&logits.flatten_to(1).unwrap(), &tokens).unwrap().mean_all().unwrap();
         near(&loss, &want);
-        let mut cache = model.cache();
+        let mut slots = [model.trunk.slot(), model.trunk.slot()];
         for i in 0..per {
             let x = match i {
                 0 => model.condition(&classes, &keep).unwrap(),
                 _ => model.embed(&[tokens[i - 1], tokens[per + i - 1]], n, i - 1).unwrap(),
             };
-            let one = model.forward(&x, i, &[0, 0], Some(&mut cache)).unwrap();
-            near(&one.squeeze(1).unwrap(), &logits.get_on_dim(1, i).unwrap());
+            let parts = slots.iter_mut().map(|s| (s, 1)).collect();
+            let hidden = model.trunk.step(&x.squeeze(1).unwrap(), vec![i as u32; 2], parts).unwrap();
+            let mut one = None;
+            model
+                .next(model.source(i), &hidden, &mut |l| {
+                    one = Some(l.clone());
+                    Ok(vec![0; 2])
+                })
+                .unwrap();
+            near(&one.unwrap(), &logits.get_on_dim(1, i).unwrap());
         }
         assert!(model.train_loss(&classes, &keep, &tokens[..8], &tokens, None).is_err());
         assert!(model.train_loss(&classes, &keep, &tokens[..15], &tokens[..15], None).is_err());

@@ -39,7 +39,8 @@ impl SampleSettings {
             && self.top_p > 0.0
             && self.top_p <= 1.0
             && (0.0..=1.0).contains(&self.min_p)
-            && self.repetition_penalty > 0.0;
+            && self.repetition_penalty > 0.0
+            && self.repetition_penalty.is_finite();
         if ok {
             return Ok(());
         }
@@ -59,56 +60,83 @@ impl Sampler {
         Self { rng: rng::keyed(seed, &[row]) }
     }
 
-    /// Draws an index into `logits`; `seen` holds indices that occurred, for the repetition penalty.
+    /// Draws an index into `logits`; `seen` holds indices that occurred, for the repetition penalty. The likeliest come first
+    /// and are put in order only as far as the draw goes.
     pub fn sample(&mut self, logits: &[f32], seen: &[u32], s: &SampleSettings) -> usize {
-        let mut logits = logits.to_vec();
-        if s.repetition_penalty != 1.0 {
+        let mut changed = None;
+        if s.repetition_penalty != 1.0 && !seen.is_empty() {
             let mut once = seen.to_vec();
             once.sort_unstable();
             once.dedup();
+            let logits = changed.insert(logits.to_vec());
             for i in once {
                 if let Some(l) = logits.get_mut(i as usize) {
                     *l = if *l > 0.0 { *l / s.repetition_penalty } else { *l * s.repetition_penalty };
                 }
             }
         }
-        let best = argmax(&logits);
+        let logits = changed.as_deref().unwrap_or(logits);
+        let best = argmax(logits);
         // the draw is taken even where it is not needed, so that settings do not shift the stream
         let u = f64::from(rng::uniform(&mut self.rng));
         if s.temperature == 0.0 {
             return best;
         }
-        let top = logits[best];
-        let mut p: Vec<(usize, f64)> = logits
+        let mut weights = Vec::new();
+        nn::ops::softmax_weights(logits, logits[best], s.temperature, &mut weights);
+        let mut left: Vec<(u32, f32)> = weights
             .iter()
             .enumerate()
-            .map(|(i, &l)| (i, (f64::from(l - top) / f64::from(s.temperature)).exp()))
-            .filter(|(_, w)| *w >= f64::from(s.min_p) && *w > 0.0)
+            .filter(|(_, w)| **w >= s.min_p && **w > 0.0)
+            .map(|(i, &w)| (i as u32, w))
             .collect();
         // likeliest first; equal ones by index, so that the order is the same everywhere
-        p.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if s.top_k > 0 {
-            p.truncate(s.top_k);
+        let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        let all = left.len();
+        let most = if s.top_k > 0 { s.top_k.min(all) } else { all };
+        let mut sorted = 0;
+        // puts the first n in order
+        let mut sort_to = |left: &mut Vec<(u32, f32)>, n: usize| {
+            if n > sorted {
+                if n < left.len() {
+                    left[sorted..].select_nth_unstable_by(n - sorted - 1, order);
+                }
+                left[sorted..n].sort_unstable_by(order);
+                sorted = n;
+            }
+        };
+        let sum = |part: &[(u32, f32)]| part.iter().map(|x| f64::from(x.1)).sum::<f64>();
+        let mut count = most;
+        if most < all {
+            sort_to(&mut left, most);
         }
+        let mut total = sum(&left[..most]);
         if s.top_p < 1.0 {
-            let total: f64 = p.iter().map(|x| x.1).sum();
-            let mut sum = 0.0;
-            let keep = p.iter().position(|x| {
-                sum += x.1;
-                sum >= total * f64::from(s.top_p)
-            });
-            p.truncate(keep.map_or(p.len(), |k| k + 1));
+            let (wanted, mut reached, mut n) = (total * f64::from(s.top_p), 0.0, 0);
+            while n < most {
+                sort_to(&mut left, most.min((2 * n).max(FIRST)));
+                reached += f64::from(left[n].1);
+                n += 1;
+                if reached >= wanted {
+                    break;
+                }
+            }
+            (count, total) = (n, reached);
         }
-        let mut left = u * p.iter().map(|x| x.1).sum::<f64>();
-        for (i, w) in &p {
-            left -= w;
-            if left < 0.0 {
-                return *i;
+        let mut rest = u * total;
+        for n in 0..count {
+            sort_to(&mut left, count.min((2 * n).max(FIRST)));
+            rest -= f64::from(left[n].1);
+            if rest < 0.0 {
+                return left[n].0 as usize;
             }
         }
-        p.last().map_or(best, |x| x.0)
+        count.checked_sub(1).map_or(best, |n| left[n].0 as usize)
     }
 }
+
+/// Likeliest tokens that are put in order at once.
+const FIRST: usize = 64;
 
 /// Index of the largest value, the lowest where several are equal.
 pub fn argmax(x: &[f32]) -> usize {
@@ -132,6 +160,42 @@ mod tests {
         }
         for (c, w) in counts.iter().zip(&weights) {
             assert!((*c as f64 / 20_000.0 - w / total).abs() < 0.015, "{counts:?}");
+        }
+    }
+
+    /// The draw is the one of a full sort, whatever is cut.
+    #[test]
+    fn the_order_is_that_of_a_full_sort() {
+        let n = 3000u64;
+        let logits: Vec<f32> = (0..n).map(|i| ((rng::mix(i) >> 40) as f32 / (1 << 21) as f32).round() / 2.0).collect();
+        for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (50, 1.0, 0.0), (0, 0.9, 0.0), (700, 0.97, 0.0), (0, 0.999, 0.01)]
+        {
+            let s = SampleSettings { temperature: 1.3, top_k, top_p, min_p, ..SampleSettings::default() };
+            let (mut sampler, mut again) = (Sampler::new(9, 2), Sampler::new(9, 2));
+            for _ in 0..300 {
+                let u = f64::from(rng::uniform(&mut again.rng));
+                let mut w = Vec::new();
+                nn::ops::softmax_weights(&logits, logits[argmax(&logits)], s.temperature, &mut w);
+                let mut p: Vec<(usize, f64)> =
+                    w.iter().map(|w| f64::from(*w)).enumerate().filter(|x| x.1 as f32 >= min_p).collect();
+                p.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                if top_k > 0 {
+                    p.truncate(top_k);
+                }
+                let total: f64 = p.iter().map(|x| x.1).sum();
+                let mut sum = 0.0;
+                let keep = p.iter().position(|x| {
+                    sum += x.1;
+                    sum >= total * f64::from(top_p)
+                });
+                p.truncate(if top_p < 1.0 { keep.map_or(p.len(), |k| k + 1) } else { p.len() });
+                let mut left = u * p.iter().map(|x| x.1).sum::<f64>();
+                let want = p.iter().find(|x| {
+                    left -= x.1;
+                    left < 0.0
+                });
+                assert_eq!(sampler.sample(&logits, &[], &s), want.map_or(p[p.len() - 1].0, |x| x.0));
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! biases, rope, grouped heads, gates, names) is configuration.
 
 use crate::Result;
+use crate::cache::StepCache;
 pub use crate::linear::Linear;
 use crate::ops::{self, Activation, AttentionBranch, Flat, Mask, MlpBranch, NormAt, Positions, Rope};
 use crate::params::{Init, Params};
@@ -149,49 +150,19 @@ impl Norm {
     }
 }
 
-/// Keys and values of the tokens that one layer has seen, [batch, tokens, kv_heads, head_dim] each.
-#[derive(Debug, Clone, Default)]
-pub struct LayerCache(Option<(Tensor, Tensor)>);
-
-impl LayerCache {
-    fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
-        let both = match &self.0 {
-            Some((k0, v0)) => (Tensor::cat(&[k0, &k], 1)?, Tensor::cat(&[v0, &v], 1)?),
-            None => (k, v),
-        };
-        self.0 = Some(both.clone());
-        Ok(both)
-    }
-    /// The sequences of the batch that `rows` name, in that order; one may come more than once.
-    pub fn select(&mut self, rows: &[u32]) -> Result<()> {
-        if let Some((k, v)) = &self.0 {
-            let rows = Tensor::new(rows, k.device())?;
-            self.0 = Some((k.index_select(&rows, 0)?, v.index_select(&rows, 0)?));
-        }
-        Ok(())
-    }
-    /// Takes the sequences of another cache into the batch; the shorter of both is padded on the left, with zeros that a
-    /// mask has to hide.
-    pub fn join(&mut self, other: &Self) -> Result<()> {
-        let (Some((k, v)), Some((other_k, other_v))) = (&self.0, &other.0) else {
-            return Err(crate::Error::invalid("an empty cache has no sequences to join"));
-        };
-        let tokens = k.dim(1)?.max(other_k.dim(1)?);
-        let both = |a: &Tensor, b: &Tensor| -> Result<Tensor> {
-            let pad = |t: &Tensor| t.pad_with_zeros(1, tokens - t.dim(1)?, 0);
-            Ok(Tensor::cat(&[pad(a)?, pad(b)?], 0)?)
-        };
-        self.0 = Some((both(k, other_k)?, both(v, other_v)?));
-        Ok(())
-    }
-}
-
 /// What a block needs besides its input.
 pub struct BlockContext<'a> {
     /// Rotary table and the rows of the tokens.
     pub rope: Option<(&'a Rope, &'a Positions)>,
     /// Which keys a query sees.
     pub mask: &'a Mask,
+}
+
+/// Projections to queries, keys and values, as they are stored.
+#[derive(Debug, Clone)]
+enum Projected {
+    Apart(Box<[Linear; 3]>),
+    Joined(Box<Linear>),
 }
 
 /// One transformer block.
@@ -202,9 +173,7 @@ pub struct Block {
     head_dim: usize,
     norm1: Norm,
     norm2: Norm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    qkv: Projected,
     out: Linear,
     qk_norm: Option<(Norm, Norm)>,
     inner_norm: Option<Norm>,
@@ -231,13 +200,16 @@ impl Block {
             }
             None => None,
         };
-        let [q, k, v] = match names.qkv {
-            Projections::Apart([q, k, v]) => [
+        let qkv = match names.qkv {
+            Projections::Apart([q, k, v]) => Projected::Apart(Box::new([
                 Linear::new(&p.at(q), d, qw, qb, std)?,
                 Linear::new(&p.at(k), d, kw, kb, std)?,
                 Linear::new(&p.at(v), d, kw, vb, std)?,
-            ],
-            Projections::Joined(name) => Linear::joined(&p.at(name), d, [qw, kw, kw], std)?,
+            ])),
+            Projections::Joined(name) => {
+                let qkv = Linear::new(&p.at(name), d, qw + 2 * kw, false, std)?;
+                Projected::Joined(Box::new(qkv))
+            }
         };
         let (gate, up, down, act) = match c.mlp {
             MlpKind::SwiGlu => {
@@ -252,9 +224,7 @@ impl Block {
             head_dim: c.head_dim,
             norm1: Norm::new(&p.at(names.norm1), c.norm, d, c.eps)?,
             norm2: Norm::new(&p.at(names.norm2), c.norm, d, c.eps)?,
-            q,
-            k,
-            v,
+            qkv,
             out: Linear::new(&p.at(names.out), qw, d, ob, c.residual_std)?,
             qk_norm,
             inner_norm: inner("self_attn.inner_attn_ln", qw)?,
@@ -266,20 +236,24 @@ impl Block {
         })
     }
 
-    /// x [batch, tokens, width] to the same shape; with a cache, `x` continues what the cache holds.
-    pub fn forward(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        self.feed_forward(&self.attend(x, ctx, cache)?)
+    /// x [batch, tokens, width] to the same shape.
+    pub fn forward(&self, x: &Tensor, ctx: &BlockContext) -> Result<Tensor> {
+        self.feed_forward(&self.attend(x, ctx)?)
     }
 
     /// The first half: x + attention(norm1 x).
-    pub fn attend(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        if cache.is_some() || !self.runs_as_branches(x) {
-            return Ok((x + self.attention(&self.norm1.forward(x)?, ctx, cache)?)?);
+    pub fn attend(&self, x: &Tensor, ctx: &BlockContext) -> Result<Tensor> {
+        if !self.runs_as_branches(x) {
+            return Ok((x + self.attention(&self.norm1.forward(x)?, ctx)?)?);
         }
         let mut p = Flat::default();
         let attention = AttentionBranch {
             norm: self.norm1.place(&mut p)?,
-            projections: [self.q.place(&mut p)?, self.k.place(&mut p)?, self.v.place(&mut p)?, self.out.place(&mut p)?],
+            projections: match &self.qkv {
+                Projected::Apart(qkv) => [qkv[0].place(&mut p)?, qkv[1].place(&mut p)?, qkv[2].place(&mut p)?],
+                Projected::Joined(all) => all.place(&mut p)?.split(self.widths()),
+            },
+            out: self.out.place(&mut p)?,
             qk_norm: match &self.qk_norm {
                 Some((q, k)) => Some((q.place(&mut p)?, k.place(&mut p)?)),
                 None => None,
@@ -295,7 +269,10 @@ impl Block {
     /// The second half: x + mlp(norm2 x).
     pub fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
         if !self.runs_as_branches(x) {
-            return Ok((x + self.mlp(&self.norm2.forward(x)?)?)?);
+            let h = self.norm2.forward(x)?;
+            let gate = self.gate.as_ref().map(|gate| gate.forward(&h)).transpose()?;
+            let y = self.activate(gate, self.up.forward(&h)?)?;
+            return Ok((x + self.down.forward(&y)?)?);
         }
         let mut p = Flat::default();
         let mlp = MlpBranch {
@@ -309,25 +286,82 @@ impl Block {
         Ok(ops::branch(x, &p, mlp)?)
     }
 
-    /// Whether each half runs as one operation that keeps its inner tensors to itself: training on the CPU.
-    fn runs_as_branches(&self, x: &Tensor) -> bool {
-        ops::is_fused(x) && self.q.is_trained()
+    /// The next tokens of the sequences of a cache, x [tokens, width] to the same shape: each token sees what its sequence
+    /// holds up to itself. `layer` is this block's place in the cache. For inference: a token's result does not depend on
+    /// what else is in the batch.
+    pub fn step(
+        &self,
+        x: &Tensor,
+        rope: Option<(&Rope, &Positions)>,
+        cache: &mut StepCache,
+        layer: usize,
+    ) -> Result<Tensor> {
+        let t = x.dim(0)?;
+        let h = self.norm1.forward(x)?;
+        let [q, k, v] = match &self.qkv {
+            Projected::Apart(qkv) => Linear::together([&qkv[0], &qkv[1], &qkv[2]], &h)?,
+            Projected::Joined(all) => self.split(&all.by_rows(&h)?)?,
+        };
+        let [q, k, v] = self.heads([q, k, v], (1, t), rope)?;
+        let scale = (self.head_dim as f64).powf(-0.5) as f32;
+        let mut y = cache.attend(layer, &q, &k, &v, scale)?.reshape((t, self.heads * self.head_dim))?;
+        if let Some(n) = &self.inner_norm {
+            y = n.forward(&y)?;
+        }
+        let x = (x + self.out.by_rows(&y)?)?;
+        let h = self.norm2.forward(&x)?;
+        let y = match &self.gate {
+            Some(gate) => {
+                let [gate, up] = Linear::together([gate, &self.up], &h)?;
+                self.activate(Some(gate), up)?
+            }
+            None => self.activate(None, self.up.by_rows(&h)?)?,
+        };
+        Ok((x + self.down.by_rows(&y)?)?)
     }
 
-    fn attention(&self, x: &Tensor, ctx: &BlockContext, cache: Option<&mut LayerCache>) -> Result<Tensor> {
-        let (b, t, _) = x.dims3()?;
-        let mut q = self.q.forward(x)?.reshape((b, t, self.heads, self.head_dim))?;
-        let mut k = self.k.forward(x)?.reshape((b, t, self.kv_heads, self.head_dim))?;
-        let mut v = self.v.forward(x)?.reshape((b, t, self.kv_heads, self.head_dim))?;
+    /// Whether each half runs as one operation that keeps its inner tensors to itself: training on the CPU.
+    fn runs_as_branches(&self, x: &Tensor) -> bool {
+        ops::is_fused(x) && self.out.is_trained()
+    }
+
+    fn widths(&self) -> [usize; 3] {
+        let kv = self.kv_heads * self.head_dim;
+        [self.heads * self.head_dim, kv, kv]
+    }
+
+    fn split(&self, qkv: &Tensor) -> Result<[Tensor; 3]> {
+        let [q, k, v] = self.widths();
+        let part = |from, len| qkv.narrow(candle_core::D::Minus1, from, len)?.contiguous();
+        Ok([part(0, q)?, part(q, k)?, part(q + k, v)?])
+    }
+
+    /// Queries, keys and values [.., width] as heads, normed and turned.
+    fn heads(
+        &self,
+        [q, k, v]: [Tensor; 3],
+        (b, t): (usize, usize),
+        rope: Option<(&Rope, &Positions)>,
+    ) -> Result<[Tensor; 3]> {
+        let mut q = q.reshape((b, t, self.heads, self.head_dim))?;
+        let mut k = k.reshape((b, t, self.kv_heads, self.head_dim))?;
+        let v = v.reshape((b, t, self.kv_heads, self.head_dim))?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }
-        if let Some((rope, positions)) = ctx.rope {
+        if let Some((rope, positions)) = rope {
             (q, k) = (rope.apply(&q, positions)?, rope.apply(&k, positions)?);
         }
-        if let Some(cache) = cache {
-            (k, v) = cache.append(k, v)?;
-        }
+        Ok([q, k, v])
+    }
+
+    fn attention(&self, x: &Tensor, ctx: &BlockContext) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        let qkv = match &self.qkv {
+            Projected::Apart(qkv) => [qkv[0].forward(x)?, qkv[1].forward(x)?, qkv[2].forward(x)?],
+            Projected::Joined(all) => self.split(&all.forward(x)?)?,
+        };
+        let [q, k, v] = self.heads(qkv, (b, t), ctx.rope)?;
         let scale = (self.head_dim as f64).powf(-0.5) as f32;
         let y = ops::attention(&q, &k, &v, scale, ctx.mask)?.reshape((b, t, self.heads * self.head_dim))?;
         let y = match &self.inner_norm {
@@ -337,16 +371,14 @@ impl Block {
         self.out.forward(&y)
     }
 
-    fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
-        let y = match &self.gate {
-            Some(gate) => ops::gated_silu(&gate.forward(x)?, &up)?,
+    fn activate(&self, gate: Option<Tensor>, up: Tensor) -> Result<Tensor> {
+        let y = match gate {
+            Some(gate) => ops::gated_silu(&gate, &up)?,
             None => self.act.forward(&up)?,
         };
-        let y = match &self.ffn_norm {
-            Some(n) => n.forward(&y)?,
-            None => y,
-        };
-        self.down.forward(&y)
+        match &self.ffn_norm {
+            Some(n) => n.forward(&y),
+            None => Ok(y),
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod ahead;
 pub mod block;
+pub mod cache;
 pub mod checkpoint;
 pub mod dropout;
 mod error;
@@ -16,6 +17,9 @@ pub mod rng;
 pub mod stored;
 pub mod tensorboard;
 pub mod train;
+pub mod weight;
 
 pub use error::{Error, Result};
+pub use ops::WeightType;
 pub use params::{Init, Params};
+pub use weight::{Packed, Weight};

@@ -1,16 +1,10 @@
-//! The linear layer, with its weight in the type of the activations or in 8-bit blocks.
+//! The linear layer.
 
 use crate::ops::{self, Flat, LinearAt};
-use crate::params::{Init, Params, Storage};
-use crate::stored::Q8_BLOCK;
+use crate::params::{Init, Params};
+use crate::weight::{Weight, packed_products};
 use crate::{Error, Result};
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{DType, Module, Tensor};
-use std::sync::Arc;
-
-/// Rows from which an 8-bit weight is widened for the product: reading it as blocks pays while the product is bound by
-/// memory, and costs once it is bound by arithmetic (docs/performance.md).
-const WIDEN_FROM: usize = 16;
+use candle_core::Tensor;
 
 /// Weight [out, in] and optional bias [out].
 #[derive(Debug, Clone)]
@@ -19,107 +13,81 @@ pub struct Linear {
     bias: Option<Tensor>,
 }
 
-#[derive(Debug, Clone)]
-enum Weight {
-    Dense(Tensor),
-    /// W + scale B A: W is held, A [rank, in] and B [out, rank] are trained (Hu et al. 2021).
-    Adapted {
-        held: Tensor,
-        a: Tensor,
-        b: Tensor,
-        scale: f64,
-    },
-    /// Blocks of 32 8-bit integers with a float16 scale each; for inference on the CPU.
-    Blocks(Arc<QTensor>, QMatMul),
-}
-
-impl Weight {
-    fn new(weight: Tensor, storage: Storage) -> Result<Self> {
-        if storage == Storage::Q8_0 && weight.dim(1)?.is_multiple_of(Q8_BLOCK) {
-            let blocks = Arc::new(QTensor::quantize(&weight.contiguous()?, GgmlDType::Q8_0)?);
-            return Ok(Self::Blocks(blocks.clone(), QMatMul::from_arc(blocks)?));
-        }
-        Ok(Self::Dense(weight))
-    }
-}
+/// Up to this many rows a float32 weight is read once for all of them; above, the library's product is faster.
+const FEW_ROWS: usize = 16;
 
 impl Linear {
     /// Takes `weight` and, if asked, `bias` at this place.
     pub fn new(p: &Params, inputs: usize, outputs: usize, bias: bool, std: f32) -> Result<Self> {
-        let weight = p.get((outputs, inputs), "weight", Init::Normal(std))?;
-        let weight = match p.lora() {
-            Some(lora) => Weight::Adapted {
-                held: weight,
-                // A as a layer of its size would begin, B at zero: the first step changes nothing
-                a: p.get((lora.rank, inputs), "lora_A.weight", Init::Normal((inputs as f32).powf(-0.5)))?,
-                b: p.get((outputs, lora.rank), "lora_B.weight", Init::Const(0.0))?,
-                scale: lora.scale(),
-            },
-            None => Weight::new(weight, p.storage())?,
-        };
+        let weight = p.weight((outputs, inputs), "weight", Init::Normal(std))?;
         let bias = if bias { Some(p.get(outputs, "bias", Init::Const(0.0))?) } else { None };
         Ok(Self { weight, bias })
     }
 
-    /// Several layers without bias whose weights are rows of one tensor, `outputs` rows each.
-    pub(crate) fn joined<const N: usize>(
-        p: &Params,
-        inputs: usize,
-        outputs: [usize; N],
-        std: f32,
-    ) -> Result<[Self; N]> {
-        let all = p.get((outputs.iter().sum::<usize>(), inputs), "weight", Init::Normal(std))?;
-        let mut from = 0;
-        let mut parts = Vec::with_capacity(N);
-        for rows in outputs {
-            parts.push(Self { weight: Weight::new(all.narrow(0, from, rows)?, p.storage())?, bias: None });
-            from += rows;
-        }
-        parts.try_into().map_err(|_| Error::invalid("joined layers"))
-    }
-
     /// Whether a training follows this weight.
     pub(crate) fn is_trained(&self) -> bool {
-        match &self.weight {
-            Weight::Dense(w) => w.track_op(),
-            Weight::Adapted { a, .. } => a.track_op(),
-            Weight::Blocks(..) => false,
-        }
+        self.weight.is_trained()
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
     }
 
     pub(crate) fn place(&self, p: &mut Flat) -> Result<LinearAt> {
+        let bias = self.bias.as_ref();
         match &self.weight {
-            Weight::Dense(w) => Ok(p.linear(w, self.bias.as_ref())?),
-            Weight::Adapted { held, a, b, scale } => Ok(p.linear(&adapted(held, a, b, *scale)?, self.bias.as_ref())?),
-            Weight::Blocks(..) => Err(Error::invalid("8-bit weights cannot be trained")),
+            Weight::Dense(w) => Ok(p.linear(w, bias)?),
+            Weight::Adapted { held, a, b, scale } => Ok(p.adapted(held, a, b, *scale, bias)?),
+            Weight::Packed(_) => Err(Error::invalid("a weight that is only read cannot be trained")),
         }
     }
 
     /// [.., in] to [.., out].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Dense(w) => Ok(ops::linear(x, w, self.bias.as_ref())?),
-            Weight::Adapted { held, a, b, scale } => {
-                Ok(ops::linear(x, &adapted(held, a, b, *scale)?, self.bias.as_ref())?)
-            }
-            Weight::Blocks(blocks, _) if rows(x) >= WIDEN_FROM => {
-                let w = blocks.dequantize(x.device())?.to_dtype(x.dtype())?;
-                Ok(ops::linear(x, &w, self.bias.as_ref())?)
-            }
-            Weight::Blocks(_, product) => {
-                let y = product.forward(&x.to_dtype(DType::F32)?.contiguous()?)?.to_dtype(x.dtype())?;
-                match &self.bias {
-                    Some(b) => Ok(y.broadcast_add(b)?),
-                    None => Ok(y),
-                }
-            }
+        if let Weight::Packed(w) = &self.weight
+            && w.ty() == ops::WeightType::F32
+            && rows(x) > FEW_ROWS
+            && ops::is_fused(x)
+        {
+            return Ok(ops::linear_held(x, w, self.bias.as_ref())?);
+        }
+        self.by_rows(x)
+    }
+
+    /// The same; a row's result does not depend on the other rows, where the weight is only read.
+    pub fn by_rows(&self, x: &Tensor) -> Result<Tensor> {
+        if let (Weight::Dense(w), bias) = (&self.weight, &self.bias) {
+            return Ok(ops::linear(x, w, bias.as_ref())?);
+        }
+        self.add_bias(self.weight.product(x, 0..self.weight.shape()?.0)?)
+    }
+
+    fn add_bias(&self, y: Tensor) -> Result<Tensor> {
+        match &self.bias {
+            Some(b) => Ok(y.broadcast_add(b)?),
+            None => Ok(y),
         }
     }
-}
 
-/// W + scale B A.
-pub fn adapted(held: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    Ok((held + (b.matmul(a)? * scale)?)?)
+    /// Several layers of the same input, read in one pass where they are only read.
+    pub fn together<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let mut packed = Vec::with_capacity(N);
+        for l in layers {
+            match &l.weight {
+                Weight::Packed(w) => packed.push((w, 0..w.shape().0)),
+                _ => break,
+            }
+        }
+        let ys = match <[_; N]>::try_from(packed) {
+            Ok(weights) => {
+                let ys = packed_products(x, weights)?;
+                layers.iter().zip(ys).map(|(l, y)| l.add_bias(y)).collect::<Result<Vec<_>>>()?
+            }
+            Err(_) => layers.iter().map(|l| l.by_rows(x)).collect::<Result<Vec<_>>>()?,
+        };
+        ys.try_into().map_err(|_| Error::invalid("layers together"))
+    }
 }
 
 fn rows(x: &Tensor) -> usize {
@@ -129,29 +97,38 @@ fn rows(x: &Tensor) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::ops::WeightType;
+    use candle_core::{DType, Device};
     use std::collections::HashMap;
 
-    /// Q8_0 rounds each value to 1/254 of its block's range at most; both paths must agree with the rounded weight.
+    /// Every type of weight stays as close to the float32 layer as its rounding lets it, for few rows and many.
     #[test]
-    fn eight_bits_stay_close_to_the_weight_on_both_paths() {
+    fn every_type_of_weight_stays_close() {
         let value = |i: u64| (crate::rng::mix(i) >> 40) as f32 / (1 << 24) as f32 - 0.5;
-        let (inputs, outputs) = (64, 24);
+        let (inputs, outputs) = (256, 24);
         let w: Vec<f32> = (0..inputs * outputs).map(|i| value(i as u64)).collect();
         let w = Tensor::from_vec(w, (outputs, inputs), &Device::Cpu).unwrap();
         let b = Tensor::from_vec((0..outputs as u64).map(|i| value(900 + i)).collect(), outputs, &Device::Cpu).unwrap();
         let stored = HashMap::from([("weight".to_owned(), w), ("bias".to_owned(), b)]);
         let p = Params::from_tensors("test", stored, DType::F32, &Device::Cpu);
         let dense = Linear::new(&p, inputs, outputs, true, 0.0).unwrap();
-        let blocks = Linear::new(&p.stored_as(Storage::Q8_0), inputs, outputs, true, 0.0).unwrap();
-        assert!(matches!(blocks.weight, Weight::Blocks(..)));
-        for n in [1, WIDEN_FROM - 1, WIDEN_FROM, 40] {
-            let x: Vec<f32> = (0..n * inputs).map(|i| value(5000 + i as u64)).collect();
-            let x = Tensor::from_vec(x, (1, n, inputs), &Device::Cpu).unwrap();
-            let (a, b) = (dense.forward(&x).unwrap(), blocks.forward(&x).unwrap());
-            assert_eq!(a.dims(), b.dims());
-            let off = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(off < 0.02, "{n} rows: off by {off}");
+        for (ty, near) in [
+            (WeightType::F32, 1e-5),
+            (WeightType::F16, 1e-3),
+            (WeightType::Bf16, 1e-2),
+            (WeightType::Q8_0, 5e-2),
+            (WeightType::Q6K, 8e-2),
+            (WeightType::Q4K, 5e-1),
+        ] {
+            let layer = Linear::new(&p.clone().stored_as(Some(ty)), inputs, outputs, true, 0.0).unwrap();
+            for n in [1, 15, 16, 17, 40] {
+                let x: Vec<f32> = (0..n * inputs).map(|i| value(5000 + i as u64)).collect();
+                let x = Tensor::from_vec(x, (1, n, inputs), &Device::Cpu).unwrap();
+                let (a, b) = (dense.forward(&x).unwrap(), layer.forward(&x).unwrap());
+                assert_eq!(a.dims(), b.dims());
+                let off = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                assert!(off < near, "{n} rows of {ty:?}: off by {off}");
+            }
         }
     }
 }

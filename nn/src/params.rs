@@ -1,6 +1,8 @@
 //! Where a model's tensors come from: a checkpoint (plain tensors, no graph) or a training (variables).
 
+use crate::ops::WeightType;
 use crate::stored::Stored;
+use crate::weight::{Packed, Weight};
 use crate::{Error, Result, rng};
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,7 @@ pub enum Init {
 pub struct Params {
     source: Arc<Source>,
     prefix: String,
-    storage: Storage,
+    weights: Option<WeightType>,
     lora: Option<Lora>,
 }
 
@@ -43,21 +45,13 @@ impl Lora {
     }
 }
 
-/// How linear layers keep their weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Storage {
-    /// In the type of the activations.
-    #[default]
-    Plain,
-    /// In blocks of 32 8-bit integers with one scale: a quarter of float32.
-    Q8_0,
-}
-
 struct Source {
     origin: String,
     device: Device,
     dtype: DType,
-    stored: Stored,
+    stored: Arc<Stored>,
+    /// Whether tensors that nobody stored are made, for measuring.
+    made: bool,
     training: Option<Training>,
 }
 
@@ -66,6 +60,19 @@ struct Training {
     freeze: Vec<String>,
     vars: Mutex<BTreeMap<String, Var>>,
     frozen: Mutex<BTreeMap<String, Tensor>>,
+    held: Mutex<BTreeMap<String, Packed>>,
+}
+
+impl Training {
+    fn new(freeze: &[&str], seed: u64) -> Self {
+        Self {
+            seed,
+            freeze: freeze.iter().map(|s| (*s).to_owned()).collect(),
+            vars: Mutex::default(),
+            frozen: Mutex::default(),
+            held: Mutex::default(),
+        }
+    }
 }
 
 fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -75,7 +82,25 @@ fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Params {
     /// Tensors of a checkpoint, for inference; `origin` names it in errors.
     pub fn from_tensors(origin: impl Into<String>, stored: impl Into<Stored>, dtype: DType, device: &Device) -> Self {
-        Self::new(origin.into(), stored.into(), None, dtype, device)
+        Self::new(origin.into(), Arc::new(stored.into()), None, dtype, device)
+    }
+
+    /// Random tensors of whatever shape is asked for, made in place, for measuring speed and memory.
+    pub fn made(seed: u64, dtype: DType, device: &Device) -> Self {
+        Self::made_for(None, seed, dtype, device)
+    }
+
+    /// The same for a training.
+    pub fn made_for_training(freeze: &[&str], seed: u64, dtype: DType, device: &Device) -> Self {
+        Self::made_for(Some(freeze), seed, dtype, device)
+    }
+
+    fn made_for(freeze: Option<&[&str]>, seed: u64, dtype: DType, device: &Device) -> Self {
+        let training = freeze.map(|f| Training::new(f, seed));
+        let stored = Arc::new(Stored::Memory(HashMap::new()));
+        let source =
+            Source { origin: "random weights".into(), device: device.clone(), dtype, stored, made: true, training };
+        Self { source: Arc::new(source), prefix: String::new(), weights: None, lora: None }
     }
 
     /// The safetensors files of a model folder (one file, or shards with an index), mapped into memory: a tensor is read
@@ -84,9 +109,10 @@ impl Params {
         Ok(Self::from_tensors(dir.display().to_string(), Stored::map_dir(dir)?, dtype, device))
     }
 
-    /// The same tensors, linear layers keeping their weights this way; for inference.
-    pub fn stored_as(mut self, storage: Storage) -> Self {
-        self.storage = storage;
+    /// The same tensors, with weights kept as this type, or as they are stored if nothing is asked; for inference on the
+    /// CPU.
+    pub fn stored_as(mut self, weights: Option<WeightType>) -> Self {
+        self.weights = weights;
         self
     }
 
@@ -101,9 +127,9 @@ impl Params {
         self.lora
     }
 
-    /// How linear layers keep their weights.
-    pub fn storage(&self) -> Storage {
-        self.storage
+    /// The type that weights are kept as, where one is asked for.
+    pub fn weights(&self) -> Option<WeightType> {
+        self.weights
     }
 
     /// Variables that start from `start` where it has the name, else from their initial value; names that begin with
@@ -115,24 +141,24 @@ impl Params {
         dtype: DType,
         device: &Device,
     ) -> Self {
-        let training = Training {
-            seed,
-            freeze: freeze.iter().map(|s| (*s).to_owned()).collect(),
-            vars: Mutex::default(),
-            frozen: Mutex::default(),
-        };
-        Self::new("the starting checkpoint".into(), start.into(), Some(training), dtype, device)
+        Self::for_training_shared(Arc::new(start.into()), freeze, seed, dtype, device)
     }
 
-    fn new(origin: String, stored: Stored, training: Option<Training>, dtype: DType, device: &Device) -> Self {
-        let source = Source { origin, device: device.clone(), dtype, stored, training };
-        Self { source: Arc::new(source), prefix: String::new(), storage: Storage::Plain, lora: None }
+    /// The same from tensors that others read too.
+    pub fn for_training_shared(start: Arc<Stored>, freeze: &[&str], seed: u64, dtype: DType, device: &Device) -> Self {
+        let training = Training::new(freeze, seed);
+        Self::new("the starting checkpoint".into(), start, Some(training), dtype, device)
+    }
+
+    fn new(origin: String, stored: Arc<Stored>, training: Option<Training>, dtype: DType, device: &Device) -> Self {
+        let source = Source { origin, device: device.clone(), dtype, stored, made: false, training };
+        Self { source: Arc::new(source), prefix: String::new(), weights: None, lora: None }
     }
 
     /// The place below `name`.
     pub fn at(&self, name: impl std::fmt::Display) -> Self {
         let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
-        Self { source: self.source.clone(), prefix, storage: self.storage, lora: self.lora }
+        Self { source: self.source.clone(), prefix, weights: self.weights, lora: self.lora }
     }
 
     /// Device on which tensors are created.
@@ -170,6 +196,10 @@ impl Params {
             }
             None => None,
         };
+        let stored = match (stored, src.made && src.training.is_none()) {
+            (None, true) => Some(initial(&full, &shape, init, 1, &src.device)?.to_dtype(src.dtype)?),
+            (stored, _) => stored,
+        };
         let Some(training) = &src.training else {
             return stored.ok_or_else(|| Error::MissingTensor {
                 origin: src.origin.clone(),
@@ -193,6 +223,63 @@ impl Params {
         Ok(tensor)
     }
 
+    /// The weight `name` [rows, cols]: a variable in a training, with adapters beside it where there are to be some; else as
+    /// it is stored, or of the asked type. A type whose blocks do not divide the columns gives way to a finer one.
+    pub fn weight(&self, (rows, cols): (usize, usize), name: &str, init: Init) -> Result<Weight> {
+        let src = &self.source;
+        if let Some(lora) = self.lora {
+            let held = match self.held((rows, cols), name)? {
+                Some(held) => held,
+                None => dense_rows(WeightType::F32, &self.get((rows, cols), name, init)?)?,
+            };
+            if let Some(training) = &src.training {
+                locked(&training.held).insert(self.full_name(name), held.clone());
+            }
+            // A as a layer of its size would begin, B at zero: the first step changes nothing
+            let a = self.get((lora.rank, cols), "lora_A.weight", Init::Normal((cols as f32).powf(-0.5)))?;
+            let b = self.get((rows, lora.rank), "lora_B.weight", Init::Const(0.0))?;
+            return Ok(Weight::adapted(held, a, b, lora));
+        }
+        if src.training.is_some() || !src.device.is_cpu() || src.dtype != DType::F32 {
+            return Ok(Weight::Dense(self.get((rows, cols), name, init)?));
+        }
+        match self.held((rows, cols), name)? {
+            Some(p) => Ok(Weight::Packed(p)),
+            // of another kind than floats, or missing: `get` converts it, or says so
+            None => Ok(Weight::Packed(dense_rows(WeightType::F32, &self.get((rows, cols), name, init)?)?)),
+        }
+    }
+
+    /// A stored weight as the asked type.
+    fn held(&self, (rows, cols): (usize, usize), name: &str) -> Result<Option<Packed>> {
+        let (src, full) = (&self.source, self.full_name(name));
+        if src.made {
+            let ty = fitting(self.weights.unwrap_or(WeightType::F32), cols);
+            return Packed::random(ty, rows, cols, rng::name_key(&full)).map(Some);
+        }
+        let Some(stored) = src.stored.weight(&full)? else { return Ok(None) };
+        if stored.shape() != (rows, cols) {
+            let (r, c) = stored.shape();
+            return Err(Error::WrongShape {
+                origin: src.origin.clone(),
+                name: full,
+                found: vec![r, c],
+                expected: vec![rows, cols],
+            });
+        }
+        let Some(asked) = self.weights.map(|ty| fitting(ty, cols)).filter(|ty| *ty != stored.ty()) else {
+            return Ok(Some(stored));
+        };
+        let packed = Packed::from_rows(asked, rows, cols, |i, out| stored.row(i, out))?;
+        src.stored.forget(&full);
+        Ok(Some(packed))
+    }
+
+    /// The held weights of a training with adapters, by name.
+    pub fn held_weights(&self) -> BTreeMap<String, Packed> {
+        self.source.training.as_ref().map(|t| locked(&t.held).clone()).unwrap_or_default()
+    }
+
     /// The variables of a training, by name; empty for a loaded checkpoint.
     pub fn vars(&self) -> BTreeMap<String, Var> {
         self.source.training.as_ref().map(|t| locked(&t.vars).clone()).unwrap_or_default()
@@ -214,6 +301,21 @@ fn initial(name: &str, shape: &candle_core::Shape, init: Init, seed: u64, device
         }
     };
     Ok(Tensor::from_vec(values, shape, device)?)
+}
+
+/// The asked type, or the next finer one whose blocks divide the columns.
+pub fn fitting(ty: WeightType, cols: usize) -> WeightType {
+    let finer = [ty, WeightType::Q8_0, WeightType::F16];
+    finer.into_iter().find(|t| cols.is_multiple_of(t.block())).unwrap_or(WeightType::F32)
+}
+
+/// A float32 tensor as a weight.
+fn dense_rows(ty: WeightType, t: &Tensor) -> Result<Packed> {
+    let (rows, cols) = t.dims2()?;
+    let values = t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+    crate::ops::with_values([&values], |[v]| {
+        Packed::from_rows(ty, rows, cols, |i, out| out.copy_from_slice(&v[i * cols..(i + 1) * cols]))
+    })?
 }
 
 /// Whether a tensor is the weight of a hidden layer, by its published name; tables that are looked up row by row and

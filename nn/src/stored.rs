@@ -1,16 +1,19 @@
 //! Tensors of a checkpoint by name: in memory, or in files that are mapped and read a tensor at a time.
 #![allow(unsafe_code)]
 
-use crate::params::{Storage, is_hidden_matrix};
+use crate::ops::WeightType;
+use crate::params::is_hidden_matrix;
+use crate::weight::{Bytes, Packed};
 use crate::{Error, Result, checkpoint};
 use candle_core::safetensors::Load;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where tensors are until a layer takes them.
 pub enum Stored {
@@ -22,7 +25,7 @@ pub enum Stored {
 
 /// Mapped safetensors files and where each tensor lies in them.
 pub struct Mapped {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, Arc<Mmap>)>,
     places: HashMap<String, Place>,
 }
 
@@ -31,6 +34,8 @@ struct Place {
     dtype: safetensors::Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
+    /// Blocks in the order of our kernels, as [`checkpoint::save_packed`] writes them; `shape` is then the weight's.
+    packed: Option<WeightType>,
 }
 
 impl From<HashMap<String, Tensor>> for Stored {
@@ -48,20 +53,31 @@ impl Stored {
             // SAFETY: the mapping is read-only; that nobody shortens the file meanwhile is asked of the caller, as every
             // program that maps checkpoints does.
             let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-            let tensors = SafeTensors::deserialize(&map).map_err(|e| {
+            let bad = |e: safetensors::SafeTensorError| {
                 Error::bad_file(&path, format!("not a safetensors file ({e}); was the download complete?"))
-            })?;
+            };
+            let tensors = SafeTensors::deserialize(&map).map_err(bad)?;
+            let (_, header) = SafeTensors::read_metadata(&map).map_err(bad)?;
+            let packed = checkpoint::packed_of(&path, header.metadata().as_ref())?;
             for (name, view) in tensors.iter() {
                 let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
-                let place = Place {
+                let mut place = Place {
                     file: mapped.files.len(),
                     dtype: view.dtype(),
                     shape: view.shape().to_vec(),
                     bytes: start..start + view.data().len(),
+                    packed: None,
                 };
+                if let Some((ty, rows, cols)) = packed.get(name) {
+                    if !cols.is_multiple_of(ty.block()) || ty.bytes(*rows, *cols) != view.data().len() {
+                        let why = format!("tensor `{name}`: not the bytes of a {} weight [{rows}, {cols}]", ty.name());
+                        return Err(Error::bad_file(&path, why));
+                    }
+                    (place.packed, place.shape) = (Some(*ty), vec![*rows, *cols]);
+                }
                 mapped.places.insert(name.to_owned(), place);
             }
-            mapped.files.push((path, map));
+            mapped.files.push((path, Arc::new(map)));
         }
         Ok(Self::Mapped(mapped))
     }
@@ -77,6 +93,34 @@ impl Stored {
         }
     }
 
+    /// The tensors whose names are wanted.
+    pub fn filtered(self, wanted: impl Fn(&str) -> bool) -> Self {
+        match self {
+            Self::Memory(t) => Self::Memory(t.into_iter().filter(|t| wanted(&t.0)).collect()),
+            Self::Mapped(m) => {
+                let places = m.places.into_iter().filter(|p| wanted(&p.0)).collect();
+                Self::Mapped(Mapped { files: m.files, places })
+            }
+        }
+    }
+
+    /// These tensors and others.
+    pub fn and(self, other: Self) -> Result<Self> {
+        match (self, other) {
+            (Self::Mapped(mut a), Self::Mapped(b)) => {
+                let before = a.files.len();
+                a.files.extend(b.files);
+                a.places.extend(b.places.into_iter().map(|(k, p)| (k, Place { file: p.file + before, ..p })));
+                Ok(Self::Mapped(a))
+            }
+            (Self::Memory(mut a), Self::Memory(b)) => {
+                a.extend(b);
+                Ok(Self::Memory(a))
+            }
+            _ => Err(Error::invalid("tensors in memory and in mapped files do not go together")),
+        }
+    }
+
     /// Whether there is such a tensor.
     pub fn contains(&self, name: &str) -> bool {
         match self {
@@ -85,11 +129,63 @@ impl Stored {
         }
     }
 
+    /// The type that a tensor is stored as; float32 for blocks.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        match self {
+            Self::Memory(t) => t.get(name).map(Tensor::dtype),
+            Self::Mapped(m) => m.places.get(name).and_then(|p| match p.packed {
+                Some(_) => Some(DType::F32),
+                None => DType::try_from(p.dtype).ok(),
+            }),
+        }
+    }
+
     /// Shapes by name.
     pub fn shapes(&self) -> Vec<(&str, &[usize])> {
         match self {
             Self::Memory(t) => t.iter().map(|(k, v)| (k.as_str(), v.dims())).collect(),
             Self::Mapped(m) => m.places.iter().map(|(k, v)| (k.as_str(), v.shape.as_slice())).collect(),
+        }
+    }
+
+    /// A weight as it is stored, without a copy where it lies in a file; nothing where there is no such tensor, or one of
+    /// another number of dimensions or kind.
+    pub fn weight(&self, name: &str) -> Result<Option<Packed>> {
+        match self {
+            Self::Memory(t) => {
+                let Some(t) = t.get(name).filter(|t| t.rank() == 2) else { return Ok(None) };
+                let (rows, cols) = t.dims2()?;
+                let ty = match t.dtype() {
+                    DType::F32 => WeightType::F32,
+                    DType::F16 => WeightType::F16,
+                    DType::BF16 => WeightType::Bf16,
+                    _ => return Ok(None),
+                };
+                let mut bytes = Vec::with_capacity(ty.bytes(rows, cols));
+                t.write_bytes(&mut bytes).map_err(|e| Error::invalid(format!("tensor `{name}`: {e}")))?;
+                Packed::new(ty, Bytes::Owned(Arc::new(bytes)), rows, cols).map(Some)
+            }
+            Self::Mapped(m) => {
+                let Some(place) = m.places.get(name).filter(|p| p.shape.len() == 2) else { return Ok(None) };
+                let ty = match (place.packed, place.dtype) {
+                    (Some(ty), _) => ty,
+                    (None, safetensors::Dtype::F32) => WeightType::F32,
+                    (None, safetensors::Dtype::F16) => WeightType::F16,
+                    (None, safetensors::Dtype::BF16) => WeightType::Bf16,
+                    _ => return Ok(None),
+                };
+                let bytes = Bytes::Mapped(m.files[place.file].1.clone(), place.bytes.clone());
+                Packed::new(ty, bytes, place.shape[0], place.shape[1]).map(Some)
+            }
+        }
+    }
+
+    /// Lets the system take back the file's pages of a tensor that has been copied.
+    pub fn forget(&self, name: &str) {
+        if let Self::Mapped(m) = self
+            && let Some(place) = m.places.get(name)
+        {
+            m.forget(place);
         }
     }
 
@@ -107,24 +203,36 @@ impl Mapped {
         let (path, map) = &self.files[place.file];
         let bad = |e: String| Error::bad_file(path, format!("tensor `{name}`: {e}"));
         let data = &map[place.bytes.clone()];
+        if let Some(ty) = place.packed {
+            let bytes = Bytes::Mapped(map.clone(), place.bytes.clone());
+            let packed = Packed::new(ty, bytes, place.shape[0], place.shape[1])?;
+            return Ok(Tensor::from_vec(packed.values(), place.shape.clone(), &Device::Cpu)?);
+        }
         let view = TensorView::new(place.dtype, place.shape.clone(), data).map_err(|e| bad(e.to_string()))?;
         let tensor = view.load(&Device::Cpu).map_err(|e| bad(e.to_string()))?;
-        // the copy is what is used from here on: let the system take the file's pages back
-        // SAFETY: a read-only mapping of a file, so dropped pages come back from the file unchanged.
-        let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, place.bytes.start, data.len()) };
+        self.forget(place);
         Ok(tensor)
+    }
+
+    fn forget(&self, place: &Place) {
+        let (start, len) = (place.bytes.start, place.bytes.len());
+        // the copy is what is used from here on
+        // SAFETY: a read-only mapping of a file, so dropped pages come back from the file unchanged.
+        let _ = unsafe { self.files[place.file].1.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
     }
 }
 
-/// Bytes that a tensor takes once it is loaded for inference in float32.
-pub fn storage_bytes(name: &str, shape: &[usize], storage: Storage) -> usize {
-    let n: usize = shape.iter().product();
-    let blocks = storage == Storage::Q8_0
-        && shape.len() == 2
-        && is_hidden_matrix(name, shape)
-        && shape[1].is_multiple_of(Q8_BLOCK);
-    if blocks { n / Q8_BLOCK * (Q8_BLOCK + 2) } else { n * 4 }
+/// Whether a tensor is kept in blocks where those are asked for: hidden layers, tables and heads of words.
+pub fn may_be_blocks(name: &str, shape: &[usize]) -> bool {
+    let table = ["embed_tokens.", "lm_head.", "tok_embeddings."].iter().any(|t| name.contains(t));
+    shape.len() == 2 && name.ends_with(".weight") && (table || is_hidden_matrix(name, shape))
 }
 
-/// Values that share a scale in Q8_0.
-pub(crate) const Q8_BLOCK: usize = 32;
+/// Bytes that a tensor takes once it is loaded for inference with weights of this type.
+pub fn weight_bytes(name: &str, shape: &[usize], ty: WeightType) -> usize {
+    let n: usize = shape.iter().product();
+    if may_be_blocks(name, shape) {
+        return crate::params::fitting(ty, shape[1]).bytes(shape[0], shape[1]);
+    }
+    n * 4
+}

@@ -173,10 +173,10 @@ pub struct Summary {
 }
 
 /// Linux's count of the most memory that this process has had.
-fn peak_memory_mib() -> Option<u64> {
+pub fn peak_memory_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib / 1024)
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// A training in a folder.
@@ -287,7 +287,7 @@ impl<'a> Trainer<'a> {
             }
         }
         crate::ops::set_bf16_matmul(false);
-        summary.peak_memory_mib = peak_memory_mib();
+        summary.peak_memory_mib = peak_memory_bytes().map(|b| b >> 20);
         // a run that was already at its end says nothing new, unless it was killed before it could say it
         if summary.ran > 0 || !self.out.join(SUMMARY_FILE).exists() {
             let json = serde_json::to_string_pretty(&summary).map_err(|e| Error::invalid(e.to_string()))?;

@@ -142,7 +142,7 @@ impl ClipTower {
         let mut hidden = vec![x.clone()];
         let ctx = BlockContext { rope: None, mask: &Mask::Full };
         for layer in &self.layers {
-            x = layer.forward(&x, &ctx, None)?;
+            x = layer.forward(&x, &ctx)?;
             hidden.push(x.clone());
         }
         let class = x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;

@@ -50,7 +50,7 @@ impl PixelDecoder {
         let at = Positions::From(0);
         let ctx = BlockContext { rope: self.rope.as_ref().map(|r| (r, &at)), mask: &Mask::Full };
         for layer in &self.layers {
-            x = layer.forward(&x, &ctx, None)?;
+            x = layer.forward(&x, &ctx)?;
             hidden.push(x.clone());
         }
         let x = Activation::Tanh.forward(&self.ffn.forward(&self.norm.forward(&x)?)?)?;

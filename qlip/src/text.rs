@@ -59,7 +59,7 @@ impl TextTower {
         let mut x = x.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
         let ctx = BlockContext { rope: None, mask: &Mask::Causal };
         for layer in &self.layers {
-            x = layer.forward(&x, &ctx, None)?;
+            x = layer.forward(&x, &ctx)?;
         }
         let hidden = self.final_norm.forward(&x)?;
         let rows: Vec<u32> =

@@ -112,7 +112,7 @@ impl VisionTower {
         let at = Positions::From(0);
         let ctx = BlockContext { rope: self.rope.as_ref().map(|r| (r, &at)), mask: &Mask::Full };
         for layer in &self.layers {
-            x = layer.forward(&x, &ctx, None)?;
+            x = layer.forward(&x, &ctx)?;
             hidden.push(x.clone());
         }
         let pooled = self.post_norm.forward(&x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?)?;

@@ -1,18 +1,15 @@
 //! The language model against reference tensors: logits, loss, gradients, cached and padded generation.
 
 use candle_core::{DType, Device, Tensor};
-use lm::{Llama, LlamaConfig};
+use lm::{Context, Llama, LlamaConfig, Part, Source};
 use nn::Params;
 use nn::ops::{self, IGNORE, Mask, Positions};
 use qlip::config::read_json;
+use std::sync::Arc;
 use tests::{close, close_values, fixture, golden, integers, values};
 
 fn ids(t: &Tensor) -> Vec<u32> {
     integers(t).into_iter().map(|v| v as u32).collect()
-}
-
-fn best(logits: &Tensor) -> Vec<u32> {
-    logits.argmax(candle_core::D::Minus1).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn check(case: &str, tolerance: f64) {
@@ -20,7 +17,7 @@ fn check(case: &str, tolerance: f64) {
     let io = golden(&format!("llama/{case}/io.safetensors"));
     let params =
         Params::for_training(golden(&format!("llama/{case}/model.safetensors")), &[], 0, DType::F32, &Device::Cpu);
-    let model = Llama::new(&params, &config).unwrap();
+    let model = Arc::new(Llama::new(&params, &config).unwrap());
     close_values("frequencies", &config.inverse_frequencies(), &values(&io["inverse_frequencies"]), 1e-6, 0.0);
 
     let (batch, tokens) = io["input_ids"].dims2().unwrap();
@@ -44,14 +41,23 @@ fn check(case: &str, tolerance: f64) {
         close_values(&format!("{case} grad {name}"), &values(got), &values(&want[&name]), 1e-4, 0.0);
     }
 
-    // token by token through a cache
-    let mut cache = model.cache();
-    for t in 0..tokens {
-        let column: Vec<u32> = (0..batch).map(|b| input[b * tokens + t]).collect();
-        let x = model.embed(&column, batch).unwrap();
-        let h = model.hidden(&x, &Positions::From(t), &Mask::Causal, Some(&mut cache)).unwrap();
-        let step = model.logits(&h, 0..config.vocab_size).unwrap();
-        close(&format!("{case} step {t}"), &step, &io["logits"].narrow(1, t, 1).unwrap(), tolerance);
+    // token by token through caches, and in uneven pieces
+    use lm::engine::Model;
+    let trunk = model.trunk();
+    let mut slots: Vec<_> = (0..batch).map(|_| trunk.slot()).collect();
+    let mut t = 0;
+    for n in [1, 1, 3].into_iter().cycle() {
+        let n = n.min(tokens - t);
+        if n == 0 {
+            break;
+        }
+        let column: Vec<u32> = (0..batch).flat_map(|b| input[b * tokens + t..][..n].to_vec()).collect();
+        let x = Model::embed(&*model, 0, &column).unwrap();
+        let positions = (0..batch).flat_map(|_| t as u32..(t + n) as u32).collect();
+        let h = trunk.step(&x, positions, slots.iter_mut().map(|s| (s, n)).collect()).unwrap();
+        let step = model.logits(&h, 0..config.vocab_size).unwrap().reshape((batch, n, config.vocab_size)).unwrap();
+        close(&format!("{case} step {t}"), &step, &io["logits"].narrow(1, t, n).unwrap(), tolerance);
+        t += n;
     }
 
     let prompt = ids(&io["greedy_prompt"]);
@@ -64,7 +70,7 @@ fn check(case: &str, tolerance: f64) {
         let input = ids(&io["padded_ids"]);
         let x = model.embed(&input, b).unwrap();
         let (positions, see) = padded(&pads, 0, t);
-        let h = model.hidden(&x, &positions, &see, None).unwrap();
+        let h = model.hidden(&x, &positions, &see).unwrap();
         let logits = model.logits(&h, 0..config.vocab_size).unwrap();
         let want = &io["padded_logits"];
         for i in 0..b {
@@ -88,23 +94,14 @@ fn padded(pads: &[usize], from: usize, to: usize) -> (Positions, Mask) {
     (Positions::Each(each(&|p, t| t.saturating_sub(p)).into()), Mask::CausalFrom(each(&|p, t| p.min(t)).into()))
 }
 
-fn generate(model: &Llama, prompt: &[u32], batch: usize, pads: Option<&[usize]>, count: usize) -> Vec<u32> {
+/// All prompts in one engine, each without its padding.
+fn generate(model: &Arc<Llama>, prompt: &[u32], batch: usize, pads: Option<&[usize]>, count: usize) -> Vec<u32> {
     let zero = vec![0; batch];
-    let pads = pads.unwrap_or(&zero);
-    let mut cache = model.cache();
-    let mut next = prompt.to_vec();
-    let mut out = vec![vec![]; batch];
-    for _ in 0..count {
-        let t = next.len() / batch;
-        let (positions, mask) = padded(pads, cache.len(), cache.len() + t);
-        let h = model.hidden(&model.embed(&next, batch).unwrap(), &positions, &mask, Some(&mut cache)).unwrap();
-        let last = h.narrow(1, t - 1, 1).unwrap().contiguous().unwrap();
-        next = best(&model.logits(&last, 0..model.config.vocab_size).unwrap());
-        for (o, n) in out.iter_mut().zip(&next) {
-            o.push(*n);
-        }
-    }
-    out.concat()
+    let per = prompt.len() / batch;
+    let contexts = prompt.chunks(per).zip(pads.unwrap_or(&zero));
+    let contexts = contexts.map(|(c, &p)| Context::new(vec![Part::tokens(&c[p..])])).collect();
+    let rows = Source::rows(0..model.config.vocab_size);
+    lm::generate::likeliest(model.clone(), contexts, rows, count).unwrap().concat()
 }
 
 #[test]

@@ -9,22 +9,23 @@ use nn::Params;
 use nn::ops::cross_entropy;
 use qlip::config::read_json;
 use std::collections::HashMap;
+use std::sync::Arc;
 use tests::{close, close_values, fixture, golden, integers, values};
 
 fn ids(t: &Tensor) -> Vec<u32> {
     integers(t).into_iter().map(|v| v as u32).collect()
 }
 
-fn load(case: &str) -> (LlamaGen, Params, HashMap<String, Tensor>) {
+fn load(case: &str) -> (Arc<LlamaGen>, Params, HashMap<String, Tensor>) {
     let config: LlamaGenConfig = read_json(&fixture(&format!("llamagen/{case}/config.json"))).unwrap();
     let start = golden(&format!("llamagen/{case}/model.safetensors"));
     // the features of "no caption" are data, not a parameter
     let freeze = ["cls_embedding.uncond_embedding"];
     let params = Params::for_training(start, &freeze, 0, DType::F32, &Device::Cpu);
-    (LlamaGen::new(&params, &config).unwrap(), params, golden(&format!("llamagen/{case}/io.safetensors")))
+    (Arc::new(LlamaGen::new(&params, &config).unwrap()), params, golden(&format!("llamagen/{case}/io.safetensors")))
 }
 
-fn greedy(model: &LlamaGen, condition: &Condition, scale: f32, interval: i64) -> Vec<u32> {
+fn greedy(model: &Arc<LlamaGen>, condition: &Condition, scale: f32, interval: i64) -> Vec<u32> {
     let settings = DrawSettings {
         sample: SampleSettings::greedy(),
         guidance_scale: scale,
@@ -34,7 +35,7 @@ fn greedy(model: &LlamaGen, condition: &Condition, scale: f32, interval: i64) ->
     draw(model, condition, &vec![0; condition.len()], &settings, &mut |_| true).unwrap().concat()
 }
 
-fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: &LlamaGen, params: &Params) {
+fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: &Arc<LlamaGen>, params: &Params) {
     let rope = model.config.rope();
     let table = values(&io["rope_table"]);
     let got: Vec<f64> = rope.table().into_iter().map(f64::from).collect();
@@ -53,7 +54,7 @@ fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: 
     let tokens = ids(&io["tokens"]);
     let before: Vec<u32> = tokens.chunks(16).flat_map(|t| t[..15].to_vec()).collect();
     let x = Tensor::cat(&[&embedded, &model.embed(&before, n, 0).unwrap()], 1).unwrap();
-    let logits = model.forward(&x, 0, &vec![0; n], None).unwrap();
+    let logits = model.forward(&x, &vec![0; n]).unwrap();
     let rows = io["eval_logits"].dim(1).unwrap();
     let tail = logits.narrow(1, logits.dim(1).unwrap() - rows, rows).unwrap();
     close(&format!("{case} eval logits"), &tail, &io["eval_logits"], 1e-5);

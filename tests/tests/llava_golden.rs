@@ -2,7 +2,7 @@
 //! answers, and the tensor names of three layouts.
 
 use candle_core::{DType, Device, Tensor};
-use lm::Decoding;
+use lm::{Context, Part, Source};
 use nn::Params;
 use nn::ops::{self, IGNORE};
 use qlip::Pixels;
@@ -86,13 +86,12 @@ fn llava_whole() {
     close("two pictures", &model.logits(&two.unsqueeze(0).unwrap()).unwrap(), &io["two_images_logits"], 1e-5);
 
     let prompt = model.embed(&ids(&io["greedy_prompt"]), Some(&rows(&features.narrow(0, 0, 1).unwrap()))).unwrap();
-    let (mut decoding, mut hidden) = Decoding::start_embedded(&model.lm, &[prompt]).unwrap();
-    for want in ids(&io["greedy_tokens"]) {
-        let logits = model.lm.logits(&hidden, 0..config.text_config.vocab_size).unwrap();
-        let next = lm::sample::argmax(&logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()) as u32;
-        assert_eq!(next, want);
-        hidden = decoding.advance(&[next]).unwrap();
-    }
+    let want = ids(&io["greedy_tokens"]);
+    let keys = vec![0; prompt.dim(0).unwrap()];
+    let context = Context::new(vec![Part::Embedded(prompt, keys)]);
+    let rows = Source::rows(0..config.text_config.vocab_size);
+    let got = lm::generate::likeliest(model.lm.clone(), vec![context], rows, want.len()).unwrap();
+    assert_eq!(got.concat(), want);
 }
 
 #[test]

@@ -36,9 +36,13 @@ impl ChatModel {
     pub fn request(&self, seed: u64) -> Request {
         match self {
             Self::Unified(m) => m.request(seed),
-            Self::Llava(_) => {
-                Request { generation: Generation::default(), seed, max_tokens: 512, window: Window::Refuse }
-            }
+            Self::Llava(_) => Request {
+                generation: Generation::default(),
+                seed,
+                max_tokens: 512,
+                window: Window::Refuse,
+                stop: Vec::new(),
+            },
         }
     }
 
@@ -66,8 +70,8 @@ impl ChatModel {
                 m.answer_batch(&contexts, max_tokens)
             }
             Self::Llava(m) => {
-                let request = Request { max_tokens, ..self.request(0) };
-                questions.into_iter().map(|q| Ok(m.answer(&[q], &request, &mut |_| true)?.text)).collect()
+                let questions: Vec<Vec<Message>> = questions.into_iter().map(|q| vec![q]).collect();
+                m.answer_batch(&questions, max_tokens)
             }
         }
     }

@@ -3,6 +3,7 @@
 use crate::config::Generation;
 use crate::words::Words;
 use crate::{Error, Result};
+pub use lm::engine::Finish;
 use qlip::Image;
 
 /// Who speaks.
@@ -38,6 +39,10 @@ impl Message {
     /// A user's words.
     pub fn user(text: impl Into<String>) -> Self {
         Self { role: Role::User, content: vec![Content::Text(text.into())] }
+    }
+    /// The model's words.
+    pub fn assistant(text: impl Into<String>) -> Self {
+        Self { role: Role::Assistant, content: vec![Content::Text(text.into())] }
     }
     /// A user's picture with words.
     pub fn user_with_image(image: Image, text: impl Into<String>) -> Self {
@@ -105,7 +110,7 @@ pub enum Event<'a> {
 }
 
 /// How an answer is drawn.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Request {
     /// Sampling and guidance.
     pub generation: Generation,
@@ -115,6 +120,15 @@ pub struct Request {
     pub max_tokens: usize,
     /// What happens to a conversation that is longer than the model can hold.
     pub window: Window,
+    /// Words that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+impl Request {
+    /// The likeliest words, at most so many tokens.
+    pub fn greedy(max_tokens: usize) -> Self {
+        Self { generation: Generation::default(), seed: 0, max_tokens, window: Window::Refuse, stop: Vec::new() }
+    }
 }
 
 /// A conversation that is longer than the model's window.
@@ -139,46 +153,95 @@ pub struct Reply {
     pub tokens: Vec<u32>,
     /// Text tokens that the words took.
     pub text_tokens: usize,
+    /// Tokens of the conversation that was answered.
+    pub prompt_tokens: usize,
+    /// How many of them were read already, in an earlier turn.
+    pub reused_tokens: usize,
+    /// Why it ended.
+    pub finish: Option<Finish>,
 }
 
-/// Text tokens on their way to text: characters come out when all their bytes are there.
-#[derive(Default)]
-pub(crate) struct TextStream {
+/// Text tokens on their way to text: characters come out when all their bytes are there, and words that may be the beginning
+/// of a stop are held back. A token decodes a few tokens, however long the answer is.
+pub(crate) struct TextStream<'a> {
+    words: &'a Words,
+    stops: &'a [String],
     ids: Vec<u32>,
+    /// Tokens before this one are decoded only as company of the next ones.
+    from: usize,
+    /// Tokens whose text is out.
+    read: usize,
+    /// What was said, and how much of it was shown.
+    text: String,
     shown: usize,
+    stopped: bool,
 }
 
-impl TextStream {
-    /// Tokens of the text so far.
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
+impl<'a> TextStream<'a> {
+    pub fn new(words: &'a Words, stops: &'a [String]) -> Self {
+        Self { words, stops, ids: Vec::new(), from: 0, read: 0, text: String::new(), shown: 0, stopped: false }
     }
 
-    /// One more token; false if the listener stops the answer.
-    pub fn push(&mut self, words: &Words, id: u32, on: &mut dyn FnMut(Event) -> bool) -> Result<bool> {
+    /// One more token; false if the listener or a stop ends the answer.
+    pub fn push(&mut self, id: u32, on: &mut dyn FnMut(Event) -> bool) -> Result<bool> {
         self.ids.push(id);
-        let text = words.decode(&self.ids)?;
-        // an unfinished character waits for its other bytes
-        if text.ends_with('\u{FFFD}') || text.len() <= self.shown {
+        let before = self.words.decode(&self.ids[self.from..self.read])?;
+        let after = self.words.decode(&self.ids[self.from..])?;
+        // an unfinished character waits for its other bytes, which are four at most
+        if after.ends_with('\u{FFFD}') && self.ids.len() - self.read < 4 || after.len() <= before.len() {
             return Ok(true);
         }
-        let go_on = on(Event::Text(text.get(self.shown..).unwrap_or_default()));
-        self.shown = text.len();
-        Ok(go_on)
+        self.add(after.get(before.len()..).unwrap_or_default());
+        (self.from, self.read) = (self.read, self.ids.len());
+        Ok(self.show(false, on) && !self.stopped)
+    }
+
+    fn add(&mut self, new: &str) {
+        let searched = self.text.len();
+        self.text.push_str(new);
+        // a stop may have begun in what was there
+        let cut = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|stop| {
+            let mut start = searched.saturating_sub(stop.len());
+            while !self.text.is_char_boundary(start) {
+                start -= 1;
+            }
+            self.text[start..].find(stop.as_str()).map(|at| start + at)
+        });
+        if let Some(at) = cut.min() {
+            self.text.truncate(at.max(self.shown));
+            self.stopped = true;
+        }
+    }
+
+    /// Shows what is certain, or all of it at the end.
+    fn show(&mut self, all: bool, on: &mut dyn FnMut(Event) -> bool) -> bool {
+        let held = |stop: &String| {
+            (1..=stop.len()).rev().find(|&n| stop.is_char_boundary(n) && self.text.ends_with(&stop[..n]))
+        };
+        let hold = if all || self.stopped { 0 } else { self.stops.iter().filter_map(held).max().unwrap_or(0) };
+        let to = (self.text.len() - hold).max(self.shown);
+        if to == self.shown {
+            return true;
+        }
+        let from = std::mem::replace(&mut self.shown, to);
+        on(Event::Text(&self.text[from..to]))
     }
 
     /// The text is over: what is left of it comes out, and it joins the reply.
-    pub fn finish(&mut self, words: &Words, reply: &mut Reply, on: &mut dyn FnMut(Event) -> bool) -> Result<()> {
-        if !self.ids.is_empty() {
-            let text = words.decode(&self.ids)?;
-            if text.len() > self.shown {
-                on(Event::Text(text.get(self.shown..).unwrap_or_default()));
-            }
-            reply.text_tokens += self.ids.len();
-            reply.text.push_str(&text);
-            reply.content.push(Content::Text(text));
+    pub fn finish(&mut self, reply: &mut Reply, on: &mut dyn FnMut(Event) -> bool) -> Result<()> {
+        if self.ids.is_empty() {
+            return Ok(());
         }
-        *self = Self::default();
+        if !self.stopped && self.read < self.ids.len() {
+            let before = self.words.decode(&self.ids[self.from..self.read])?;
+            let after = self.words.decode(&self.ids[self.from..])?;
+            self.add(after.get(before.len()..).unwrap_or_default());
+        }
+        self.show(true, on);
+        reply.text_tokens += self.ids.len();
+        reply.text.push_str(&self.text);
+        reply.content.push(Content::Text(std::mem::take(&mut self.text)));
+        *self = Self { stopped: self.stopped, ..Self::new(self.words, self.stops) };
         Ok(())
     }
 }

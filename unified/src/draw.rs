@@ -2,19 +2,21 @@
 
 use crate::config::Generation;
 use crate::conversation::Message;
-use crate::grammar::{Next, State};
 use crate::runner::Unified;
 use crate::{Error, Result};
-use candle_core::Tensor;
-use lm::{Decoding, Sampler};
+use lm::engine::{Finish, Next, Request};
+use lm::{Context, Part, SampleSettings, Source};
+use nn::cache::Slot;
 
 /// A drawn picture.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Drawn {
     /// Its tokens; the last of them is not read yet.
     pub tokens: Vec<u32>,
     /// Its codes.
     pub codes: Vec<u64>,
+    /// What was read.
+    pub slot: Slot,
 }
 
 impl Unified {
@@ -27,6 +29,9 @@ impl Unified {
     pub(crate) fn check(&self, g: &Generation) -> Result<()> {
         g.text.check()?;
         g.image.check()?;
+        if !g.guidance_scale.is_finite() {
+            return Err(Error::invalid(format!("guidance scale {}: use a finite number; 1 is none", g.guidance_scale)));
+        }
         match (g.best_of, &self.config.self_check) {
             (0, _) => Err(Error::invalid("best_of 0: draw at least one")),
             (1, _) | (_, Some(_)) => Ok(()),
@@ -46,118 +51,122 @@ impl Unified {
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Vec<u64>>> {
         self.check(g)?;
-        let (mut decoding, hidden) = Decoding::start(&self.model, contexts)?;
-        let drawn = self.draw_best(&mut decoding, hidden, seeds, g, on_row)?;
+        if contexts.len() != seeds.len() {
+            return Err(Error::invalid(format!("{} seeds for {} pictures", seeds.len(), contexts.len())));
+        }
+        let begin = self.config.vocabulary.begin_image;
+        if contexts.iter().any(|c| c.last() != Some(&begin)) {
+            return Err(Error::invalid("a context of a drawing ends with the begin-image mark"));
+        }
+        let contexts = contexts.iter().map(|c| Context::new(vec![Part::tokens(c.clone())])).collect();
+        let drawn = self.draw_best(contexts, seeds, g, on_row)?;
         Ok(drawn.into_iter().map(|d| d.codes).collect())
     }
 
-    /// Draws one picture for each row of a decoding whose last token is the begin-image mark: the best of
-    /// `g.best_of`, by the model's own judgement. The decoding is left as after [`Self::draw_on`].
+    /// Draws one picture after each context (whose last token is the begin-image mark): the best of `g.best_of`, by the
+    /// model's own judgement.
     pub(crate) fn draw_best(
         &self,
-        decoding: &mut Decoding,
-        hidden: Tensor,
+        contexts: Vec<Context>,
         seeds: &[u64],
         g: &Generation,
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
-        let (n, tries) = (seeds.len(), g.best_of);
-        if tries == 1 {
-            return self.draw_on(decoding, hidden, seeds, g, on_row);
-        }
-        let rows: Vec<usize> = (0..n * tries).map(|i| i / tries).collect();
-        decoding.select(&rows)?;
-        let each = rows.iter().map(|&r| r as u32).collect::<Vec<_>>();
-        let hidden = hidden.index_select(&Tensor::new(each, hidden.device())?, 0)?;
-        let seeds: Vec<u64> = (0..n * tries).map(|i| try_seed(seeds[i / tries], i % tries)).collect();
-        let mut drawn = self.draw_on(decoding, hidden, &seeds, g, on_row)?;
-        if drawn.is_empty() {
+        let tries = g.best_of;
+        let seeds: Vec<u64> = seeds.iter().flat_map(|&s| (0..tries).map(move |t| try_seed(s, t))).collect();
+        let contexts = contexts.into_iter().flat_map(|c| std::iter::repeat_n(c, tries)).collect();
+        let drawn = self.draw_on(contexts, &seeds, g, on_row)?;
+        if tries == 1 || drawn.is_empty() {
             return Ok(drawn);
         }
-        let scores = self.judge(decoding.clone(), &drawn)?;
-        let best: Vec<usize> =
-            (0..n).map(|i| i * tries + lm::sample::argmax(&scores[i * tries..(i + 1) * tries])).collect();
-        decoding.select(&best)?;
-        Ok(best.into_iter().map(|i| std::mem::take(&mut drawn[i])).collect())
+        let scores = self.judge(&drawn)?;
+        let best = |i: usize| i * tries + lm::sample::argmax(&scores[i * tries..(i + 1) * tries]);
+        Ok((0..drawn.len() / tries).map(|i| drawn[best(i)].clone()).collect())
     }
 
     /// How sure the model is of each drawing in its place in the conversation: it is asked the question that it was
     /// trained on, and says yes or no (log-odds of yes, as VQAScore, Lin et al. 2024, of its own pictures). All zero where
     /// the window has no room for the question.
-    fn judge(&self, mut decoding: Decoding, drawn: &[Drawn]) -> Result<Vec<f32>> {
+    fn judge(&self, drawn: &[Drawn]) -> Result<Vec<f32>> {
         let (v, m) = (&self.config.vocabulary, &self.config.marks);
         let question = self.config.self_check.as_deref().unwrap_or_default();
         let ask = self.words.encode(&format!("{}{}{question}{}", m.end, m.user, m.assistant))?;
-        let first = |word: &str| -> Result<usize> {
+        let first = |word: &str| -> Result<u32> {
             let ids = self.words.encode(word)?;
-            ids.first().map(|&id| id as usize).ok_or_else(|| Error::invalid(format!("no tokens for `{word}`")))
+            ids.first().copied().ok_or_else(|| Error::invalid(format!("no tokens for `{word}`")))
         };
         let (yes, no) = (first("yes")?, first("no")?);
-        if decoding.len() + 2 + ask.len() > self.model.max_positions() {
+        let longest = drawn.iter().map(|d| d.slot.len()).max().unwrap_or(0);
+        if longest + 2 + ask.len() > self.model.max_positions() {
             return Ok(vec![0.0; drawn.len()]);
         }
-        let row = |d: &Drawn| {
+        let rows = Source::rows(v.range(lm::Partition::Text).start..yes.max(no) as usize + 1);
+        let asked = |d: &Drawn| {
             let last = d.tokens.last().copied();
-            last.into_iter().chain([v.end_image]).chain(ask.iter().copied()).collect::<Vec<u32>>()
+            let ids: Vec<u32> = last.into_iter().chain([v.end_image]).chain(ask.iter().copied()).collect();
+            let grammar = Box::new(move |t: &[u32]| match t.is_empty() {
+                true => Next::Choose(rows),
+                false => Next::Done(Finish::Stop),
+            });
+            let context = Context::after(d.slot.clone(), vec![Part::tokens(ids)]);
+            let mut r = Request::new(context, SampleSettings::greedy(), (0, 0), grammar);
+            r.logprobs = Some(rows.rows as usize);
+            r
         };
-        let hidden = decoding.advance(&drawn.iter().flat_map(row).collect::<Vec<_>>())?;
-        let logits = self.rows(&hidden, v.range(lm::Partition::Text).start..yes.max(no) + 1)?;
-        Ok(logits.iter().map(|row| row[yes] - row[no]).collect())
+        let mut scores = vec![0.0; drawn.len()];
+        self.engine.run(drawn.iter().map(asked).collect(), &mut |i, _, logprob| {
+            let of = |token: u32| {
+                let top = logprob.iter().flat_map(|l| &l.top);
+                top.clone().find(|t| t.0 == token).map_or(f32::NEG_INFINITY, |t| t.1)
+            };
+            scores[i] = of(yes) - of(no);
+            true
+        })?;
+        Ok(scores)
     }
 
-    /// Draws one picture for each row of a decoding whose last token is the begin-image mark: its tokens, the last of
-    /// which is not read yet, and its codes. Guidance's unconditional halves have a short cache of their own, which joins
-    /// the batch while the picture is drawn, so that a long conversation is read once.
+    /// Draws one picture after each context: its tokens, the last of which is not read yet, and its codes. Guidance's
+    /// unconditional half is a short context of its own, so that a long conversation is read once.
     fn draw_on(
         &self,
-        decoding: &mut Decoding,
-        mut hidden: Tensor,
+        contexts: Vec<Context>,
         seeds: &[u64],
         g: &Generation,
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
-        let n = seeds.len();
-        let guided = g.guidance_scale != 1.0;
-        if guided {
-            let mut other = self.unconditional()?;
-            other.push(v.begin_image);
-            let (other, other_hidden) = Decoding::start(&self.model, &vec![other; n])?;
-            decoding.join(&other)?;
-            hidden = Tensor::cat(&[hidden, other_hidden], 0)?;
+        let (count, per_row) = (v.tokens_per_image(), v.grid * v.groups());
+        let mut uncond = self.unconditional()?;
+        uncond.push(v.begin_image);
+        let mut requests = Vec::with_capacity(seeds.len());
+        for (context, &seed) in contexts.into_iter().zip(seeds) {
+            let sources: Vec<Source> = (0..count).map(|n| Source::rows(v.range(v.visual(n)))).collect();
+            let grammar = Box::new(move |tokens: &[u32]| match sources.get(tokens.len()) {
+                Some(source) => Next::Choose(*source),
+                None => Next::Done(Finish::Stop),
+            });
+            let mut r = Request::new(context, g.image, (seed, 1), grammar);
+            if g.guidance_scale != 1.0 {
+                let scale = g.guidance_scale;
+                r = r.guided(Context::new(vec![Part::tokens(uncond.clone())]), move |_| Some(scale));
+            }
+            requests.push(r);
         }
-        let mut samplers: Vec<Sampler> = seeds.iter().map(|&s| Sampler::new(s, 1)).collect();
-        let mut tokens = vec![Vec::new(); n];
-        let mut state = State::Image(0);
-        while let Next::Visual(partition) = state.next(v) {
-            let range = v.range(partition);
-            let logits = self.rows(&hidden, range.clone())?;
-            let mut next = Vec::with_capacity(logits.len());
-            for (i, sampler) in samplers.iter_mut().enumerate() {
-                let row = if guided {
-                    let mix = |(c, u): (&f32, &f32)| u + g.guidance_scale * (c - u);
-                    logits[i].iter().zip(&logits[n + i]).map(mix).collect()
-                } else {
-                    logits[i].clone()
-                };
-                let id = (range.start + sampler.sample(&row, &[], &g.image)) as u32;
-                tokens[i].push(id);
-                next.push(id);
-            }
-            if guided {
-                next.extend_from_within(..);
-            }
-            state = next.first().and_then(|&t| state.after(v, t)).ok_or_else(|| Error::invalid("nothing to draw"))?;
-            let per_row = v.grid * v.groups();
-            if tokens[0].len().is_multiple_of(per_row) && !on_row(&tokens) {
-                return Ok(Vec::new());
-            }
-            if state != State::Image(v.tokens_per_image()) {
-                hidden = decoding.advance(&next)?;
-            }
+        let mut tokens = vec![Vec::with_capacity(count); seeds.len()];
+        let mut stopped = false;
+        let done = self.engine.run(requests, &mut |i, token, _| {
+            tokens[i].push(token);
+            let n = tokens[i].len();
+            let row = n.is_multiple_of(per_row) && tokens.iter().all(|t| t.len() == n);
+            stopped |= row && !on_row(&tokens);
+            !stopped
+        })?;
+        if stopped {
+            return Ok(Vec::new());
         }
-        decoding.select(&(0..n).collect::<Vec<_>>())?;
-        tokens.into_iter().map(|tokens| v.to_codes(&tokens).map(|codes| Drawn { tokens, codes })).collect()
+        done.into_iter()
+            .map(|d| v.to_codes(&d.tokens).map(|codes| Drawn { tokens: d.tokens, codes, slot: d.slot }))
+            .collect()
     }
 
     /// The context in which the model draws `words`.

@@ -4,7 +4,7 @@ use crate::files::{ModelFiles, Placement};
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
 use nn::stored::Stored;
-use nn::{Params, checkpoint};
+use nn::{Params, WeightType, checkpoint};
 use qlip::bsq::unit;
 use qlip::config::{QlipConfig, parse_json};
 use qlip::data::caption;
@@ -51,7 +51,7 @@ impl Eyes {
         };
         let origin = files.path_of(&at("model.safetensors"));
         let params = Params::from_tensors(origin.display().to_string(), weights, placement.dtype, &placement.device)
-            .stored_as(placement.storage);
+            .stored_as(placement.weights.map(WeightType::for_pictures));
         let model = Qlip::new(&params, &config, with_text)?;
         let text = if with_text && files.has(&at("tokenizer.json")) {
             let t = &config.text_config;

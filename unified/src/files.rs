@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use nn::params::Storage;
+use nn::WeightType;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -20,16 +20,16 @@ pub enum ModelFiles {
 pub struct Placement {
     /// Type of weights and activations.
     pub dtype: DType,
-    /// How linear layers keep their weights.
-    pub storage: Storage,
+    /// How weights are kept on the CPU; as they are stored if nothing is asked.
+    pub weights: Option<WeightType>,
     /// Device.
     pub device: Device,
 }
 
 impl Placement {
-    /// Float32 on the CPU.
+    /// On the CPU: float32 activations, weights as they are stored.
     pub fn cpu() -> Self {
-        Self { dtype: DType::F32, storage: Storage::Plain, device: Device::Cpu }
+        Self { dtype: DType::F32, weights: None, device: Device::Cpu }
     }
 }
 

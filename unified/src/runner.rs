@@ -1,18 +1,20 @@
 //! One object that understands, draws and interleaves.
 
 use crate::config::UnifiedConfig;
-use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream, Window};
+use crate::conversation::{Content, Event, Finish, Message, Reply, Request, Role, TextStream, Window};
 use crate::draw::{Drawn, picture_seed};
 use crate::eyes::{Eyes, load_weights};
 use crate::files::{ModelFiles, Placement};
+use crate::say::Saying;
+use crate::seen::Seen;
 use crate::template::{Conversation, DEFAULT_TEMPLATE, Template};
 use crate::words::Words;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
-use lm::{Decoding, Llama, SampleSettings, Sampler};
+use lm::{Context, Llama, Part, Shared, Source};
 use nn::Params;
 use qlip::config::parse_json;
 use qlip::{Codes, Image};
+use std::sync::Arc;
 
 /// Text tokens that a trimmed conversation leaves room for, besides one picture.
 const TEXT_ROOM: usize = 128;
@@ -23,10 +25,12 @@ pub struct Unified {
     pub config: UnifiedConfig,
     /// The image tokenizer.
     pub eyes: Eyes,
-    pub(crate) model: Llama,
+    pub(crate) model: Arc<Llama>,
+    pub(crate) engine: Shared,
     pub(crate) words: Words,
     template: Template,
     end: u32,
+    seen: Seen<Vec<u64>>,
 }
 
 impl Unified {
@@ -51,13 +55,14 @@ impl Unified {
         }
         let origin = files.path_of("model.safetensors").display().to_string();
         let params = Params::from_tensors(origin, load_weights(files, "")?, placement.dtype, &placement.device)
-            .stored_as(placement.storage);
-        let model = Llama::new(&params, &config.text_config)?;
+            .stored_as(placement.weights);
+        let model = Arc::new(Llama::new(&params, &config.text_config)?);
         let path = files.path_of("tokenizer.json");
         let words = Words::from_bytes(&path, &files.read("tokenizer.json")?)?;
         let template = Template::of_model(files)?.map_or_else(|| Template::new(DEFAULT_TEMPLATE), Ok)?;
         let end = words.mark(&config.marks.end)?;
-        Ok(Self { config, eyes, model, words, template, end })
+        let engine = Shared::new(model.clone());
+        Ok(Self { config, eyes, model, engine, words, template, end, seen: Seen::new() })
     }
 
     /// The language model.
@@ -72,7 +77,7 @@ impl Unified {
 
     /// A request with the model's own settings.
     pub fn request(&self, seed: u64) -> Request {
-        Request { generation: self.config.generation, seed, max_tokens: 256, window: Window::Refuse }
+        Request { generation: self.config.generation, seed, max_tokens: 256, window: Window::Refuse, stop: Vec::new() }
     }
 
     /// Token ids of a conversation, up to where the answer begins.
@@ -90,7 +95,8 @@ impl Unified {
                         content.push(serde_json::json!({"type": "text", "text": t.replace("<|", "< |")}))
                     }
                     Content::Image(i) => {
-                        pictures.push(self.eyes.encode(std::slice::from_ref(i))?.indices);
+                        let encode = || Ok(self.eyes.encode(std::slice::from_ref(i))?.indices);
+                        pictures.push(self.seen.get(i, encode)?.1);
                         content.push(serde_json::json!({"type": "image"}));
                     }
                     Content::Codes(c) => {
@@ -124,76 +130,79 @@ impl Unified {
         Ok(ids)
     }
 
-    /// Answers a conversation with words and pictures in any order, never malformed.
+    /// Answers a conversation with words and pictures in any order, never malformed. What an earlier answer has read of the
+    /// conversation is not read again.
     pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
         self.check(&request.generation)?;
-        let most = self.model.max_positions();
-        let room = self.config.vocabulary.tokens_per_image() + 2 + TEXT_ROOM.min(request.max_tokens);
-        let context = request.window.fit(messages, most, room, &|m| self.context(m), &Vec::len)?;
-        let mut sampler = Sampler::new(request.seed, 0);
-        let mut reply = Reply::default();
-        let (mut decoding, mut hidden) = Decoding::start(&self.model, &[context])?;
-        let mut stream = TextStream::default();
-        for _ in 0..request.max_tokens {
-            let id = self.draw_text(&hidden, &mut sampler, stream.ids(), &request.generation.text)?;
-            if id == self.end {
-                break;
+        let (v, most) = (&self.config.vocabulary, self.model.max_positions());
+        let room = v.tokens_per_image() + 2 + TEXT_ROOM.min(request.max_tokens);
+        let ids = request.window.fit(messages, most, room, &|m| self.context(m), &Vec::len)?;
+        let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
+        let mut stream = TextStream::new(&self.words, &request.stop);
+        let mut context = Context::new(vec![Part::tokens(ids.clone())]);
+        let saying = self.saying(vec![self.end, v.begin_image]);
+        let slot = loop {
+            let left = request.max_tokens.saturating_sub(reply.text_tokens);
+            let mut done = saying.say(context, request, reply.images.len() as u64 * 2, left, &mut stream, on)?;
+            reply.reused_tokens = reply.reused_tokens.max(done.reused);
+            reply.finish = Some(done.finish);
+            let last = done.tokens.last().copied();
+            if last == Some(self.end) {
+                done.tokens.pop();
             }
-            let v = &self.config.vocabulary;
-            // the window is full: the answer ends here, and no picture begins that would not fit
-            let wanted = if id == v.begin_image { v.tokens_per_image() + 2 } else { 1 };
-            if decoding.len() + wanted > most {
-                break;
+            let held = done.slot.len();
+            let fits = held + v.tokens_per_image() + 2 <= most;
+            let draws = last == Some(v.begin_image) && done.finish == Finish::Stop;
+            if draws && !fits {
+                // the window is full: no picture begins that would not fit
+                done.tokens.pop();
+                reply.finish = Some(Finish::Length);
             }
-            reply.tokens.push(id);
-            hidden = decoding.advance(&[id])?;
-            if id != v.begin_image {
-                if !stream.push(&self.words, id, on)? {
-                    break;
-                }
-                continue;
+            reply.tokens.extend(&done.tokens);
+            if !draws || !fits {
+                break done.slot;
             }
-            stream.finish(&self.words, &mut reply, on)?;
+            stream.finish(&mut reply, on)?;
             if !on(Event::ImageStarted) {
+                reply.finish = Some(Finish::Cancelled);
                 return Ok(reply);
             }
-            let v = &self.config.vocabulary;
             let mut rows = |tokens: &[Vec<u32>]| {
                 let codes = v.cells(&tokens[0]).unwrap_or_default();
                 on(Event::RowDone { done: codes.len() / v.grid, rows: v.grid, codes: &codes })
             };
             let seed = picture_seed(request.seed, reply.images.len());
-            let drawn = self.draw_best(&mut decoding, hidden, &[seed], &request.generation, &mut rows)?;
-            let Some(Drawn { tokens, codes }) = drawn.into_iter().next() else { return Ok(reply) };
+            let begun = Context::after(done.slot, vec![Part::tokens(vec![v.begin_image])]);
+            let drawn = self.draw_best(vec![begun], &[seed], &request.generation, &mut rows)?;
+            let Some(Drawn { tokens, codes, slot }) = drawn.into_iter().next() else {
+                reply.finish = Some(Finish::Cancelled);
+                return Ok(reply);
+            };
             // the last visual token and the end mark are not read yet
-            decoding.advance(&tokens[tokens.len() - 1..])?;
-            hidden = decoding.advance(&[self.config.vocabulary.end_image])?;
-            reply.tokens.extend(tokens.into_iter().chain([self.config.vocabulary.end_image]));
+            let unread = [tokens[tokens.len() - 1], v.end_image];
+            reply.tokens.extend(tokens.into_iter().chain([v.end_image]));
             let image = self.decode(std::slice::from_ref(&codes))?.pop();
             reply.content.push(Content::Codes(codes));
             if let Some(image) = image {
                 let go_on = on(Event::ImageFinished(&image));
                 reply.images.push(image);
                 if !go_on {
+                    reply.finish = Some(Finish::Cancelled);
                     return Ok(reply);
                 }
             }
-        }
-        stream.finish(&self.words, &mut reply, on)?;
+            context = Context::after(slot, vec![Part::tokens(unread)]);
+        };
+        stream.finish(&mut reply, on)?;
+        self.engine.remember(&[Part::tokens(ids), Part::tokens(reply.tokens.clone())], &slot);
         Ok(reply)
     }
 
-    /// One text token from one row of hidden states; the end-image mark cannot come.
-    fn draw_text(&self, hidden: &Tensor, sampler: &mut Sampler, seen: &[u32], s: &SampleSettings) -> Result<u32> {
+    /// How its words are drawn; the end-image mark cannot come.
+    fn saying(&self, ends: Vec<u32>) -> Saying<'_> {
         let v = &self.config.vocabulary;
-        let mut logits = self.rows(hidden, v.range(lm::Partition::Text))?.concat();
-        logits[v.end_image as usize] = f32::NEG_INFINITY;
-        Ok(sampler.sample(&logits, seen, s) as u32)
-    }
-
-    /// Logits of a range of the vocabulary, for each row of hidden states.
-    pub(crate) fn rows(&self, hidden: &Tensor, range: std::ops::Range<usize>) -> Result<Vec<Vec<f32>>> {
-        Ok(self.model.logits(hidden, range)?.to_dtype(DType::F32)?.to_vec2()?)
+        let rows = Source::rows(v.range(lm::Partition::Text));
+        Saying { engine: &self.engine, rows, banned: vec![v.end_image], ends }
     }
 
     /// Codes of pictures to pictures.
@@ -214,26 +223,8 @@ impl Unified {
 
     /// Text answers of many conversations in one batch, the likeliest token each time.
     pub fn answer_batch(&self, contexts: &[Vec<u32>], max_tokens: usize) -> Result<Vec<String>> {
-        let (mut decoding, mut hidden) = Decoding::start(&self.model, contexts)?;
-        let mut answers = vec![Vec::new(); contexts.len()];
-        let mut done = vec![false; contexts.len()];
-        let mut sampler = Sampler::new(0, 0);
-        for _ in 0..max_tokens {
-            let mut next = Vec::with_capacity(contexts.len());
-            for i in 0..contexts.len() {
-                let row = hidden.narrow(0, i, 1)?;
-                let id = self.draw_text(&row, &mut sampler, &[], &SampleSettings::greedy())?;
-                done[i] |= id == self.end || id == self.config.vocabulary.begin_image;
-                if !done[i] {
-                    answers[i].push(id);
-                }
-                next.push(if done[i] { self.end } else { id });
-            }
-            if done.iter().all(|d| *d) {
-                break;
-            }
-            hidden = decoding.advance(&next)?;
-        }
-        answers.iter().map(|a| self.words.decode(a)).collect()
+        let saying = self.saying(vec![self.end, self.config.vocabulary.begin_image]);
+        let contexts = contexts.iter().map(|c| vec![Part::tokens(c.clone())]).collect();
+        saying.likeliest(contexts, max_tokens)?.iter().map(|a| self.words.decode(a)).collect()
     }
 }

@@ -49,7 +49,7 @@ fn ten_thousand_answers_are_well_formed() {
         generation.text.temperature = 2.0;
         generation.image.temperature = 2.0;
         generation.guidance_scale = if seed % 2 == 0 { 1.0 } else { 3.0 };
-        let request = Request { generation, seed, max_tokens: 24, window: Window::Refuse };
+        let request = Request { generation, seed, max_tokens: 24, window: Window::Refuse, stop: Vec::new() };
         let mut events = 0;
         let reply = model
             .answer(&[Message::user("x")], &request, &mut |_| {

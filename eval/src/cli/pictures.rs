@@ -54,7 +54,7 @@ pub struct Pictures {
 impl Pictures {
     pub fn run(&self) -> Result<()> {
         let (config, params) = llamagen_files(&self.model.to_string_lossy(), DType::F32, &Device::Cpu)?;
-        let model = LlamaGen::new(&params, &config)?;
+        let model = std::sync::Arc::new(LlamaGen::new(&params, &config)?);
         let parameters: usize =
             Stored::map_dir(&self.model)?.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum();
         let beside = tokenizer_beside(&self.model)

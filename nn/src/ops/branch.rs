@@ -7,7 +7,9 @@
 use super::activation::{gated_slopes, gated_values};
 use super::attention::{Attention, Dims};
 use super::linear::{Matrix, column_sums, forward as project, product};
+use super::rows::{WeightType, as_floats};
 use super::{Activation, Mask, Positions, Rope, norm, values, with_values};
+use crate::weight::Packed;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -37,7 +39,23 @@ impl Flat {
     /// A projection's weight [out, in] and bias.
     pub fn linear(&mut self, weight: &Tensor, bias: Option<&Tensor>) -> Result<LinearAt> {
         let (n, k) = weight.dims2()?;
-        Ok(LinearAt { weight: self.add(weight)?, bias: bias.map(|b| self.add(b)).transpose()?, n, k })
+        let weight = Source::Here(self.add(weight)?);
+        Ok(LinearAt { weight, bias: bias.map(|b| self.add(b)).transpose()?, n, k })
+    }
+
+    /// A held weight with its adapters A [rank, in] and B [out, rank].
+    pub(crate) fn adapted(
+        &mut self,
+        held: &Packed,
+        a: &Tensor,
+        b: &Tensor,
+        scale: f64,
+        bias: Option<&Tensor>,
+    ) -> Result<LinearAt> {
+        let ((n, k), rank) = (held.shape(), a.dim(0)?);
+        let (a, b) = (self.add(a)?, self.add(b)?);
+        let weight = Source::Held { held: held.clone(), rows: 0..n, a, b, rank, scale: scale as f32 };
+        Ok(LinearAt { weight, bias: bias.map(|b| self.add(b)).transpose()?, n, k })
     }
 }
 
@@ -66,25 +84,164 @@ impl NormAt {
 /// Where a projection's parameters are.
 #[derive(Clone)]
 pub struct LinearAt {
-    weight: Range<usize>,
+    weight: Source,
     bias: Option<Range<usize>>,
     n: usize,
     k: usize,
 }
 
+#[derive(Clone)]
+enum Source {
+    /// Among the branch's parameters.
+    Here(Range<usize>),
+    /// Rows of a weight without gradient, and adapters that have one: W + scale B A, never made as a whole.
+    Held { held: Packed, rows: Range<usize>, a: Range<usize>, b: Range<usize>, rank: usize, scale: f32 },
+}
+
 impl LinearAt {
-    fn forward(&self, p: &[f32], x: &[f32]) -> Vec<f32> {
-        project(x, &p[self.weight.clone()], self.bias.clone().map(|b| &p[b]), self.n, self.k)
+    /// The same as several projections, as many outputs each.
+    pub fn split<const N: usize>(self, outputs: [usize; N]) -> [Self; N] {
+        let mut from = 0;
+        outputs.map(|n| {
+            let part = |r: &Range<usize>, width: usize| r.start + from * width..r.start + (from + n) * width;
+            let weight = match &self.weight {
+                Source::Here(r) => Source::Here(part(r, self.k)),
+                Source::Held { held, rows, a, b, rank, scale } => Source::Held {
+                    held: held.clone(),
+                    rows: part(rows, 1),
+                    a: a.clone(),
+                    b: part(b, *rank),
+                    rank: *rank,
+                    scale: *scale,
+                },
+            };
+            let bias = self.bias.as_ref().map(|r| part(r, 1));
+            from += n;
+            Self { weight, bias, n, k: self.k }
+        })
     }
-    /// Parameter gradients into `dp`, input gradient into (or onto) `dx`.
+
+    fn forward(&self, p: &[f32], x: &[f32]) -> Vec<f32> {
+        let bias = self.bias.clone().map(|b| &p[b]);
+        match &self.weight {
+            Source::Here(w) => project(x, &p[w.clone()], bias, self.n, self.k),
+            Source::Held { held, rows, a, b, rank, scale } => {
+                let m = x.len() / self.k;
+                let mut y = vec![0f32; m * self.n];
+                held_product(m, held, rows, x, &mut y);
+                let low = project(x, &p[a.clone()], None, *rank, self.k);
+                let mut change = project(&low, &p[b.clone()], None, self.n, *rank);
+                change.iter_mut().for_each(|v| *v *= scale);
+                add_into(&mut y, &change);
+                if let Some(bias) = bias {
+                    y.chunks_exact_mut(self.n).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+                }
+                y
+            }
+        }
+    }
+
+    /// Parameter gradients onto `dp` (zero at first), input gradient into (or onto) `dx`.
     fn backward(&self, p: &[f32], x: &[f32], g: &[f32], dp: &mut [f32], dx: &mut [f32], add: bool) {
         let (n, k, m) = (self.n, self.k, x.len() / self.k);
-        product(n, k, m, Matrix::rows(g, n).t(), Matrix::rows(x, k), &mut dp[self.weight.clone()], false);
         if let Some(b) = &self.bias {
             dp[b.clone()].copy_from_slice(&column_sums(g, n));
         }
-        product(m, k, n, Matrix::rows(g, n), Matrix::rows(&p[self.weight.clone()], k), dx, add);
+        match &self.weight {
+            Source::Here(w) => {
+                product(n, k, m, Matrix::rows(g, n).t(), Matrix::rows(x, k), &mut dp[w.clone()], false);
+                product(m, k, n, Matrix::rows(g, n), Matrix::rows(&p[w.clone()], k), dx, add);
+            }
+            Source::Held { held, rows, a, b, rank, scale } => {
+                held_gradient(m, held, rows, g, dx, add);
+                let g: Vec<f32> = g.iter().map(|v| v * scale).collect();
+                let low = project(x, &p[a.clone()], None, *rank, k);
+                product(n, *rank, m, Matrix::rows(&g, n).t(), Matrix::rows(&low, *rank), &mut dp[b.clone()], true);
+                let mut d_low = vec![0f32; m * rank];
+                product(m, *rank, n, Matrix::rows(&g, n), Matrix::rows(&p[b.clone()], *rank), &mut d_low, false);
+                product(*rank, k, m, Matrix::rows(&d_low, *rank).t(), Matrix::rows(x, k), &mut dp[a.clone()], true);
+                product(m, k, *rank, Matrix::rows(&d_low, *rank), Matrix::rows(&p[a.clone()], k), dx, true);
+            }
+        }
     }
+}
+
+/// Rows of a held weight that are widened together for the products of a training.
+const HELD_ROWS: usize = 512;
+
+/// y [m, rows] = x [m, k] W^T, some rows of W at a time as float32.
+fn held_product(m: usize, held: &Packed, rows: &Range<usize>, x: &[f32], y: &mut [f32]) {
+    let (k, n) = (held.shape().1, rows.len());
+    held_parts(held, rows, |at, w| {
+        let count = w.len() / k;
+        let mut part = vec![0f32; m * count];
+        product(m, count, k, Matrix::rows(x, k), Matrix::rows(w, k).t(), &mut part, false);
+        if count == n {
+            y.copy_from_slice(&part);
+            return;
+        }
+        for (y, part) in y.chunks_exact_mut(n).zip(part.chunks_exact(count)) {
+            y[at..at + count].copy_from_slice(part);
+        }
+    });
+}
+
+/// dx [m, k] = or += g [m, rows] W, some rows of W at a time as float32.
+fn held_gradient(m: usize, held: &Packed, rows: &Range<usize>, g: &[f32], dx: &mut [f32], add: bool) {
+    let (k, n) = (held.shape().1, rows.len());
+    let mut add = add;
+    held_parts(held, rows, |at, w| {
+        let count = w.len() / k;
+        let mut part = Vec::with_capacity(m * count);
+        g.chunks_exact(n).for_each(|g| part.extend_from_slice(&g[at..at + count]));
+        product(m, k, count, Matrix::rows(&part, count), Matrix::rows(w, k), dx, add);
+        add = true;
+    });
+}
+
+fn held_parts(held: &Packed, rows: &Range<usize>, mut f: impl FnMut(usize, &[f32])) {
+    let k = held.shape().1;
+    // float32 rows on the machine's order and alignment are used where they lie
+    if held.ty() == WeightType::F32
+        && let Some(all) = as_floats(held.bytes())
+    {
+        return f(0, &all[rows.start * k..rows.end * k]);
+    }
+    let mut w = vec![0f32; HELD_ROWS.min(rows.len()) * k];
+    for from in (0..rows.len()).step_by(HELD_ROWS) {
+        let count = HELD_ROWS.min(rows.len() - from);
+        w[..count * k].par_chunks_exact_mut(k).enumerate().for_each(|(i, out)| held.row(rows.start + from + i, out));
+        f(from, &w[..count * k]);
+    }
+}
+
+/// y = x W^T + b of a held float32 weight, by the library's product.
+pub fn linear_held(x: &Tensor, held: &Packed, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (n, k) = held.shape();
+    let mut shape = x.dims().to_vec();
+    if shape.last() != Some(&k) {
+        candle_core::bail!("a linear layer of weight [{n}, {k}] given an input of shape {shape:?}");
+    }
+    if let Some(last) = shape.last_mut() {
+        *last = n;
+    }
+    let bias = bias.map(Tensor::flatten_all).transpose()?;
+    let run = |x: &[f32], bias: Option<&[f32]>| {
+        let m = x.len() / k.max(1);
+        let mut y = vec![0f32; m * n];
+        held_product(m, held, &(0..n), x, &mut y);
+        if let Some(bias) = bias {
+            y.par_chunks_mut(n.max(1) * 64).for_each(|rows| {
+                rows.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+            });
+        }
+        y
+    };
+    let y = match &bias {
+        Some(bias) => with_values([&x.contiguous()?, bias], |[x, bias]| run(x, Some(bias)))?,
+        None => with_values([&x.contiguous()?], |[x]| run(x, None))?,
+    };
+    Tensor::from_vec(y, shape, x.device())
 }
 
 fn add_into(x: &mut [f32], y: &[f32]) {
@@ -99,8 +256,10 @@ fn add_into(x: &mut [f32], y: &[f32]) {
 pub struct AttentionBranch {
     /// Norm of the input.
     pub norm: NormAt,
-    /// Query, key, value and output projections.
-    pub projections: [LinearAt; 4],
+    /// Query, key and value projections.
+    pub projections: [LinearAt; 3],
+    /// Output projection.
+    pub out: LinearAt,
     /// Norm of each head's queries and keys.
     pub qk_norm: Option<(NormAt, NormAt)>,
     /// Norm of the merged heads before the output projection.
@@ -226,7 +385,7 @@ impl Branch for AttentionBranch {
     }
 
     fn forward(&self, batch: usize, x: &[f32], p: &[f32]) -> (Vec<f32>, AttentionSaved) {
-        let [to_q, to_k, to_v, out] = &self.projections;
+        let ([to_q, to_k, to_v], out) = (&self.projections, &self.out);
         let (h, kv, _) = self.heads;
         let tokens = x.len() / to_q.k / batch;
         let normed = self.norm.forward(p, x);
@@ -246,7 +405,7 @@ impl Branch for AttentionBranch {
     }
 
     fn backward(&self, batch: usize, x: &[f32], p: &[f32], s: AttentionSaved, g: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let [to_q, to_k, to_v, out] = &self.projections;
+        let ([to_q, to_k, to_v], out) = (&self.projections, &self.out);
         let (h, kv, _) = self.heads;
         let tokens = x.len() / to_q.k / batch;
         let mut dp = vec![0f32; p.len()];

@@ -5,6 +5,7 @@
 //! compare against in float64.
 
 mod activation;
+mod attend;
 mod attention;
 mod branch;
 mod conv;
@@ -15,22 +16,32 @@ mod gemm_bf16;
 mod group_norm;
 mod linear;
 mod norm;
+mod pool;
 mod resolution;
 mod rope;
+mod rows;
 mod vector;
 
 pub use activation::{Activation, gated_silu};
+pub(crate) use attend::{PAGE, PageShape, Sequence, attend_pages, write_token};
 pub use attention::{Mask, attention};
+pub(crate) use branch::linear_held;
 pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch, set_recompute};
 pub use conv::{conv2d, conv2d_biased, max_pool2d};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use gemm_bf16::bf16_available;
 pub use group_norm::group_norm;
+
 pub(crate) use linear::{Matrix, product};
 pub use linear::{in_float32, linear, set_bf16_matmul};
 pub use norm::{layer_norm, rms_norm};
+pub use pool::run as parallel;
 pub use resolution::{double, halve};
 pub use rope::{Positions, Rope, RopeStyle};
+
+pub(crate) use rows::{GROUP, Product, Stored, check_cols, gguf_row_bytes, pack_gguf, pack_q8, products, unpack_row};
+pub use rows::{WeightType, kernels};
+pub use vector::softmax_weights;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 
@@ -57,7 +68,7 @@ fn values<'a>(s: &'a CpuStorage, l: &Layout) -> Result<&'a [f32]> {
 }
 
 /// Calls `f` with the values of contiguous float32 CPU tensors.
-fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+pub(crate) fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
     let guards = tensors.map(|t| t.storage_and_layout());
     let mut slices: [&[f32]; N] = [&[]; N];
     for (slot, (storage, layout)) in slices.iter_mut().zip(guards.iter()) {

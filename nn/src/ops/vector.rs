@@ -75,6 +75,16 @@ pub fn exp(x: f32) -> f32 {
     y * f32::from_bits(((i + 127) << 23) as u32)
 }
 
+/// e^((logit - top) / temperature) of each logit: what a softmax divides by their sum.
+pub fn softmax_weights(logits: &[f32], top: f32, temperature: f32, out: &mut Vec<f32>) {
+    out.clear();
+    out.extend(logits.iter().map(|&l| {
+        let x = (l - top) / temperature;
+        // what is beyond the function's range is never drawn
+        if x > -87.0 { exp(x) } else { 0.0 }
+    }));
+}
+
 /// Softmax of one row, in place.
 #[inline(always)]
 pub fn softmax(row: &mut [f32]) {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
-use nn::params::Storage;
+use nn::WeightType;
 use qlip::Image;
 use qlip::config::parse_json;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,9 @@ pub struct Common {
     pub model: Option<String>,
     #[command(flatten)]
     pub on: OnDevice,
-    /// Type of the weights in memory.
-    #[arg(long, value_enum, default_value_t = Type::F32)]
+    /// How weights are kept. auto: as they are stored, where they lie in the file. On the CPU activations are float32
+    /// whatever the weights are.
+    #[arg(long, value_enum, default_value_t = Type::Auto)]
     pub dtype: Type,
     /// Pictures that are worked on at once.
     #[arg(long, default_value_t = 32)]
@@ -65,12 +66,34 @@ impl OnDevice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Type {
+    Auto,
     F32,
     F16,
     Bf16,
-    /// 8-bit blocks of weights, float32 activations: a quarter of the memory, on the CPU.
+    /// 8-bit blocks of weights: a quarter of float32, on the CPU.
     #[value(name = "q8_0")]
     Q8_0,
+    /// 6-bit blocks, on the CPU.
+    #[value(name = "q6_K", alias = "q6_k")]
+    Q6K,
+    /// 4-bit blocks: a seventh of float32, on the CPU.
+    #[value(name = "q4_K", alias = "q4_k")]
+    Q4K,
+}
+
+impl Type {
+    /// The type of weights, where one is asked for.
+    pub fn weights(self) -> Option<WeightType> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(WeightType::F32),
+            Self::F16 => Some(WeightType::F16),
+            Self::Bf16 => Some(WeightType::Bf16),
+            Self::Q8_0 => Some(WeightType::Q8_0),
+            Self::Q6K => Some(WeightType::Q6K),
+            Self::Q4K => Some(WeightType::Q4K),
+        }
+    }
 }
 
 impl Common {
@@ -78,13 +101,16 @@ impl Common {
         self.on.device()
     }
 
+    /// Type of activations.
     pub fn dtype(&self) -> Result<DType> {
         match (self.dtype, self.on.name.as_str()) {
-            (Type::F32, _) | (Type::Q8_0, "cpu") => Ok(DType::F32),
-            (Type::Q8_0, _) => bail!("--dtype q8_0 works on the CPU; use --dtype f16 on a GPU"),
-            (_, "cpu") => bail!("--dtype f16 and bf16 are slow and inexact on the CPU; use --dtype f32 or q8_0"),
+            (_, "cpu") | (Type::F32 | Type::Auto, _) => Ok(DType::F32),
             (Type::F16, _) => Ok(DType::F16),
             (Type::Bf16, _) => Ok(DType::BF16),
+            (blocks, _) => bail!(
+                "--dtype {} works on the CPU; use --dtype bf16 on a GPU",
+                blocks.weights().map_or("auto", WeightType::name)
+            ),
         }
     }
 
@@ -96,8 +122,7 @@ impl Common {
     }
 
     pub fn placement(&self) -> Result<Placement> {
-        let storage = if matches!(self.dtype, Type::Q8_0) { Storage::Q8_0 } else { Storage::Plain };
-        Ok(Placement { dtype: self.dtype()?, storage, device: self.device()? })
+        Ok(Placement { dtype: self.dtype()?, weights: self.dtype.weights(), device: self.device()? })
     }
 
     /// Files of the asked model.

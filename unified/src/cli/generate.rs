@@ -12,6 +12,7 @@ use lm::llamagen::{Condition, LlamaGen, ModelType};
 use qlip::Image;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use unified::captions::{Captions, TextEncoder};
 use unified::config::Generation;
 use unified::llamagen::{is_llamagen, llamagen_files, tokenizer_beside, tokenizer_of};
@@ -262,7 +263,7 @@ impl Generate {
 /// A model that draws, with what it draws.
 enum Painter {
     Unified(Box<Unified>, Vec<u32>),
-    LlamaGen(Box<LlamaGen>, Box<VisualTokenizer>, Condition),
+    LlamaGen(Arc<LlamaGen>, Box<VisualTokenizer>, Condition),
 }
 
 /// Hears the tokens of all pictures of a batch after each row.
@@ -283,7 +284,7 @@ impl Painter {
             "the model has no folder `vq` or `qlip` with its image tokenizer: give --tokenizer DIR, or --codes-only",
         )?;
         let visual = tokenizer_of(&model.config, &dir, &common.placement()?)?;
-        Ok(Self::LlamaGen(Box::new(model), Box::new(visual), wanted))
+        Ok(Self::LlamaGen(model, Box::new(visual), wanted))
     }
 
     /// Rows of a picture's grid.
@@ -333,15 +334,15 @@ impl Painter {
     }
 }
 
-fn llamagen(common: &Common) -> Result<LlamaGen> {
+fn llamagen(common: &Common) -> Result<Arc<LlamaGen>> {
     let model = common.model.as_deref().context("--class needs --model: a LlamaGen folder or .pt file")?;
     let device = common.device()?;
     let (config, params) = llamagen_files(model, common.dtype()?, &device)?;
-    Ok(LlamaGen::new(&params, &config)?)
+    Ok(Arc::new(LlamaGen::new(&params, &config)?))
 }
 
 /// What each picture is drawn from: classes, or features of captions that are read or made.
-fn conditions(model: &LlamaGen, recipe: &Recipe, dir: Option<&str>) -> Result<Condition> {
+fn conditions(model: &Arc<LlamaGen>, recipe: &Recipe, dir: Option<&str>) -> Result<Condition> {
     let n = recipe.n;
     if model.config.model_type == ModelType::C2i {
         if recipe.class.is_empty() {
@@ -369,7 +370,7 @@ fn conditions(model: &LlamaGen, recipe: &Recipe, dir: Option<&str>) -> Result<Co
 
 /// Tokens of a range of the wanted pictures.
 fn paint(
-    model: &LlamaGen,
+    model: &Arc<LlamaGen>,
     wanted: &Condition,
     range: Range<usize>,
     recipe: &Recipe,

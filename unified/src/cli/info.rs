@@ -1,16 +1,19 @@
 //! `unified info [MODEL]` and `unified export MODEL OUT`
 
 use super::common::Common;
+use super::common::Type;
 use anyhow::Result;
-use candle_core::{DType, Tensor};
+use anyhow::bail;
+use candle_core::DType;
 use clap::Args;
-use nn::params::Storage;
-use nn::stored::{Stored, storage_bytes};
+use nn::checkpoint::Content;
+use nn::params::fitting;
+use nn::stored::{Stored, may_be_blocks, weight_bytes};
+use nn::{Packed, WeightType};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use unified::config::UnifiedConfig;
 use unified::eyes::load_weights;
-use unified::files::ModelFiles;
 
 /// Print a model's architecture, parameters, memory and vocabulary.
 #[derive(Args)]
@@ -63,10 +66,10 @@ impl Info {
         }
         let count = |t: &Stored| t.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum::<usize>();
         // weights; activations of a conversation are small beside those of a model where memory matters
-        let memory = |storage| -> usize {
-            parts.iter().flat_map(|p| p.1.shapes()).map(|(name, shape)| storage_bytes(name, shape, storage)).sum()
+        let memory = |ty| -> usize {
+            parts.iter().flat_map(|p| p.1.shapes()).map(|(name, shape)| weight_bytes(name, shape, ty)).sum()
         };
-        let (plain, blocks) = (memory(Storage::Plain), memory(Storage::Q8_0));
+        let (plain, blocks) = (memory(WeightType::F32), memory(WeightType::Q8_0));
         if common.json {
             let each: serde_json::Map<_, _> = parts.iter().map(|p| (p.0.to_owned(), count(&p.1).into())).collect();
             println!(
@@ -92,42 +95,106 @@ impl Info {
     }
 }
 
-/// Copy a model without its training state, weights as float16.
+/// Copy a model without its training state, weights as float16 or as asked; what is loaded from it needs no conversion.
 #[derive(Args)]
 pub struct Export {
     /// Model folder.
     from: PathBuf,
     /// Folder to write.
     to: PathBuf,
+    /// Type of the weights that are written; blocks for the language model's layers, tables and head, float16 for the rest.
+    #[arg(long, value_enum, default_value_t = Type::F16)]
+    dtype: Type,
 }
 
-const FILES: &[&str] =
-    &["config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "training.toml"];
+/// Files of a model beside its weights.
+const FILES: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "training.toml",
+    "classes.json",
+];
+
+/// Folders of a model's parts.
+const PARTS: &[&str] = &["qlip", "vq", "t5"];
 
 impl Export {
     pub fn run(&self) -> Result<()> {
-        let files = ModelFiles::Dir(self.from.clone());
-        let nested = files.has("qlip/config.json");
-        for folder in if nested { &["", "qlip"][..] } else { &[""] } {
-            let weights = load_weights(&files, folder)?;
-            let mut half = BTreeMap::<String, Tensor>::new();
-            for (name, _) in weights.shapes() {
-                if let Some(t) = weights.get(name)? {
-                    half.insert(name.to_owned(), t.to_dtype(DType::F16)?);
-                }
-            }
-            let to = self.to.join(folder);
-            super::common::out_dir(&to)?;
-            nn::checkpoint::save(&to.join("model.safetensors"), &half, &[])?;
-            for name in FILES {
-                let from = self.from.join(folder).join(name);
-                if from.is_file() {
-                    let bytes = std::fs::read(&from).map_err(nn::Error::io(&from))?;
-                    nn::checkpoint::write_atomic(&to.join(name), &bytes)?;
-                }
+        let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+        if same(&self.from, &self.to) {
+            bail!("{}: export writes a copy; give another folder", self.to.display());
+        }
+        self.part(&self.from, &self.to, self.dtype)?;
+        for part in PARTS {
+            let from = self.from.join(part);
+            if from.join("config.json").is_file() {
+                let weights =
+                    if self.dtype.weights().is_some_and(WeightType::is_blocks) { Type::F16 } else { self.dtype };
+                self.part(&from, &self.to.join(part), weights)?;
             }
         }
         println!("{}", self.to.display());
+        Ok(())
+    }
+
+    fn part(&self, from: &Path, to: &Path, dtype: Type) -> Result<()> {
+        let stored = Stored::map_dir(from)?;
+        let float = match dtype.weights() {
+            None => None,
+            Some(WeightType::F32) => Some(DType::F32),
+            Some(WeightType::Bf16) => Some(DType::BF16),
+            Some(_) => Some(DType::F16),
+        };
+        let mut packed = BTreeMap::new();
+        let mut contents = BTreeMap::new();
+        for (name, shape) in stored.shapes() {
+            let blocks = dtype.weights().filter(|t| t.is_blocks() && may_be_blocks(name, shape));
+            let seen = name.contains("vision_tower.") || name.contains("multi_modal_projector.");
+            if let Some(ty) = blocks.filter(|_| !seen)
+                && let Some(held) = stored.weight(name)?
+            {
+                let ty = fitting(ty, shape[1]);
+                if ty.is_blocks() {
+                    let made = Packed::from_rows(ty, shape[0], shape[1], |i, out| held.row(i, out))?;
+                    stored.forget(name);
+                    packed.insert(name.to_owned(), made);
+                    continue;
+                }
+            }
+            let stored_as = stored.dtype(name).unwrap_or(DType::F32);
+            let as_type = float.filter(|_| stored_as.is_float()).unwrap_or(stored_as);
+            let stored = &stored;
+            let make = move || {
+                let t = stored.get(name)?.ok_or_else(|| nn::Error::invalid(format!("tensor `{name}` is gone")))?;
+                if as_type == DType::F16 && stored_as != DType::F16 {
+                    let top = t.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+                    if top > 65504.0 && top.is_finite() {
+                        return Err(nn::Error::invalid(format!(
+                            "tensor `{name}` holds {top}, beyond float16's 65504; write --dtype bf16 or f32"
+                        )));
+                    }
+                }
+                Ok(t.to_dtype(as_type)?)
+            };
+            contents.insert(name.to_owned(), Content::Later(as_type, shape.to_vec(), Box::new(make)));
+        }
+        contents.extend(packed.iter().map(|(k, p)| (k.clone(), Content::Packed(p))));
+        super::common::out_dir(to)?;
+        nn::checkpoint::save_packed(&to.join("model.safetensors"), &contents, &[])?;
+        for name in FILES {
+            let from = from.join(name);
+            if from.is_file() {
+                let bytes = std::fs::read(&from).map_err(nn::Error::io(&from))?;
+                nn::checkpoint::write_atomic(&to.join(name), &bytes)?;
+            }
+        }
         Ok(())
     }
 }

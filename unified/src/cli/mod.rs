@@ -1,5 +1,6 @@
 //! Commands: parse, call the library, print. One file a command, or a family that shares its shape.
 
+mod bench;
 mod chat;
 mod common;
 mod features;
@@ -36,6 +37,7 @@ enum Command {
     Forward(forward::Forward),
     Info(info::Info),
     Export(info::Export),
+    Bench(bench::Bench),
 }
 
 /// Parses the command line and runs the command; errors become one line on stderr.
@@ -84,5 +86,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Forward(c) => c.run(),
         Command::Info(c) => c.run(),
         Command::Export(c) => c.run(),
+        Command::Bench(c) => c.run(),
     }
 }

@@ -6,12 +6,14 @@ use super::names::published_name;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
 use crate::eyes::load_weights;
 use crate::files::{ModelFiles, Placement};
+use crate::say::Saying;
+use crate::seen::Seen;
 use crate::template::{Conversation, Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use lm::llama::TokenIds;
-use lm::{Decoding, Sampler};
+use lm::{Context, Part, Shared, Source};
 use nn::Params;
 use qlip::{Image, Preprocess};
 
@@ -43,6 +45,8 @@ pub struct LlavaChat {
     eos: String,
     ends: Vec<u32>,
     device: Device,
+    engine: Shared,
+    seen: Seen<Tensor>,
 }
 
 impl LlavaChat {
@@ -52,8 +56,13 @@ impl LlavaChat {
         let origin = files.path_of("model.safetensors").display().to_string();
         let stored = load_weights(files, "")?.renamed(published_name);
         let params = Params::from_tensors(origin, stored, placement.dtype, &placement.device);
-        let params = params.stored_as(placement.storage);
-        let model = Llava::new(&params, &config)?;
+        let params = params.stored_as(placement.weights);
+        Self::of(Llava::new(&params, &config)?, files, placement)
+    }
+
+    /// A model with the tokenizer, template and preprocessing of a folder.
+    pub fn of(model: Llava, files: &ModelFiles, placement: &Placement) -> Result<Self> {
+        let config = model.config.clone();
         let side = model.side();
         let preprocess = if files.has("preprocessor_config.json") {
             serde_json::from_str(&files.text("preprocessor_config.json")?)
@@ -80,7 +89,8 @@ impl LlavaChat {
             None => vec![words.mark(&eos)?],
         };
         let template = Template::of_model(files)?.map_or_else(|| Template::new(VICUNA_V1), Ok)?;
-        Ok(Self { model, preprocess, words, template, bos, eos, ends, device: placement.device.clone() })
+        let (engine, device) = (Shared::new(model.lm.clone()), placement.device.clone());
+        Ok(Self { model, preprocess, words, template, bos, eos, ends, device, engine, seen: Seen::new() })
     }
 
     /// Token ids of a conversation up to where the answer begins, each picture as many image tokens as it has
@@ -130,47 +140,70 @@ impl LlavaChat {
         Ok((ids, pictures))
     }
 
-    /// Answers a conversation with words.
+    /// Answers a conversation with words. What an earlier answer has read of it is not read again, and a picture is looked
+    /// at once.
     pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
-        let settings = &request.generation.text;
-        settings.check()?;
+        request.generation.text.check()?;
         let (most, room) = (self.model.lm.max_positions(), request.max_tokens.min(TEXT_ROOM));
         let (ids, pictures) = request.window.fit(messages, most, room, &|m| self.context(m), &|c| c.0.len())?;
-        let x = self.model.embed(&ids, self.features(&pictures)?.as_ref())?;
-        let (mut decoding, mut hidden) = Decoding::start_embedded(&self.model.lm, &[x])?;
-        let mut sampler = Sampler::new(request.seed, 0);
-        let mut stream = TextStream::default();
-        let mut reply = Reply::default();
-        // rows past the tokenizer's are padding of the table, and the image token has no face
-        let rows = 0..self.words.len().min(self.model.config.text_config.vocab_size);
-        for _ in 0..request.max_tokens {
-            let logits = self.model.lm.logits(&hidden, rows.clone())?.to_dtype(DType::F32)?;
-            let mut logits = logits.flatten_all()?.to_vec1::<f32>()?;
-            if let Some(l) = logits.get_mut(self.model.config.image_token_index as usize) {
-                *l = f32::NEG_INFINITY;
-            }
-            let id = sampler.sample(&logits, stream.ids(), settings) as u32;
-            if self.ends.contains(&id) || !stream.push(&self.words, id, on)? {
-                break;
-            }
-            reply.tokens.push(id);
-            if decoding.len() == most {
-                break;
-            }
-            hidden = decoding.advance(&[id])?;
+        let mut parts = self.parts(&ids, &pictures)?;
+        let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
+        let mut stream = TextStream::new(&self.words, &request.stop);
+        let context = Context::new(parts.clone());
+        let done = self.saying().say(context, request, 0, request.max_tokens, &mut stream, on)?;
+        reply.tokens = done.tokens;
+        if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
+            reply.tokens.pop();
         }
-        stream.finish(&self.words, &mut reply, on)?;
+        (reply.finish, reply.reused_tokens) = (Some(done.finish), done.reused);
+        stream.finish(&mut reply, on)?;
+        parts.push(Part::tokens(reply.tokens.clone()));
+        self.engine.remember(&parts, &done.slot);
         Ok(reply)
     }
 
-    /// Features of pictures [rows, width], each padded to a square first; nothing without pictures.
-    fn features(&self, pictures: &[Image]) -> Result<Option<Tensor>> {
-        if pictures.is_empty() {
-            return Ok(None);
+    /// The likeliest words for each of several questions, all in one batch.
+    pub fn answer_batch(&self, questions: &[Vec<Message>], max_tokens: usize) -> Result<Vec<String>> {
+        let parts = |q: &Vec<Message>| {
+            let (ids, pictures) = self.context(q)?;
+            self.parts(&ids, &pictures)
+        };
+        let contexts = questions.iter().map(parts).collect::<Result<Vec<_>>>()?;
+        self.saying().likeliest(contexts, max_tokens)?.iter().map(|a| self.words.decode(a)).collect()
+    }
+
+    fn saying(&self) -> Saying<'_> {
+        // rows past the tokenizer's are padding of the table, and the image token has no face
+        let rows = Source::rows(0..self.words.len().min(self.model.config.text_config.vocab_size));
+        let banned = vec![self.model.config.image_token_index];
+        Saying { engine: &self.engine, rows, banned, ends: self.ends.clone() }
+    }
+
+    /// Ids in which image tokens are places for pictures, as the engine reads them.
+    fn parts(&self, ids: &[u32], pictures: &[Image]) -> Result<Vec<Part>> {
+        let (image, per) = (self.model.config.image_token_index, self.model.tokens_per_picture());
+        let mut parts = Vec::new();
+        let mut shown = pictures.iter();
+        for run in ids.chunk_by(|a, b| (*a == image) == (*b == image)) {
+            if run[0] != image {
+                parts.push(Part::tokens(run));
+                continue;
+            }
+            for _ in 0..run.len() / per.max(1) {
+                let picture = shown.next().ok_or_else(|| Error::invalid("fewer pictures than image tokens"))?;
+                let (key, features) = self.seen.get(picture, || self.features(picture))?;
+                let keys = (0..per as u64).map(|i| nn::rng::mix(key ^ i)).collect();
+                parts.push(Part::Embedded(features, keys));
+            }
         }
-        let square: Vec<Image> = pictures.iter().map(|i| self.preprocess.pad(i)).collect::<nn::Result<_>>()?;
-        let pixels = self.preprocess.normalise(&square, &self.device)?;
+        Ok(parts)
+    }
+
+    /// Features of a picture [tokens, width], padded to a square first.
+    fn features(&self, picture: &Image) -> Result<Tensor> {
+        let square = self.preprocess.pad(picture)?;
+        let pixels = self.preprocess.normalise(&[square], &self.device)?;
         let pixels = qlip::Pixels(pixels.0.to_dtype(self.model.dtype())?);
-        Ok(Some(self.model.project(&self.model.see(&pixels)?)?.flatten_to(1)?))
+        Ok(self.model.project(&self.model.see(&pixels)?)?.squeeze(0)?)
     }
 }

@@ -5,14 +5,15 @@ use super::config::{LlavaConfig, Select, VisionConfig, VisionFeature};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lm::Llama;
-use nn::Params;
 use nn::block::Linear;
 use nn::ops::{Activation, Mask, Positions};
 use nn::params::Lora;
+use nn::{Params, WeightType};
 use qlip::Pixels;
 use qlip::bsq::Bsq;
 use qlip::clip::ClipTower;
 use qlip::vision::VisionTower;
+use std::sync::Arc;
 
 enum Tower {
     Clip(Box<ClipTower>),
@@ -24,7 +25,7 @@ pub struct Llava {
     /// Its configuration.
     pub config: LlavaConfig,
     /// The language model.
-    pub lm: Llama,
+    pub lm: Arc<Llama>,
     tower: Tower,
     linear_1: Linear,
     linear_2: Linear,
@@ -41,16 +42,18 @@ impl Llava {
 
     /// The same with adapters in the language model's layers.
     pub fn adapted(p: &Params, config: &LlavaConfig, lora: Option<Lora>) -> Result<Self> {
-        let vision = p.at("vision_tower.vision_model");
+        // blocks are for the words; what is seen stays exact
+        let exact = p.clone().stored_as(p.weights().map(WeightType::for_pictures));
+        let vision = exact.at("vision_tower.vision_model");
         let tower = match &config.vision_config {
             VisionConfig::Clip(c) => Tower::Clip(Box::new(ClipTower::new(&vision, c)?)),
             VisionConfig::Qlip(c) => Tower::Qlip(Box::new(VisionTower::new(&vision, c)?), Bsq::new(&c.quantizer_cfg)),
         };
         let (from, to) = (config.feature_width(), config.text_config.hidden_size);
         let (bias, std) = (config.multimodal_projector_bias, config.text_config.initializer_range);
-        let projector = p.at("multi_modal_projector");
+        let projector = exact.at("multi_modal_projector");
         Ok(Self {
-            lm: Llama::new(&p.at("language_model").adapted(lora), &config.text_config)?,
+            lm: Arc::new(Llama::new(&p.at("language_model").adapted(lora), &config.text_config)?),
             tower,
             linear_1: Linear::new(&projector.at("linear_1"), from, to, bias, std)?,
             linear_2: Linear::new(&projector.at("linear_2"), to, to, bias, std)?,
@@ -134,7 +137,7 @@ impl Llava {
 
     /// Logits [batch, tokens, vocabulary] of embedded sequences [batch, tokens, width].
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.lm.hidden(x, &Positions::From(0), &Mask::Causal, None)?;
+        let hidden = self.lm.hidden(x, &Positions::From(0), &Mask::Causal)?;
         self.lm.logits(&hidden, 0..self.config.text_config.vocab_size)
     }
 }

@@ -10,17 +10,19 @@ use crate::template::{Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
-use nn::linear::adapted;
+use nn::checkpoint::Content;
 use nn::ops::cross_entropy;
 use nn::params::Lora;
+use nn::stored::Stored;
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
 use nn::{Params, checkpoint, rng};
 use qlip::config::parse_json;
 use qlip::{Image, Preprocess};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Config of either stage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -70,7 +72,7 @@ pub struct LlavaTraining {
 /// What a model is made from before training.
 struct Base {
     config: LlavaConfig,
-    tensors: HashMap<String, Tensor>,
+    tensors: Arc<Stored>,
     preprocess: Preprocess,
     tokenizer: (PathBuf, Vec<u8>),
     template: String,
@@ -94,7 +96,7 @@ impl LlavaTraining {
             (1, _) | (_, Some(_)) => &["vision_tower.", "language_model."],
             _ => &["vision_tower."],
         };
-        let params = Params::for_training(base.tensors.clone(), freeze, self.seed, DType::F32, &run.device);
+        let params = Params::for_training_shared(base.tensors.clone(), freeze, self.seed, DType::F32, &run.device);
         let model = Llava::adapted(&params, &base.config, self.lora)?;
         let samples = self.samples(&entries, &template, &words, &base, &model)?;
         let order =
@@ -134,7 +136,7 @@ impl LlavaTraining {
                 let x = model.embed(&packed.ids, features.as_ref())?;
                 let width = base.config.text_config.hidden_size;
                 let x = x.reshape((packed.rows, self.sequence_length, width))?;
-                let hidden = model.lm.hidden(&x, &packed.positions, &packed.mask, None)?.flatten_to(1)?;
+                let hidden = model.lm.hidden(&x, &packed.positions, &packed.mask)?.flatten_to(1)?;
                 let (rows, targets): (Vec<u32>, Vec<u32>) = packed.targets.text.iter().copied().unzip();
                 if rows.is_empty() {
                     return Err(Error::invalid("a batch without anything to learn"));
@@ -154,13 +156,8 @@ impl LlavaTraining {
                 StepOutput::of(&loss, metrics)
             },
             |weights| {
-                let mut all: BTreeMap<String, Tensor> =
-                    base.tensors.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-                all.extend(weights.iter().map(|(k, v)| (k.clone(), v.clone())));
-                if let Some(lora) = self.lora {
-                    merge(&mut all, lora)?;
-                }
-                checkpoint::save(&out.join("model.safetensors"), &all, &[])
+                let path = out.join("model.safetensors");
+                checkpoint::save_packed(&path, &written(&base.tensors, weights, self.lora), &[])
             },
             |p| (run.progress)(p),
         )
@@ -171,7 +168,7 @@ impl LlavaTraining {
             (Some(dir), None, None) => {
                 let files = ModelFiles::Dir(dir.clone());
                 let config = LlavaConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
-                let tensors = checkpoint::load_dir(dir)?.into_iter().map(|(k, v)| (published_name(&k), v)).collect();
+                let tensors = Arc::new(Stored::map_dir(dir)?.renamed(published_name));
                 let (bos, eos) = marks_of(&files)?;
                 let or = |mark: Option<String>, or: &str| mark.unwrap_or_else(|| or.to_owned());
                 Ok(Base {
@@ -213,19 +210,10 @@ impl LlavaTraining {
         config["text_config"]["eos_token_id"] = words.mark(&eos)?.into();
         let config: LlavaConfig = parse_json(Path::new("(new model)"), &config.to_string())?;
         config.check()?;
-        let mut tensors = HashMap::new();
-        for (k, v) in checkpoint::load_dir(tower)? {
-            if k.starts_with("vision_model.") {
-                tensors.insert(format!("vision_tower.{k}"), v);
-            }
-        }
-        for (k, v) in checkpoint::load_dir(lm)? {
-            tensors.insert(format!("language_model.{k}"), v);
-        }
-        let tensors = tensors
-            .into_iter()
-            .map(|(k, v)| Ok((k, v.to_dtype(DType::F32)?)))
-            .collect::<candle_core::Result<HashMap<_, _>>>()?;
+        let seen = Stored::map_dir(tower)?.filtered(|k| k.starts_with("vision_model."));
+        let seen = seen.renamed(|k| format!("vision_tower.{k}"));
+        let spoken = Stored::map_dir(lm)?.renamed(|k| format!("language_model.{k}"));
+        let tensors = Arc::new(seen.and(spoken)?);
         let template = self.chat_template.clone().unwrap_or_else(|| VICUNA_V1.to_owned());
         let preprocess = Preprocess::from_file(&tower.join("preprocessor_config.json"))?;
         Ok(Base { config, tensors, preprocess, tokenizer, template, marks: (bos, eos) })
@@ -303,17 +291,39 @@ fn tokenizer(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
     Ok((path, bytes))
 }
 
-/// Adapters into the weights that they change.
-fn merge(all: &mut BTreeMap<String, Tensor>, lora: Lora) -> Result<()> {
-    let names: Vec<String> = all.keys().filter_map(|k| k.strip_suffix(".lora_A.weight").map(str::to_owned)).collect();
-    for name in names {
-        let take = |all: &mut BTreeMap<String, Tensor>, part: &str| all.remove(&format!("{name}.{part}"));
-        let (a, b) = (take(all, "lora_A.weight"), take(all, "lora_B.weight"));
-        if let (Some(w), Some(a), Some(b)) = (take(all, "weight"), a, b) {
-            all.insert(format!("{name}.weight"), adapted(&w.to_dtype(DType::F32)?, &a, &b, lora.scale())?);
-        }
+/// What is written: the tensors that training began with, the trained ones in their place, adapters added to the weights that
+/// they change; each is made when its turn comes.
+fn written<'a>(
+    start: &'a Stored,
+    trained: &'a BTreeMap<String, Tensor>,
+    lora: Option<Lora>,
+) -> BTreeMap<String, Content<'a>> {
+    let mut all = BTreeMap::new();
+    for (name, shape) in start.shapes() {
+        let make = move || match start.get(name)? {
+            Some(t) => Ok(t),
+            None => Err(Error::invalid(format!("tensor `{name}` is gone"))),
+        };
+        all.insert(name.to_owned(), Content::Later(DType::F32, shape.to_vec(), Box::new(make)));
     }
-    Ok(())
+    let adapter = |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
+    all.extend(trained.iter().filter(|t| !adapter(t.0)).map(|(k, t)| (k.clone(), Content::Tensor(t))));
+    let Some(lora) = lora else { return all };
+    for (name, a) in trained {
+        let Some(layer) = name.strip_suffix(".lora_A.weight") else { continue };
+        let (weight, b) = (format!("{layer}.weight"), trained.get(&format!("{layer}.lora_B.weight")));
+        let (Some(b), Some(shape)) = (b, start.shapes().into_iter().find(|s| s.0 == weight).map(|s| s.1.to_vec()))
+        else {
+            continue;
+        };
+        let held = weight.clone();
+        let make = move || match start.get(&held)? {
+            Some(w) => Ok((w.to_dtype(DType::F32)? + (b.matmul(a)? * lora.scale())?)?),
+            None => Err(Error::invalid(format!("tensor `{held}` is gone"))),
+        };
+        all.insert(weight, Content::Later(DType::F32, shape, Box::new(make)));
+    }
+    all
 }
 
 /// Features in the order of the packed conversations.

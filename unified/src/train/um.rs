@@ -185,7 +185,7 @@ impl UnifiedTraining {
                     None => model.clone(),
                 };
                 let x = model.embed(&batch.ids, batch.rows)?;
-                let hidden = model.hidden(&x, &batch.positions, &batch.mask, None)?;
+                let hidden = model.hidden(&x, &batch.positions, &batch.mask)?;
                 let weights = &self.loss;
                 let losses = split_loss(&model, &vocab, &hidden, &batch.targets, weights.z != 0.0)?;
                 let mut metrics = vec![

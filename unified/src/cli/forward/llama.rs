@@ -3,10 +3,12 @@
 use super::{Inputs, Named};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
-use lm::{Decoding, Llama};
+use lm::generate::likeliest;
+use lm::{Context, Llama, Part, Source};
 use nn::ops::{self, IGNORE, Mask, Positions};
+use std::sync::Arc;
 
-pub fn outputs(model: &Llama, inputs: &Inputs, max_tokens: usize) -> Result<Named> {
+pub fn outputs(model: &Arc<Llama>, inputs: &Inputs, max_tokens: usize) -> Result<Named> {
     let mut out = Named::new();
     let vocab = 0..model.config.vocab_size;
     let frequencies: Vec<f32> = model.config.inverse_frequencies().iter().map(|&f| f as f32).collect();
@@ -31,41 +33,29 @@ pub fn outputs(model: &Llama, inputs: &Inputs, max_tokens: usize) -> Result<Name
         };
         let positions = Positions::Each(each(|p, t| t.saturating_sub(p)).into());
         let see = Mask::CausalFrom(each(usize::min).into());
-        let hidden = model.hidden(&model.embed(&ids, rows)?, &positions, &see, None)?;
+        let hidden = model.hidden(&model.embed(&ids, rows)?, &positions, &see)?;
         // rows at padding are zero, as in the reference
         let keep = Tensor::from_vec(mask, (rows, tokens, 1), &inputs.device)?.to_dtype(hidden.dtype())?;
         out.insert("padded_logits".into(), model.logits(&hidden, vocab.clone())?.broadcast_mul(&keep)?);
-        let contexts = ids.chunks(tokens).zip(&pads).map(|(c, &p)| c[p..].to_vec()).collect();
+        let contexts = ids.chunks(tokens).zip(&pads).map(|(c, &p)| Part::tokens(&c[p..])).collect();
         out.insert("padded_greedy_tokens".into(), greedy(model, contexts, max_tokens)?);
     }
     if inputs.find("greedy_prompt").is_some() {
         let (ids, _, tokens) = inputs.tokens("greedy_prompt")?;
-        let contexts = ids.chunks(tokens).map(<[u32]>::to_vec).collect();
+        let contexts = ids.chunks(tokens).map(Part::tokens).collect();
         out.insert("greedy_tokens".into(), greedy(model, contexts, max_tokens)?);
     }
     Ok(out)
 }
 
-fn greedy(model: &Llama, contexts: Vec<Vec<u32>>, count: usize) -> Result<Tensor> {
-    let (decoding, hidden) = Decoding::start(model, &contexts)?;
-    likeliest(model, decoding, hidden, count)
-}
-
-/// The likeliest `count` tokens of each row, [rows, count].
-pub fn likeliest(model: &Llama, mut decoding: Decoding, mut hidden: Tensor, count: usize) -> Result<Tensor> {
-    let rows = hidden.dim(0)?;
-    let mut out = vec![Vec::with_capacity(count); rows];
-    for n in 0..count {
-        let logits = model.logits(&hidden, 0..model.config.vocab_size)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let next: Vec<u32> = logits.iter().map(|row| lm::sample::argmax(row) as u32).collect();
-        for (o, &t) in out.iter_mut().zip(&next) {
-            o.push(i64::from(t));
-        }
-        if n + 1 < count {
-            hidden = decoding.advance(&next)?;
-        }
-    }
-    Ok(Tensor::from_vec(out.concat(), (rows, count), &Device::Cpu)?)
+/// The likeliest `count` tokens after each context, [contexts, count].
+pub fn greedy(model: &Arc<Llama>, contexts: Vec<Part>, count: usize) -> Result<Tensor> {
+    let rows = Source::rows(0..model.config.vocab_size);
+    let n = contexts.len();
+    let contexts = contexts.into_iter().map(|c| Context::new(vec![c])).collect();
+    let tokens = likeliest(model.clone(), contexts, rows, count)?;
+    let ids: Vec<i64> = tokens.concat().into_iter().map(i64::from).collect();
+    Ok(Tensor::from_vec(ids, (n, count), &Device::Cpu)?)
 }
 
 /// Mean cross-entropy of the next token, over labels that are not negative.

@@ -8,11 +8,12 @@ use lm::draw::{DrawSettings, Schedule, draw};
 use lm::llamagen::{Condition, LlamaGen, ModelType};
 use lm::sample::SampleSettings;
 use nn::ops::cross_entropy;
+use std::sync::Arc;
 
 /// Rows of the condition's embedding that the reference keeps.
 const SHOWN: usize = 8;
 
-pub fn outputs(model: &LlamaGen, inputs: &Inputs) -> Result<Named> {
+pub fn outputs(model: &Arc<LlamaGen>, inputs: &Inputs) -> Result<Named> {
     let mut out = Named::new();
     let c = &model.config;
     let half = c.dim / c.n_head / 2;
@@ -35,7 +36,7 @@ pub fn outputs(model: &LlamaGen, inputs: &Inputs) -> Result<Named> {
         }
         let before: Vec<u32> = tokens.chunks(per).flat_map(|t| t[..per - 1].iter().copied()).collect();
         let x = Tensor::cat(&[&embedded, &model.embed(&before, n, 0)?], 1)?;
-        let all = model.forward(&x, 0, &vec![0; n], None)?;
+        let all = model.forward(&x, &vec![0; n])?;
         // from three condition rows before the one that predicts the first token, as the reference keeps them
         let from = c.cls_token_num - 1 - 3.min(c.cls_token_num - 1);
         out.insert("eval_logits".into(), all.narrow(1, from, all.dim(1)? - from)?.contiguous()?);
@@ -67,7 +68,7 @@ pub fn outputs(model: &LlamaGen, inputs: &Inputs) -> Result<Named> {
     Ok(out)
 }
 
-fn greedy(model: &LlamaGen, condition: &Condition, guidance_scale: f32, guidance_interval: i64) -> Result<Tensor> {
+fn greedy(model: &Arc<LlamaGen>, condition: &Condition, guidance_scale: f32, guidance_interval: i64) -> Result<Tensor> {
     let sample = SampleSettings::greedy();
     let settings = DrawSettings { sample, guidance_scale, guidance_interval, schedule: Schedule::Constant };
     let tokens = draw(model, condition, &vec![0; condition.len()], &settings, &mut |_| true)?;
@@ -75,7 +76,7 @@ fn greedy(model: &LlamaGen, condition: &Condition, guidance_scale: f32, guidance
     Ok(Tensor::from_vec(ids, (tokens.len(), model.config.block_size), &Device::Cpu)?)
 }
 
-fn condition(model: &LlamaGen, inputs: &Inputs, name: &str, mask: Option<&str>) -> Result<Condition> {
+fn condition(model: &Arc<LlamaGen>, inputs: &Inputs, name: &str, mask: Option<&str>) -> Result<Condition> {
     let t = inputs.find(name).with_context(|| format!("{}: no tensor `{name}`", inputs.path.display()))?;
     if model.config.model_type == ModelType::C2i {
         let ids = t.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
@@ -99,7 +100,7 @@ fn condition(model: &LlamaGen, inputs: &Inputs, name: &str, mask: Option<&str>) 
     Ok(Condition::Captions(t.to_device(&inputs.device)?, pads))
 }
 
-fn padded(model: &LlamaGen, inputs: &Inputs) -> Result<Option<Condition>> {
+fn padded(model: &Arc<LlamaGen>, inputs: &Inputs) -> Result<Option<Condition>> {
     if inputs.find("padded_condition").is_none() {
         return Ok(None);
     }

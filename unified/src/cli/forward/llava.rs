@@ -4,7 +4,7 @@ use super::{Inputs, Named, llama};
 use ::qlip::clip::ClipTower;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Tensor};
-use lm::Decoding;
+use lm::Part;
 use unified::llava::Llava;
 
 pub fn tower_outputs(tower: &ClipTower, inputs: &Inputs) -> Result<Named> {
@@ -59,9 +59,9 @@ pub fn outputs(model: &Llava, inputs: &Inputs, max_tokens: usize) -> Result<Name
     }
     if inputs.find("greedy_prompt").is_some() {
         let (ids, _, tokens) = inputs.tokens("greedy_prompt")?;
-        let contexts = ids.chunks(tokens.max(1)).map(|row| embed(row, 0)).collect::<Result<Vec<_>>>()?;
-        let (decoding, hidden) = Decoding::start_embedded(&model.lm, &contexts).context("greedy_prompt")?;
-        out.insert("greedy_tokens".into(), llama::likeliest(&model.lm, decoding, hidden, max_tokens)?);
+        let context = |row: &[u32]| -> Result<Part> { Ok(Part::Embedded(embed(row, 0)?, vec![0; row.len()])) };
+        let contexts = ids.chunks(tokens.max(1)).map(context).collect::<Result<Vec<_>>>()?;
+        out.insert("greedy_tokens".into(), llama::greedy(&model.lm, contexts, max_tokens).context("greedy_prompt")?);
     }
     if let Some(f) = features {
         out.insert("image_features".into(), f);

@@ -55,10 +55,14 @@ impl Forward {
             qlip::outputs(&Qlip::new(&params()?, &config, true)?, &inputs)?
         } else if json["model_type"] == "llama" {
             let config: LlamaConfig = read_json(&path)?;
-            llama::outputs(&Llama::new(&params()?, &config)?, &inputs, self.max_tokens.unwrap_or(12))?
+            llama::outputs(
+                &std::sync::Arc::new(Llama::new(&params()?, &config)?),
+                &inputs,
+                self.max_tokens.unwrap_or(12),
+            )?
         } else if json["model_type"] == "c2i" || json["model_type"] == "t2i" {
             let config: LlamaGenConfig = read_json(&path)?;
-            llamagen::outputs(&LlamaGen::new(&params()?, &config)?, &inputs)?
+            llamagen::outputs(&std::sync::Arc::new(LlamaGen::new(&params()?, &config)?), &inputs)?
         } else if json.get("codebook_size").is_some() {
             let config: VqConfig = read_json(&path)?;
             llamagen::tokenizer_outputs(&VqTokenizer::new(&params()?, &config)?, &inputs)?

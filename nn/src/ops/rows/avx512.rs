@@ -1,0 +1,275 @@
+//! Products of rows on AVX-512 with VNNI: sixteen float columns, or four byte columns of sixteen rows, an instruction.
+
+use super::WeightType;
+use super::inputs::Tile;
+use std::arch::x86_64::*;
+
+/// Most rows of inputs that [`blocks`] takes at once.
+pub const TILE: usize = 12;
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn load<const T: u8>(p: *const u8) -> __m512 {
+    // SAFETY: the caller has sixteen values at p.
+    unsafe {
+        if T == WeightType::F32 as u8 {
+            _mm512_loadu_ps(p.cast())
+        } else if T == WeightType::Bf16 as u8 {
+            let words = _mm256_loadu_si256(p.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))
+        } else {
+            _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+        }
+    }
+}
+
+/// R rows of a float weight times M rows of inputs: one sum of sixteen lanes each, in the order of the columns whatever R
+/// and M are, so that a row's result does not depend on what it is computed with.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn dots<const T: u8, const R: usize, const M: usize, const AHEAD: bool>(
+    w: *const u8,
+    x: *const f32,
+    k: usize,
+    out: *mut f32,
+) {
+    let size = if T == WeightType::F32 as u8 { 4 } else { 2 };
+    let mut acc = [[_mm512_setzero_ps(); M]; R];
+    let whole = k / 16 * 16;
+    // SAFETY: the caller has R rows of k values at w, M rows at x and a place for M rows of four sums at out.
+    unsafe {
+        let mut c = 0;
+        while c < whole {
+            let mut row = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                let p = w.add((r * k + c) * size);
+                // the rows after these: a row is about a page, where the processor's own prefetching ends
+                if AHEAD {
+                    _mm_prefetch(p.wrapping_add(R * k * size).cast(), _MM_HINT_T1);
+                }
+                row[r] = load::<T>(p);
+            }
+            for i in 0..M {
+                let v = _mm512_loadu_ps(x.add(i * k + c));
+                for r in 0..R {
+                    acc[r][i] = _mm512_fmadd_ps(row[r], v, acc[r][i]);
+                }
+            }
+            c += 16;
+        }
+        for r in 0..R {
+            for i in 0..M {
+                let mut sum = _mm512_reduce_add_ps(acc[r][i]);
+                for c in whole..k {
+                    sum += super::portable::value(T, w.add((r * k + c) * size)) * *x.add(i * k + c);
+                }
+                *out.add(i * 4 + r) = sum;
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn float<const T: u8>(w: *const u8, rows: usize, x: *const f32, m: usize, k: usize, out: *mut f32) {
+    let size = if T == WeightType::F32 as u8 { 4 } else { 2 };
+    // SAFETY: passed on.
+    unsafe {
+        let mut i = 0;
+        while i < m {
+            let (x, out) = (x.add(i * k), out.add(i * 4));
+            macro_rules! tile {
+                ($m:literal) => {{
+                    if rows != 4 {
+                        (0..rows).for_each(|r| dots::<T, 1, $m, false>(w.add(r * k * size), x, k, out.add(r)));
+                    } else if i == 0 && m <= 16 {
+                        dots::<T, 4, $m, true>(w, x, k, out);
+                    } else {
+                        dots::<T, 4, $m, false>(w, x, k, out);
+                    }
+                    $m
+                }};
+            }
+            i += match m - i {
+                1 => tile!(1),
+                2 => tile!(2),
+                3 => tile!(3),
+                4 | 7 | 8 => tile!(4),
+                5 => tile!(5),
+                _ => tile!(6),
+            };
+        }
+    }
+}
+
+/// See [`super::Kernels::float`].
+pub unsafe fn float_rows(ty: WeightType, w: *const u8, rows: usize, x: *const f32, m: usize, k: usize, out: *mut f32) {
+    // SAFETY: this level is only chosen on processors that have the instructions; the rest is passed on.
+    unsafe {
+        match ty {
+            WeightType::F32 => float::<{ WeightType::F32 as u8 }>(w, rows, x, m, k, out),
+            WeightType::Bf16 => float::<{ WeightType::Bf16 as u8 }>(w, rows, x, m, k, out),
+            _ => float::<{ WeightType::F16 as u8 }>(w, rows, x, m, k, out),
+        }
+    }
+}
+
+/// Four bytes of the inputs in every lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn four(q: *const i8, at: usize) -> __m512i {
+    // SAFETY: the tile has a chunk there.
+    unsafe { _mm512_set1_epi32(q.cast::<i32>().add(at).read_unaligned()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn ahead(p: *const u8, lines: usize) {
+    for i in 0..lines {
+        _mm_prefetch(p.wrapping_add(1536 + i * 64).cast(), _MM_HINT_T0);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn halves_to_floats(p: *const u8) -> __m512 {
+    // SAFETY: sixteen float16 lie there.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn bytes_to_floats<const SIGNED: bool>(p: *const u8) -> __m512 {
+    // SAFETY: sixteen bytes lie there.
+    let b = unsafe { _mm_loadu_si128(p.cast()) };
+    _mm512_cvtepi32_ps(if SIGNED { _mm512_cvtepi8_epi32(b) } else { _mm512_cvtepu8_epi32(b) })
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn group<const T: u8, const M: usize>(w: *const u8, k: usize, t: &Tile, out: *mut f32) {
+    let mut acc = [_mm512_setzero_ps(); M];
+    let (q, d) = (t.q.as_ptr(), t.d.as_ptr());
+    let nibble = _mm512_set1_epi8(15);
+    // SAFETY: the caller has a whole group of k columns at w, a tile of M rows and k columns, and a place for M x 16 sums.
+    unsafe {
+        if T == WeightType::Q8_0 as u8 {
+            let quants = w.add(k / 32 * 32);
+            for b in 0..k / 32 {
+                let scale = halves_to_floats(w.add(b * 32));
+                let p = quants.add(b * 512);
+                ahead(p, 8);
+                let mut s = [_mm512_setzero_si512(); M];
+                for i in 0..M {
+                    s[i] = _mm512_set1_epi32(*t.offset.as_ptr().add(b * M + i));
+                }
+                for c in 0..8 {
+                    let v = _mm512_loadu_si512(p.add(c * 64).cast());
+                    for i in 0..M {
+                        s[i] = _mm512_dpbusd_epi32(s[i], v, four(q, (b * 8 + c) * M + i));
+                    }
+                }
+                for i in 0..M {
+                    let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(b * M + i)));
+                    acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), scale, acc[i]);
+                }
+            }
+        } else if T == WeightType::Q4K as u8 {
+            let quants = w.add(k / 256 * 320);
+            for b in 0..k / 32 {
+                let head = w.add(b / 8 * 320);
+                let scale = _mm512_mul_ps(halves_to_floats(head), bytes_to_floats::<false>(head.add(64 + b % 8 * 16)));
+                let min =
+                    _mm512_mul_ps(halves_to_floats(head.add(32)), bytes_to_floats::<false>(head.add(192 + b % 8 * 16)));
+                let p = quants.add(b * 256);
+                ahead(p, 4);
+                let mut s = [_mm512_setzero_si512(); M];
+                for c in 0..4 {
+                    let v = _mm512_loadu_si512(p.add(c * 64).cast());
+                    let (low, high) = (_mm512_and_si512(v, nibble), _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
+                    for i in 0..M {
+                        s[i] = _mm512_dpbusd_epi32(s[i], low, four(q, (b * 8 + c * 2) * M + i));
+                        s[i] = _mm512_dpbusd_epi32(s[i], high, four(q, (b * 8 + c * 2 + 1) * M + i));
+                    }
+                }
+                for i in 0..M {
+                    let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(b * M + i)));
+                    acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), scale, acc[i]);
+                    acc[i] = _mm512_fnmadd_ps(min, _mm512_set1_ps(*t.sum.as_ptr().add(b * M + i)), acc[i]);
+                }
+            }
+        } else {
+            let quants = w.add(k / 256 * 288);
+            let two = _mm512_set1_epi8(0x30);
+            for b in 0..k / 32 {
+                let head = w.add(b / 8 * 288);
+                let factor = halves_to_floats(head);
+                let p = quants.add(b * 384);
+                ahead(p, 6);
+                for h in 0..2 {
+                    let scale = _mm512_mul_ps(factor, bytes_to_floats::<true>(head.add(32 + (b % 8 * 2 + h) * 16)));
+                    let bits = _mm512_loadu_si512(p.add(256 + h * 64).cast());
+                    let mut s = [_mm512_setzero_si512(); M];
+                    for i in 0..M {
+                        s[i] = _mm512_set1_epi32(*t.halves.as_ptr().add((b * 2 + h) * M + i));
+                    }
+                    for c in 0..2 {
+                        let v = _mm512_loadu_si512(p.add((h * 2 + c) * 64).cast());
+                        // the chunk's two bits, moved above its nibble
+                        let (b0, b1) = if c == 0 {
+                            (_mm512_slli_epi16(bits, 4), _mm512_slli_epi16(bits, 2))
+                        } else {
+                            (bits, _mm512_srli_epi16(bits, 2))
+                        };
+                        let low = _mm512_or_si512(_mm512_and_si512(v, nibble), _mm512_and_si512(b0, two));
+                        let high = _mm512_or_si512(
+                            _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble),
+                            _mm512_and_si512(b1, two),
+                        );
+                        for i in 0..M {
+                            let at = b * 8 + h * 4 + c * 2;
+                            s[i] = _mm512_dpbusd_epi32(s[i], low, four(q, at * M + i));
+                            s[i] = _mm512_dpbusd_epi32(s[i], high, four(q, (at + 1) * M + i));
+                        }
+                    }
+                    for i in 0..M {
+                        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(b * M + i)));
+                        acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), scale, acc[i]);
+                    }
+                }
+            }
+        }
+        for i in 0..M {
+            _mm512_storeu_ps(out.add(i * 16), acc[i]);
+        }
+    }
+}
+
+/// See [`super::Kernels::blocks`].
+pub unsafe fn blocks(ty: WeightType, w: *const u8, k: usize, t: &Tile, out: *mut f32) {
+    macro_rules! each {
+        ($t:expr) => {
+            match t.m {
+                1 => group::<{ $t as u8 }, 1>(w, k, t, out),
+                2 => group::<{ $t as u8 }, 2>(w, k, t, out),
+                3 => group::<{ $t as u8 }, 3>(w, k, t, out),
+                4 => group::<{ $t as u8 }, 4>(w, k, t, out),
+                5 => group::<{ $t as u8 }, 5>(w, k, t, out),
+                6 => group::<{ $t as u8 }, 6>(w, k, t, out),
+                7 => group::<{ $t as u8 }, 7>(w, k, t, out),
+                8 => group::<{ $t as u8 }, 8>(w, k, t, out),
+                9 => group::<{ $t as u8 }, 9>(w, k, t, out),
+                10 => group::<{ $t as u8 }, 10>(w, k, t, out),
+                11 => group::<{ $t as u8 }, 11>(w, k, t, out),
+                12 => group::<{ $t as u8 }, 12>(w, k, t, out),
+                m => unreachable!("a tile of {m} rows"),
+            }
+        };
+    }
+    // SAFETY: this level is only chosen on processors that have the instructions; the rest is passed on.
+    unsafe {
+        match ty {
+            WeightType::Q8_0 => each!(WeightType::Q8_0),
+            WeightType::Q4K => each!(WeightType::Q4K),
+            _ => each!(WeightType::Q6K),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Words through the engine: what every family's answers are made of.
+
+use crate::Result;
+use crate::conversation::{Event, Request, TextStream};
+use lm::engine::{self, Context, Done, Finish, LogProb, Next, Part, Shared, Source};
+
+/// How a model's words are drawn.
+pub(crate) struct Saying<'a> {
+    pub engine: &'a Shared,
+    /// Rows of its words.
+    pub rows: Source,
+    /// Tokens that never come.
+    pub banned: Vec<u32>,
+    /// Tokens that end the words; they come out of the engine and belong to no text.
+    pub ends: Vec<u32>,
+}
+
+impl Saying<'_> {
+    /// The engine's request for at most `most` tokens after a context.
+    pub fn request(&self, context: Context, r: &Request, stream: u64, most: usize) -> engine::Request {
+        let (rows, ends) = (self.rows, self.ends.clone());
+        let grammar = Box::new(move |tokens: &[u32]| match tokens.last() {
+            Some(t) if ends.contains(t) => Next::Done(Finish::Stop),
+            _ if tokens.len() >= most => Next::Done(Finish::Length),
+            _ => Next::Choose(rows),
+        });
+        let mut request = engine::Request::new(context, r.generation.text, (r.seed, stream), grammar);
+        request.banned = self.banned.clone();
+        request
+    }
+
+    /// Words after a context, into a stream.
+    pub fn say(
+        &self,
+        context: Context,
+        r: &Request,
+        stream_key: u64,
+        most: usize,
+        stream: &mut TextStream,
+        on: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<Done> {
+        let request = self.request(context, r, stream_key, most);
+        let mut error = None;
+        let mut take = |_: usize, id: u32, _: Option<LogProb>| {
+            if self.ends.contains(&id) {
+                return true;
+            }
+            stream.push(id, on).unwrap_or_else(|e| {
+                error = Some(e);
+                false
+            })
+        };
+        let done = self.engine.run(vec![request], &mut take)?.pop();
+        match (error, done) {
+            (Some(e), _) => Err(e),
+            (None, Some(done)) => Ok(done),
+            (None, None) => Err(crate::Error::invalid("no answer")),
+        }
+    }
+
+    /// The likeliest words after each of several contexts, up to an end.
+    pub fn likeliest(&self, contexts: Vec<Vec<Part>>, max_tokens: usize) -> Result<Vec<Vec<u32>>> {
+        let r = Request::greedy(max_tokens);
+        let requests = contexts.into_iter().map(|c| self.request(Context::new(c), &r, 0, max_tokens)).collect();
+        let done = self.engine.run(requests, &mut |_, _, _| true)?;
+        let words = |d: Done| d.tokens.into_iter().take_while(|t| !self.ends.contains(t)).collect();
+        Ok(done.into_iter().map(words).collect())
+    }
+}
