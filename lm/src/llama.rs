@@ -2,13 +2,16 @@
 //! optionally a norm of each head's queries and keys (UM3 section 4.1). Published tensor names.
 
 use crate::engine::{Choose, Model, Source};
+use crate::head::BitwiseHead;
 use crate::trunk::Trunk;
+use crate::vocab::MergedVocab;
 use candle_core::Tensor;
 use nn::block::{Block, BlockConfig, LLAMA_NAMES, MlpKind, Norm, NormKind};
 use nn::ops::{Mask, Positions, Rope, RopeStyle};
 use nn::{Error, Init, Params, Result, Weight};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// config.json of a Llama checkpoint, with the published field names; what it leaves out has the value that transformers
 /// gives it (LLaVA's text_config names little else than the vocabulary).
@@ -207,9 +210,26 @@ pub struct Llama {
     embed: Weight,
     trunk: Trunk,
     head: Weight,
+    /// Visual tokens as bits, and the token of code 0.
+    bits: Option<(u32, Arc<BitwiseHead>)>,
 }
 
 impl Llama {
+    /// Takes the model's tensors, those of a bitwise head among them where the vocabulary has one.
+    pub fn of_vocab(p: &Params, config: &LlamaConfig, vocab: &MergedVocab) -> Result<Self> {
+        let mut model = Self::new(p, config)?;
+        if let Some(b) = &vocab.bitwise {
+            let head = BitwiseHead::new(&p.clone().adapted(None), b, config.hidden_size)?;
+            model.bits = Some((vocab.text as u32, Arc::new(head)));
+        }
+        Ok(model)
+    }
+
+    /// The bitwise head of visual tokens, where there is one.
+    pub fn bitwise(&self) -> Option<&BitwiseHead> {
+        self.bits.as_ref().map(|b| &*b.1)
+    }
+
     /// Takes the model's tensors.
     pub fn new(p: &Params, config: &LlamaConfig) -> Result<Self> {
         config.check()?;
@@ -237,6 +257,7 @@ impl Llama {
             embed,
             trunk: Trunk::new(p, layers, norm, rope, (config.kv_heads(), config.head_width()), d),
             head,
+            bits: None,
         })
     }
 
@@ -257,6 +278,24 @@ impl Llama {
     /// Embeddings of token ids: `ids` holds `batch` sequences of equal length; returns [batch, tokens, width].
     pub fn embed(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
         let (v, d) = self.embed.shape()?;
+        if let Some((first, head)) = self.bits.as_ref().filter(|b| ids.iter().any(|&i| i >= b.0)) {
+            // words first, then codes, then each in its place
+            let (mut words, mut codes) = (Vec::new(), Vec::new());
+            ids.iter().for_each(|&i| if i < *first { words.push(i) } else { codes.push(i - first) });
+            let (mut word, mut code) = (0, words.len() as u32);
+            let order: Vec<u32> = ids
+                .iter()
+                .map(|i| {
+                    let next = if i < first { &mut word } else { &mut code };
+                    *next += 1;
+                    *next - 1
+                })
+                .collect();
+            let codes = head.embed(&codes)?;
+            let all = if words.is_empty() { codes } else { Tensor::cat(&[self.embed.rows(&words)?, codes], 0)? };
+            let order = Tensor::from_vec(order, ids.len(), all.device())?;
+            return Ok(all.index_select(&order, 0)?.reshape((batch, ids.len() / batch.max(1), d))?);
+        }
         if let Some(bad) = ids.iter().find(|&&i| i as usize >= v) {
             return Err(Error::invalid(format!("token {bad} is outside the vocabulary of {v}")));
         }
@@ -289,6 +328,10 @@ impl Model for Llama {
         Ok(Llama::embed(self, tokens, 1)?.squeeze(0)?)
     }
     fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
+        if source.head == 1 {
+            let (first, head) = self.bits.as_ref().ok_or_else(|| Error::invalid("this model has no bitwise head"))?;
+            return Ok(head.draw(hidden, choose)?.into_iter().map(|code| first + code).collect());
+        }
         let from = source.start as usize;
         let chosen = choose(&self.logits(hidden, from..from + source.rows as usize)?)?;
         Ok(chosen.into_iter().map(|i| source.start + i).collect())

@@ -43,6 +43,9 @@ pub fn split_loss(
         let (n, range) = (rows.len(), vocab.range(partition));
         let ids: Vec<u32> = ids.iter().map(|&t| t - range.start as u32).collect();
         let x = flat.index_select(&Tensor::from_vec(rows, n, flat.device())?, 0)?;
+        if let (Partition::Visual(_), Some(head)) = (partition, model.bitwise()) {
+            return add(sum, (head.loss(&x, &ids)? * n as f64)?);
+        }
         let logits = model.logits(&x, range)?;
         let losses = ops::cross_entropy(&logits, &ids)?;
         if with_z {

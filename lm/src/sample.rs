@@ -95,9 +95,10 @@ impl Sampler {
         let all = left.len();
         let most = if s.top_k > 0 { s.top_k.min(all) } else { all };
         let mut sorted = 0;
-        // puts the first n in order
-        let mut sort_to = |left: &mut Vec<(u32, f32)>, n: usize| {
-            if n > sorted {
+        // puts the first in order, twice as many each time that place n is beyond what is in order
+        let mut reach = |left: &mut Vec<(u32, f32)>, n: usize, most: usize| {
+            if n >= sorted {
+                let n = most.min((2 * n).max(FIRST));
                 if n < left.len() {
                     left[sorted..].select_nth_unstable_by(n - sorted - 1, order);
                 }
@@ -108,13 +109,13 @@ impl Sampler {
         let sum = |part: &[(u32, f32)]| part.iter().map(|x| f64::from(x.1)).sum::<f64>();
         let mut count = most;
         if most < all {
-            sort_to(&mut left, most);
+            left.select_nth_unstable_by(most - 1, order);
         }
         let mut total = sum(&left[..most]);
         if s.top_p < 1.0 {
             let (wanted, mut reached, mut n) = (total * f64::from(s.top_p), 0.0, 0);
             while n < most {
-                sort_to(&mut left, most.min((2 * n).max(FIRST)));
+                reach(&mut left, n, most);
                 reached += f64::from(left[n].1);
                 n += 1;
                 if reached >= wanted {
@@ -125,7 +126,7 @@ impl Sampler {
         }
         let mut rest = u * total;
         for n in 0..count {
-            sort_to(&mut left, count.min((2 * n).max(FIRST)));
+            reach(&mut left, n, most);
             rest -= f64::from(left[n].1);
             if rest < 0.0 {
                 return left[n].0 as usize;

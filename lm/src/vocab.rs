@@ -1,5 +1,7 @@
 //! The merged vocabulary: text rows first (marks among them), then the visual rows.
 
+use crate::engine::Source;
+use crate::head::BitwiseConfig;
 use crate::shared_bits::bit_patterns;
 use candle_core::{Device, Tensor};
 use nn::{Error, Result};
@@ -22,6 +24,10 @@ pub struct MergedVocab {
     pub shared_table: bool,
     /// Codes along the side of a picture's square grid.
     pub grid: usize,
+    /// Visual tokens as bits, a token a code, without rows of a table; `group_bits` is not read then. A visual token is `text`
+    /// plus its code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bitwise: Option<BitwiseConfig>,
     /// Row of the mark before a picture (a text row).
     pub begin_image: u32,
     /// Row of the mark after it.
@@ -56,7 +62,15 @@ impl MergedVocab {
 
     /// Whether the numbers fit together.
     pub fn check(&self) -> Result<()> {
-        if self.group_bits == 0
+        if let Some(b) = &self.bitwise {
+            b.check()?;
+            if b.bits != self.bits || self.bits > 31 || self.shared_table {
+                return Err(Error::invalid(format!(
+                    "vocabulary: a bitwise head of {} bits for codes of {} (31 at most, no shared table)",
+                    b.bits, self.bits
+                )));
+            }
+        } else if self.group_bits == 0
             || self.group_bits > 20
             || !self.bits.is_multiple_of(self.group_bits)
             || self.bits > 63
@@ -77,7 +91,21 @@ impl MergedVocab {
 
     /// Sub-tokens a code.
     pub fn groups(&self) -> usize {
-        self.bits / self.group_bits
+        self.bits / self.width().max(1)
+    }
+
+    /// Bits of a visual token.
+    fn width(&self) -> usize {
+        if self.bitwise.is_some() { self.bits } else { self.group_bits }
+    }
+
+    /// What the engine draws a token of a partition from.
+    pub fn source(&self, p: Partition) -> Source {
+        let range = self.range(p);
+        match (p, &self.bitwise) {
+            (Partition::Visual(_), Some(_)) => Source { head: 1, start: range.start as u32, rows: 0 },
+            _ => Source::rows(range),
+        }
     }
 
     /// Visual tokens a picture.
@@ -87,6 +115,9 @@ impl MergedVocab {
 
     /// Rows in all.
     pub fn rows(&self) -> usize {
+        if self.bitwise.is_some() {
+            return self.text;
+        }
         let tables = if self.shared_table { 1 } else { self.groups() };
         self.text + (tables << self.group_bits)
     }
@@ -97,8 +128,8 @@ impl MergedVocab {
             Partition::Text => 0..self.text,
             Partition::Visual(sub) => {
                 let table = if self.shared_table { 0 } else { sub };
-                let start = self.text + (table << self.group_bits);
-                start..start + (1 << self.group_bits)
+                let start = self.text + (table << self.width());
+                start..start + (1 << self.width())
             }
         }
     }
@@ -114,7 +145,7 @@ impl MergedVocab {
             .iter()
             .flat_map(|&code| {
                 let start = |sub| self.range(Partition::Visual(sub)).start as u32;
-                groups_of(code, self.groups(), self.group_bits).enumerate().map(move |(sub, index)| start(sub) + index)
+                groups_of(code, self.groups(), self.width()).enumerate().map(move |(sub, index)| start(sub) + index)
             })
             .collect()
     }
@@ -143,7 +174,7 @@ impl MergedVocab {
                     }
                     Ok(t - range.start as u32)
                 });
-                Ok(code_of(&groups.collect::<Result<Vec<_>>>()?, self.group_bits))
+                Ok(code_of(&groups.collect::<Result<Vec<_>>>()?, self.width()))
             })
             .collect()
     }
@@ -155,8 +186,9 @@ mod tests {
 
     #[test]
     fn codes_survive_the_round_trip() {
-        for shared_table in [false, true] {
+        for (shared_table, bitwise) in [(false, false), (true, false), (false, true)] {
             let v = MergedVocab {
+                bitwise: bitwise.then(|| BitwiseConfig::of(28, 8)),
                 text: 100,
                 bits: 28,
                 group_bits: 14,
@@ -170,7 +202,8 @@ mod tests {
             let tokens = v.to_tokens(&codes);
             assert!(tokens.iter().enumerate().all(|(i, &t)| v.range(v.visual(i)).contains(&(t as usize))));
             assert_eq!(v.to_codes(&tokens).unwrap(), codes);
-            assert!(v.rows() == 100 + (16384 << usize::from(!shared_table)));
+            let visual = if bitwise { 0 } else { 16384 << usize::from(!shared_table) };
+            assert_eq!((v.rows(), tokens.len()), (100 + visual, if bitwise { 4 } else { 8 }));
         }
     }
 }

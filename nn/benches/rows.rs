@@ -1,4 +1,4 @@
-//! Products of few rows and many with every type of weight, 8192 x 2048, cold: `cargo bench --workspace --bench rows`. Prints
+//! Products of few rows and many with every type of weight, 8192 x 2048 if not told otherwise, cold: `cargo bench --workspace --bench rows`. Prints
 //! milliseconds, GB/s of weights and GFLOP/s; `UNIFIED_KERNELS=avx2` forces an instruction set. Nothing is asserted.
 
 use candle_core::{Device, Tensor};
@@ -6,7 +6,9 @@ use nn::{Packed, Weight, WeightType};
 use std::time::Instant;
 
 fn main() -> nn::Result<()> {
-    let (n, k) = (8192, 2048);
+    // `cargo bench .. -- 2048 8192` times another shape
+    let sizes: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let (n, k) = if let [n, k] = sizes[..] { (n, k) } else { (8192, 2048) };
     println!("kernels: {}, threads: {}", nn::ops::kernels().name, rayon::current_num_threads());
     println!("{:>6} {:>6} {:>9} {:>9} {:>9}", "type", "rows", "ms", "GB/s", "GFLOP/s");
     for ty in WeightType::ALL {

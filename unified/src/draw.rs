@@ -140,7 +140,7 @@ impl Unified {
         uncond.push(v.begin_image);
         let mut requests = Vec::with_capacity(seeds.len());
         for (context, &seed) in contexts.into_iter().zip(seeds) {
-            let sources: Vec<Source> = (0..count).map(|n| Source::rows(v.range(v.visual(n)))).collect();
+            let sources: Vec<Source> = (0..count).map(|n| v.source(v.visual(n))).collect();
             let grammar = Box::new(move |tokens: &[u32]| match sources.get(tokens.len()) {
                 Some(source) => Next::Choose(*source),
                 None => Next::Done(Finish::Stop),

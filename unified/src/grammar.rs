@@ -57,7 +57,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn vocab() -> MergedVocab {
-        MergedVocab { text: 10, bits: 4, group_bits: 2, shared_table: false, grid: 2, begin_image: 2, end_image: 3 }
+        MergedVocab {
+            text: 10,
+            bits: 4,
+            group_bits: 2,
+            shared_table: false,
+            bitwise: None,
+            grid: 2,
+            begin_image: 2,
+            end_image: 3,
+        }
     }
 
     proptest! {

@@ -152,7 +152,7 @@ impl Sample {
 /// What samples are made from.
 pub struct Source<'a> {
     /// Photographs.
-    pub photos: &'a Pictures,
+    pub photos: Option<&'a Pictures>,
     /// Shares.
     pub mixture: &'a Mixture,
     /// The mixture's files of documents, opened.
@@ -221,9 +221,15 @@ impl Source<'_> {
     }
 
     fn photo(&self, r: &mut Rng) -> Result<(Image, &str)> {
-        let (at, image) = self.photos.draw(r)?;
-        let class = self.photos.class(at).map_or("", |c| &self.photos.classes[c]);
+        let photos =
+            self.photos.ok_or_else(|| crate::Error::invalid("a share of photographs, but no folder of them"))?;
+        let (at, image) = photos.draw(r)?;
+        let class = photos.class(at).map_or("", |c| &photos.classes[c]);
         Ok((augment(&image, self.side, 0.85, r), class))
+    }
+
+    fn classes(&self) -> &[String] {
+        self.photos.map_or(&[], |p| &p.classes)
     }
 
     fn talk(&self, r: &mut Rng) -> Sample {
@@ -266,7 +272,7 @@ impl Source<'_> {
         out.push(Piece::Text(self.marks.user.clone(), false));
         if f64::from(rng::uniform(r)) < self.mixture.photos {
             let (image, class) = self.photo(r)?;
-            let classes: Vec<&String> = self.photos.classes.iter().filter(|c| *c != class).collect();
+            let classes: Vec<&String> = self.classes().iter().filter(|c| *c != class).collect();
             let asked = if right || classes.is_empty() { class } else { classes[rng::below(r, classes.len())] };
             let ask = format!("{}{}", DRAW[rng::below(r, DRAW.len())], caption(asked));
             self.drawn(&mut out, &ask, image, asked == class);
@@ -341,7 +347,7 @@ impl Source<'_> {
 
     fn photo_words(&self, out: &mut Sample, image: Option<Image>, class: &str, r: &mut Rng) {
         self.turn(out, image, DESCRIBE[rng::below(r, DESCRIBE.len())], &caption(class));
-        let classes = &self.photos.classes;
+        let classes = self.classes();
         let other = &classes[rng::below(r, classes.len())];
         let asked = if rng::uniform(r) < 0.5 { class } else { other.as_str() };
         let answer = if asked == class { "yes" } else { "no" };

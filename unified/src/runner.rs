@@ -56,7 +56,7 @@ impl Unified {
         let origin = files.path_of("model.safetensors").display().to_string();
         let params = Params::from_tensors(origin, load_weights(files, "")?, placement.dtype, &placement.device)
             .stored_as(placement.weights);
-        let model = Arc::new(Llama::new(&params, &config.text_config)?);
+        let model = Arc::new(Llama::of_vocab(&params, &config.text_config, &config.vocabulary)?);
         let path = files.path_of("tokenizer.json");
         let words = Words::from_bytes(&path, &files.read("tokenizer.json")?)?;
         let template = Template::of_model(files)?.map_or_else(|| Template::new(DEFAULT_TEMPLATE), Ok)?;

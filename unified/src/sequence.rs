@@ -150,7 +150,16 @@ mod tests {
     use super::*;
 
     fn vocab() -> MergedVocab {
-        MergedVocab { text: 10, bits: 4, group_bits: 2, shared_table: false, grid: 1, begin_image: 2, end_image: 3 }
+        MergedVocab {
+            text: 10,
+            bits: 4,
+            group_bits: 2,
+            shared_table: false,
+            bitwise: None,
+            grid: 1,
+            begin_image: 2,
+            end_image: 3,
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Element-wise activations and the gated product of SwiGLU.
 
-use super::{is_fused, values, vector, with_values};
+use super::{in_parts, is_fused, values, vector, with_values};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -114,7 +114,7 @@ fn gelu_slope(x: f32) -> f32 {
 
 fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
     let mut y = vec![0f32; x.len()];
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+    in_parts(&mut y, x, CHUNK, |y, x| {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = f(x);
         }
@@ -124,11 +124,17 @@ fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
 
 fn map2(x: &[f32], g: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
     let mut y = vec![0f32; x.len()];
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(|((y, x), g)| {
+    let part = |y: &mut [f32], x: &[f32], g: &[f32]| {
         for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
             *y = f(x, g);
         }
-    });
+    };
+    if y.len() <= CHUNK {
+        part(&mut y, x, g);
+    } else {
+        let all = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK));
+        all.for_each(|((y, x), g)| part(y, x, g));
+    }
     y
 }
 

@@ -80,6 +80,16 @@ pub(crate) fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOn
     Ok(f(slices))
 }
 
+/// Calls `f` with parts of `len` values of y and x. A single part stays on this thread: waking others costs more than the norm
+/// of one token.
+fn in_parts(y: &mut [f32], x: &[f32], len: usize, f: impl Fn(&mut [f32], &[f32]) + Sync) {
+    use rayon::prelude::*;
+    if y.len() <= len {
+        return f(y, x);
+    }
+    y.par_chunks_mut(len).zip(x.par_chunks(len)).for_each(|(y, x)| f(y, x));
+}
+
 /// Rows of a batch that one task works on, so that small tensors stay on one thread.
 fn rows_per_task(rows: usize, row_len: usize) -> usize {
     let min_rows = (16 * 1024 / row_len.max(1)).max(1);

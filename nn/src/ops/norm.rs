@@ -1,6 +1,6 @@
 //! Layer norm and root-mean-square norm over the last dimension.
 
-use super::{is_fused, rows_per_task, values, vector, with_values};
+use super::{in_parts, is_fused, rows_per_task, values, vector, with_values};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -43,7 +43,7 @@ pub(super) fn forward(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32) -> Vec<
     let d = w.len();
     let mut y = vec![0f32; x.len()];
     let rows = rows_per_task(x.len() / d, d);
-    y.par_chunks_mut(rows * d).zip(x.par_chunks(rows * d)).for_each(|(y, x)| {
+    in_parts(&mut y, x, rows * d, |y, x| {
         for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
             match b {
                 Some(b) => {

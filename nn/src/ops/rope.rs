@@ -90,7 +90,7 @@ impl Rope {
         let sign = if inverse { -1.0 } else { 1.0 };
         let width = heads * d;
         let per = rows_per_task(x.len() / width.max(1), width);
-        x.par_chunks_mut(per * width).enumerate().for_each(|(chunk, x)| {
+        let part = |chunk: usize, x: &mut [f32]| {
             for (i, x) in x.chunks_exact_mut(width).enumerate() {
                 let token = chunk * per + i;
                 let r = self.row(positions, token / tokens, token % tokens, tokens) * half;
@@ -117,7 +117,12 @@ impl Rope {
                     }
                 }
             }
-        });
+        };
+        if x.len() <= per * width {
+            part(0, x);
+        } else {
+            x.par_chunks_mut(per * width).enumerate().for_each(|(chunk, x)| part(chunk, x));
+        }
     }
 
     fn row(&self, positions: &Positions, b: usize, t: usize, tokens: usize) -> usize {

@@ -1,6 +1,7 @@
 //! Training of the unified model: one decoder over text and pictures (UM3 section 4).
 
 use super::Run;
+use super::llamagen::Head;
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
 use crate::documents::Documents;
@@ -13,6 +14,7 @@ use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lm::grow::grow;
+use lm::head::BitwiseConfig;
 use lm::loss::split_loss;
 use lm::shared_bits::SharedBits;
 use lm::{Llama, LlamaConfig, MergedVocab};
@@ -44,16 +46,24 @@ pub struct UnifiedTraining {
     pub qlip: PathBuf,
     /// tokenizer.json of the text.
     pub tokenizer: PathBuf,
-    /// Folder of photographs (train-*.parquet).
-    pub photos: PathBuf,
+    /// Folder of classed photographs (train-*.parquet); needed where the mixture has a share of them.
+    #[serde(default)]
+    pub photos: Option<PathBuf>,
     /// Folder of a checkpoint to start from, instead of `model`: a unified one of the same vocabulary, or a Llama, which
     /// grows rows for marks and visual tokens and norms of queries and keys; what it says about text stays as it was.
     #[serde(default)]
     pub start: Option<PathBuf>,
     /// Tokens a row; short samples share one.
     pub sequence_length: usize,
-    /// Bits of a visual sub-token.
-    pub group_bits: usize,
+    /// Visual tokens from rows of the merged vocabulary, or as bits: a token a code, half as many positions as two sub-tokens.
+    #[serde(default)]
+    pub head: Head,
+    /// Inner width of a bitwise head; the model's if absent.
+    #[serde(default)]
+    pub head_width: Option<usize>,
+    /// Bits of a visual sub-token; needed where `head` is "tokens".
+    #[serde(default)]
+    pub group_bits: Option<usize>,
     /// Learns each visual row as its own vector plus a sum over its bits, which all rows share; the written table holds the
     /// sums, so that the checkpoint is an ordinary one. Needs `tie_word_embeddings`.
     #[serde(default)]
@@ -78,7 +88,6 @@ pub struct UnifiedTraining {
 fn yes() -> bool {
     true
 }
-
 /// Weight of each modality's mean loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,13 +133,21 @@ impl UnifiedTraining {
             // a checkpoint's table may be longer than its tokenizer
             text: words.len().max(start.text_rows()),
             bits: eyes.model.bsq.bits,
-            group_bits: self.group_bits,
+            group_bits: self.group_bits.unwrap_or(eyes.model.bsq.bits),
             shared_table: false,
+            bitwise: (self.head == Head::Bits)
+                .then(|| BitwiseConfig::of(eyes.model.bsq.bits, self.head_width.unwrap_or(start.width()))),
             grid: eyes.model.grid(),
             begin_image: words.mark(&marks.begin_image)?,
             end_image: words.mark(&marks.end_image)?,
         };
         vocab.check()?;
+        if self.head == Head::Tokens && self.group_bits.is_none() {
+            return Err(Error::invalid("group_bits is missing: bits of a visual sub-token, or write head = \"bits\""));
+        }
+        if self.head == Head::Bits && self.shared_bits {
+            return Err(Error::invalid("shared_bits speaks of a table of visual rows; head = \"bits\" has none"));
+        }
         let (tensors, text_config) = start.with_rows(vocab.rows())?;
         let config = UnifiedConfig {
             model_type: "um3".into(),
@@ -143,7 +160,7 @@ impl UnifiedTraining {
         };
         self.write_folder(run.out, &config, words.to_json()?.as_bytes())?;
         let params = Params::for_training(tensors, &[], self.seed, DType::F32, &run.device);
-        let model = Llama::new(&params, &config.text_config)?;
+        let model = Llama::of_vocab(&params, &config.text_config, &vocab)?;
         // a checkpoint's rows have their sums in them already
         let std = if params.contains(TABLE) { 0.0 } else { config.text_config.initializer_range };
         let shared = if self.shared_bits {
@@ -151,13 +168,26 @@ impl UnifiedTraining {
         } else {
             None
         };
-        let photos = Pictures::open(&self.photos, "train")?;
-        // photographs are asked for by class
-        photos.labels()?;
+        let photos = match (&self.photos, self.mixture.photos > 0.0) {
+            (Some(dir), true) => {
+                let photos = Pictures::open(dir, "train")?;
+                // photographs are asked for by class
+                photos.labels()?;
+                Some(photos)
+            }
+            (None, true) => {
+                let share = self.mixture.photos;
+                let why = format!(
+                    "photos is missing: the mixture has a share of {share} photographs; write photos = \"DIR\", or mixture.photos = 0"
+                );
+                return Err(Error::invalid(why));
+            }
+            (_, false) => None,
+        };
         let open = |d| Documents::open(d, vocab.bits, vocab.grid);
         let documents = self.mixture.documents.iter().map(open).collect::<Result<Vec<_>>>()?;
         let source = Source {
-            photos: &photos,
+            photos: photos.as_ref(),
             mixture: &self.mixture,
             documents: &documents,
             marks: &marks,
@@ -303,6 +333,13 @@ impl Start {
         match self {
             Self::Llama(_, config) => config.vocab_size,
             Self::New(_) | Self::Unified(..) => 0,
+        }
+    }
+
+    /// Width of the model.
+    fn width(&self) -> usize {
+        match self {
+            Self::New(config) | Self::Unified(_, config) | Self::Llama(_, config) => config.hidden_size,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::WeightType;
 use super::inputs::Tile;
+use super::layout::places;
 use std::arch::x86_64::*;
 
 /// Most rows of inputs that [`blocks`] takes at once.
@@ -161,10 +162,10 @@ unsafe fn group<const T: u8, const M: usize, const H: usize>(
             }
         };
         if T == WeightType::Q8_0 as u8 {
-            let quants = w.add(k / 32 * 32);
             let middle = _mm256_set1_epi8(-128);
             for b in 0..k / 32 {
-                let p = quants.add(b * 512);
+                let (scales, quants) = places(WeightType::Q8_0, k, b);
+                let p = w.add(quants);
                 for line in 0..8 {
                     _mm_prefetch(p.wrapping_add(1024 + line * 64).cast(), _MM_HINT_T0);
                 }
@@ -178,14 +179,13 @@ unsafe fn group<const T: u8, const M: usize, const H: usize>(
                             s[i] = dot(s[i], size, _mm256_sign_epi8(four((b * 8 + c) * M + i), v));
                         }
                     }
-                    finish(&mut acc[h], s, halves_to_floats(w.add(b * 32 + at * 2)), b);
+                    finish(&mut acc[h], s, halves_to_floats(w.add(scales + at * 2)), b);
                 }
             }
         } else if T == WeightType::Q4K as u8 {
-            let quants = w.add(k / 256 * 320);
             for b in 0..k / 32 {
-                let head = w.add(b / 8 * 320);
-                let p = quants.add(b * 256);
+                let (head, quants) = places(WeightType::Q4K, k, b);
+                let (head, p) = (w.add(head), w.add(quants));
                 for line in 0..4 {
                     _mm_prefetch(p.wrapping_add(1024 + line * 64).cast(), _MM_HINT_T0);
                 }
@@ -220,11 +220,10 @@ unsafe fn group<const T: u8, const M: usize, const H: usize>(
                 }
             }
         } else {
-            let quants = w.add(k / 256 * 288);
             let two = _mm256_set1_epi8(0x30);
             for b in 0..k / 32 {
-                let head = w.add(b / 8 * 288);
-                let p = quants.add(b * 384);
+                let (head, quants) = places(WeightType::Q6K, k, b);
+                let (head, p) = (w.add(head), w.add(quants));
                 for line in 0..6 {
                     _mm_prefetch(p.wrapping_add(1024 + line * 64).cast(), _MM_HINT_T0);
                 }

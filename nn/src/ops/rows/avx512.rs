@@ -121,11 +121,14 @@ fn four(q: *const i8, at: usize) -> __m512i {
     unsafe { _mm512_set1_epi32(q.cast::<i32>().add(at).read_unaligned()) }
 }
 
+/// Bytes that a group's stream is read ahead.
+const AHEAD: usize = 2048;
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn ahead(p: *const u8, lines: usize) {
     for i in 0..lines {
-        _mm_prefetch(p.wrapping_add(1536 + i * 64).cast(), _MM_HINT_T0);
+        _mm_prefetch(p.wrapping_add(AHEAD + i * 64).cast(), _MM_HINT_T0);
     }
 }
 
@@ -151,91 +154,97 @@ unsafe fn group<const T: u8, const M: usize>(w: *const u8, k: usize, t: &Tile, o
     let nibble = _mm512_set1_epi8(15);
     // SAFETY: the caller has a whole group of k columns at w, a tile of M rows and k columns, and a place for M x 16 sums.
     unsafe {
-        if T == WeightType::Q8_0 as u8 {
-            let quants = w.add(k / 32 * 32);
-            for b in 0..k / 32 {
-                let scale = halves_to_floats(w.add(b * 32));
-                let p = quants.add(b * 512);
-                ahead(p, 8);
-                let mut s = [_mm512_setzero_si512(); M];
-                for i in 0..M {
-                    s[i] = _mm512_set1_epi32(*t.offset.as_ptr().add(b * M + i));
-                }
-                for c in 0..8 {
-                    let v = _mm512_loadu_si512(p.add(c * 64).cast());
-                    for i in 0..M {
-                        s[i] = _mm512_dpbusd_epi32(s[i], v, four(q, (b * 8 + c) * M + i));
-                    }
-                }
-                for i in 0..M {
-                    let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(b * M + i)));
-                    acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), scale, acc[i]);
-                }
-            }
-        } else if T == WeightType::Q4K as u8 {
-            let quants = w.add(k / 256 * 320);
-            for b in 0..k / 32 {
-                let head = w.add(b / 8 * 320);
-                let scale = _mm512_mul_ps(halves_to_floats(head), bytes_to_floats::<false>(head.add(64 + b % 8 * 16)));
-                let min =
-                    _mm512_mul_ps(halves_to_floats(head.add(32)), bytes_to_floats::<false>(head.add(192 + b % 8 * 16)));
-                let p = quants.add(b * 256);
-                ahead(p, 4);
-                let mut s = [_mm512_setzero_si512(); M];
-                for c in 0..4 {
-                    let v = _mm512_loadu_si512(p.add(c * 64).cast());
-                    let (low, high) = (_mm512_and_si512(v, nibble), _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
-                    for i in 0..M {
-                        s[i] = _mm512_dpbusd_epi32(s[i], low, four(q, (b * 8 + c * 2) * M + i));
-                        s[i] = _mm512_dpbusd_epi32(s[i], high, four(q, (b * 8 + c * 2 + 1) * M + i));
-                    }
-                }
-                for i in 0..M {
-                    let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(b * M + i)));
-                    acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), scale, acc[i]);
-                    acc[i] = _mm512_fnmadd_ps(min, _mm512_set1_ps(*t.sum.as_ptr().add(b * M + i)), acc[i]);
-                }
-            }
-        } else {
-            let quants = w.add(k / 256 * 288);
-            let two = _mm512_set1_epi8(0x30);
-            for b in 0..k / 32 {
-                let head = w.add(b / 8 * 288);
-                let factor = halves_to_floats(head);
-                let p = quants.add(b * 384);
-                ahead(p, 6);
-                for h in 0..2 {
-                    let scale = _mm512_mul_ps(factor, bytes_to_floats::<true>(head.add(32 + (b % 8 * 2 + h) * 16)));
-                    let bits = _mm512_loadu_si512(p.add(256 + h * 64).cast());
+        // a run: up to eight blocks behind their scales, one stream of bytes
+        let mut run = w;
+        let mut b = 0;
+        while b < k / 32 {
+            let blocks = (k / 32 - b).min(8);
+            let (head, size, block) = match T {
+                t if t == WeightType::Q8_0 as u8 => (32 * blocks, 544 * blocks, 512),
+                t if t == WeightType::Q4K as u8 => (320, 2368, 256),
+                _ => (320, 3392, 384),
+            };
+            let (d0, dmin) = if T == WeightType::Q8_0 as u8 {
+                (_mm512_setzero_ps(), _mm512_setzero_ps())
+            } else {
+                (halves_to_floats(run), halves_to_floats(run.add(32)))
+            };
+            ahead(run, head.div_ceil(64));
+            for i in 0..blocks {
+                let p = run.add(head + i * block);
+                ahead(p, block / 64);
+                let at = b + i;
+                if T == WeightType::Q8_0 as u8 {
+                    let scale = halves_to_floats(run.add(i * 32));
                     let mut s = [_mm512_setzero_si512(); M];
-                    for i in 0..M {
-                        s[i] = _mm512_set1_epi32(*t.halves.as_ptr().add((b * 2 + h) * M + i));
+                    for j in 0..M {
+                        s[j] = _mm512_set1_epi32(*t.offset.as_ptr().add(at * M + j));
                     }
-                    for c in 0..2 {
-                        let v = _mm512_loadu_si512(p.add((h * 2 + c) * 64).cast());
-                        // the chunk's two bits, moved above its nibble
-                        let (b0, b1) = if c == 0 {
-                            (_mm512_slli_epi16(bits, 4), _mm512_slli_epi16(bits, 2))
-                        } else {
-                            (bits, _mm512_srli_epi16(bits, 2))
-                        };
-                        let low = _mm512_or_si512(_mm512_and_si512(v, nibble), _mm512_and_si512(b0, two));
-                        let high = _mm512_or_si512(
-                            _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble),
-                            _mm512_and_si512(b1, two),
-                        );
-                        for i in 0..M {
-                            let at = b * 8 + h * 4 + c * 2;
-                            s[i] = _mm512_dpbusd_epi32(s[i], low, four(q, at * M + i));
-                            s[i] = _mm512_dpbusd_epi32(s[i], high, four(q, (at + 1) * M + i));
+                    for c in 0..8 {
+                        let v = _mm512_loadu_si512(p.add(c * 64).cast());
+                        for j in 0..M {
+                            s[j] = _mm512_dpbusd_epi32(s[j], v, four(q, (at * 8 + c) * M + j));
                         }
                     }
-                    for i in 0..M {
-                        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(b * M + i)));
-                        acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), scale, acc[i]);
+                    for j in 0..M {
+                        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(at * M + j)));
+                        acc[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[j]), scale, acc[j]);
+                    }
+                } else if T == WeightType::Q4K as u8 {
+                    let scale = _mm512_mul_ps(d0, bytes_to_floats::<false>(run.add(64 + i * 16)));
+                    let min = _mm512_mul_ps(dmin, bytes_to_floats::<false>(run.add(192 + i * 16)));
+                    let mut s = [_mm512_setzero_si512(); M];
+                    for c in 0..4 {
+                        let v = _mm512_loadu_si512(p.add(c * 64).cast());
+                        let low = _mm512_and_si512(v, nibble);
+                        let high = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+                        for j in 0..M {
+                            s[j] = _mm512_dpbusd_epi32(s[j], low, four(q, (at * 8 + c * 2) * M + j));
+                            s[j] = _mm512_dpbusd_epi32(s[j], high, four(q, (at * 8 + c * 2 + 1) * M + j));
+                        }
+                    }
+                    for j in 0..M {
+                        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(at * M + j)));
+                        acc[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[j]), scale, acc[j]);
+                        acc[j] = _mm512_fnmadd_ps(min, _mm512_set1_ps(*t.sum.as_ptr().add(at * M + j)), acc[j]);
+                    }
+                } else {
+                    let two = _mm512_set1_epi8(0x30);
+                    for h in 0..2 {
+                        let scale = _mm512_mul_ps(d0, bytes_to_floats::<true>(run.add(32 + (i * 2 + h) * 16)));
+                        let bits = _mm512_loadu_si512(p.add(256 + h * 64).cast());
+                        let mut s = [_mm512_setzero_si512(); M];
+                        for j in 0..M {
+                            s[j] = _mm512_set1_epi32(*t.halves.as_ptr().add((at * 2 + h) * M + j));
+                        }
+                        for c in 0..2 {
+                            let v = _mm512_loadu_si512(p.add((h * 2 + c) * 64).cast());
+                            // the chunk's two bits, moved above its nibble
+                            let (b0, b1) = if c == 0 {
+                                (_mm512_slli_epi16(bits, 4), _mm512_slli_epi16(bits, 2))
+                            } else {
+                                (bits, _mm512_srli_epi16(bits, 2))
+                            };
+                            let low = _mm512_or_si512(_mm512_and_si512(v, nibble), _mm512_and_si512(b0, two));
+                            let high = _mm512_or_si512(
+                                _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble),
+                                _mm512_and_si512(b1, two),
+                            );
+                            for j in 0..M {
+                                let place = at * 8 + h * 4 + c * 2;
+                                s[j] = _mm512_dpbusd_epi32(s[j], low, four(q, place * M + j));
+                                s[j] = _mm512_dpbusd_epi32(s[j], high, four(q, (place + 1) * M + j));
+                            }
+                        }
+                        for j in 0..M {
+                            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(*d.add(at * M + j)));
+                            acc[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[j]), scale, acc[j]);
+                        }
                     }
                 }
             }
+            run = run.add(size);
+            b += blocks;
         }
         for i in 0..M {
             _mm512_storeu_ps(out.add(i * 16), acc[i]);

@@ -1,12 +1,13 @@
 //! How weights lie in memory. Float rows lie as a checkpoint has them, one after the other. Blocks are interleaved in groups
 //! of sixteen rows, so that a vector holds the same columns of sixteen rows: no sum across a vector, one load of scales a
-//! block. A group is its scales, then its integers:
+//! block. A group is one run of bytes, so that it is read as it lies: for each 256 columns (or what is left of them) the scales,
+//! then the integers:
 //!
 //! | type | scales | integers |
 //! |---|---|---|
-//! | q8_0 | a float16 a row for each 32 columns | a byte a value, plus 128, four columns a row |
-//! | q4_K | for each 256 columns: d, dmin (float16 a row), 8 scales, 8 minima (a byte a row) | low nibbles: columns 8j to 8j+3, high: 8j+4 to 8j+7 |
-//! | q6_K | for each 256 columns: d (float16 a row), 16 scales (a signed byte a row) | as q4_K, then two bits a value, four columns of four a byte |
+//! | q8_0 | for each 32 columns a float16 a row | a byte a value, plus 128, four columns a row |
+//! | q4_K | d, dmin (float16 a row), 8 scales, 8 minima (a byte a row) | low nibbles: columns 8j to 8j+3, high: 8j+4 to 8j+7 |
+//! | q6_K | d (float16 a row), 16 scales (a signed byte a row), 32 bytes of nothing | as q4_K, then two bits a value, four columns of four a byte |
 //!
 //! The values are those of the GGUF types of the same names (ggml-quants.c); only the order differs.
 
@@ -80,7 +81,7 @@ impl WeightType {
             Self::Bf16 | Self::F16 => 2 * cols,
             Self::Q8_0 => cols / 32 * (32 + 512),
             Self::Q4K => cols / 256 * (320 + 2048),
-            Self::Q6K => cols / 256 * (288 + 3072),
+            Self::Q6K => cols / 256 * (320 + 3072),
         }
     }
 
@@ -91,24 +92,48 @@ impl WeightType {
     }
 }
 
+/// Where block `b` of 32 columns lies in a group of `cols` columns: its scales (q8_0) or those of its 256 columns, and its
+/// integers.
+#[inline(always)]
+pub const fn places(ty: WeightType, cols: usize, b: usize) -> (usize, usize) {
+    let (run, i) = (b / 8, b % 8);
+    match ty {
+        WeightType::Q8_0 => {
+            let left = cols / 32 - run * 8;
+            let blocks = if left < 8 { left } else { 8 };
+            let base = run * 8 * 544;
+            (base + i * 32, base + blocks * 32 + i * 512)
+        }
+        WeightType::Q4K => (run * 2368, run * 2368 + 320 + i * 256),
+        _ => (run * 3392, run * 3392 + 320 + i * 384),
+    }
+}
+
 /// Sixteen rows of `cols` values to q8_0: the scale is the largest magnitude / 127, as in GGUF.
 pub fn pack_q8(rows: &[&[f32]], cols: usize, out: &mut [u8]) {
-    let (scales, quants) = out.split_at_mut(cols / 32 * 32);
-    quants.fill(128);
-    scales.fill(0);
+    empty_q8(cols, out);
     for (r, row) in rows.iter().enumerate() {
         for (b, x) in row.chunks_exact(32).enumerate() {
             let top = x.iter().fold(0f32, |m, v| m.max(v.abs()));
             let d = top / 127.0;
             let inv = if d > 0.0 { 1.0 / d } else { 0.0 };
-            scales[(b * GROUP + r) * 2..][..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+            let (scale, quants) = places(WeightType::Q8_0, cols, b);
+            out[scale + r * 2..][..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
             for (c, x) in x.chunks_exact(4).enumerate() {
-                let at = (b * 8 + c) * 64 + r * 4;
+                let at = quants + c * 64 + r * 4;
                 for i in 0..4 {
-                    quants[at + i] = ((x[i] * inv).round() as i32 + 128) as u8;
+                    out[at + i] = ((x[i] * inv).round() as i32 + 128) as u8;
                 }
             }
         }
+    }
+}
+
+/// Scales and values of zero.
+fn empty_q8(cols: usize, out: &mut [u8]) {
+    out.fill(128);
+    for b in 0..cols / 32 {
+        out[places(WeightType::Q8_0, cols, b).0..][..32].fill(0);
     }
 }
 
@@ -127,22 +152,21 @@ pub fn pack_gguf(ty: WeightType, rows: &[&[u8]], cols: usize, out: &mut [u8]) {
     out.fill(0);
     match ty {
         WeightType::Q8_0 => {
-            let (scales, quants) = out.split_at_mut(cols / 32 * 32);
-            quants.fill(128);
+            empty_q8(cols, out);
             for (r, row) in rows.iter().enumerate() {
                 for (b, block) in row.chunks_exact(34).enumerate() {
-                    scales[(b * GROUP + r) * 2..][..2].copy_from_slice(&block[..2]);
+                    let (scale, quants) = places(ty, cols, b);
+                    out[scale + r * 2..][..2].copy_from_slice(&block[..2]);
                     for (i, v) in block[2..].iter().enumerate() {
-                        quants[(b * 8 + i / 4) * 64 + r * 4 + i % 4] = v.wrapping_add(128);
+                        out[quants + i / 4 * 64 + r * 4 + i % 4] = v.wrapping_add(128);
                     }
                 }
             }
         }
         WeightType::Q4K => {
-            let (scales, quants) = out.split_at_mut(cols / 256 * 320);
             for (r, row) in rows.iter().enumerate() {
                 for (s, block) in row.chunks_exact(144).enumerate() {
-                    let to = &mut scales[s * 320..][..320];
+                    let to = &mut out[s * 2368..][..2368];
                     to[r * 2..][..2].copy_from_slice(&block[..2]);
                     to[32 + r * 2..][..2].copy_from_slice(&block[2..4]);
                     for j in 0..8 {
@@ -156,17 +180,16 @@ pub fn pack_gguf(ty: WeightType, rows: &[&[u8]], cols: usize, out: &mut [u8]) {
                         if i % 64 < 32 { byte & 15 } else { byte >> 4 }
                     };
                     for i in 0..256 {
-                        let at = s * 2048 + i / 8 * 64 + r * 4 + i % 4;
-                        quants[at] |= value(i) << (i % 8 / 4 * 4);
+                        let at = 320 + i / 8 * 64 + r * 4 + i % 4;
+                        to[at] |= value(i) << (i % 8 / 4 * 4);
                     }
                 }
             }
         }
         WeightType::Q6K => {
-            let (scales, quants) = out.split_at_mut(cols / 256 * 288);
             for (r, row) in rows.iter().enumerate() {
                 for (s, block) in row.chunks_exact(210).enumerate() {
-                    let to = &mut scales[s * 288..][..288];
+                    let to = &mut out[s * 3392..][..3392];
                     to[r * 2..][..2].copy_from_slice(&block[208..210]);
                     for j in 0..16 {
                         to[32 + j * GROUP + r] = block[192 + j];
@@ -180,9 +203,9 @@ pub fn pack_gguf(ty: WeightType, rows: &[&[u8]], cols: usize, out: &mut [u8]) {
                     };
                     for i in 0..256 {
                         let (b, c, v) = (i / 32, i % 32 / 4, value(i));
-                        let base = (s * 8 + b) * 384 + r * 4 + i % 4;
-                        quants[base + c / 2 * 64] |= (v & 15) << (c % 2 * 4);
-                        quants[base + 256 + c / 4 * 64] |= (v >> 4) << (c % 4 * 2);
+                        let base = 320 + b * 384 + r * 4 + i % 4;
+                        to[base + c / 2 * 64] |= (v & 15) << (c % 2 * 4);
+                        to[base + 256 + c / 4 * 64] |= (v >> 4) << (c % 4 * 2);
                     }
                 }
             }
@@ -223,30 +246,28 @@ pub fn unpack_row(ty: WeightType, bytes: &[u8], cols: usize, row: usize, out: &m
     let r = row % GROUP;
     match ty {
         WeightType::Q8_0 => {
-            let (scales, quants) = group.split_at(cols / 32 * 32);
             for (i, o) in out.iter_mut().enumerate() {
-                let d = half(&scales[(i / 32 * GROUP + r) * 2..]);
-                *o = d * (f32::from(quants[i / 4 * 64 + r * 4 + i % 4]) - 128.0);
+                let (scale, quants) = places(ty, cols, i / 32);
+                let d = half(&group[scale + r * 2..]);
+                *o = d * (f32::from(group[quants + i % 32 / 4 * 64 + r * 4 + i % 4]) - 128.0);
             }
         }
         WeightType::Q4K => {
-            let (scales, quants) = group.split_at(cols / 256 * 320);
             for (i, o) in out.iter_mut().enumerate() {
-                let (s, j) = (&scales[i / 256 * 320..], i % 256 / 32);
+                let (s, j) = (&group[i / 256 * 2368..], i % 256 / 32);
                 let (d, dmin) = (half(&s[r * 2..]), half(&s[32 + r * 2..]));
                 let (scale, min) = (f32::from(s[64 + j * GROUP + r]), f32::from(s[192 + j * GROUP + r]));
-                let q = quants[i / 8 * 64 + r * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
+                let q = s[320 + i % 256 / 8 * 64 + r * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
                 *o = d * scale * f32::from(q) - dmin * min;
             }
         }
         _ => {
-            let (scales, quants) = group.split_at(cols / 256 * 288);
             for (i, o) in out.iter_mut().enumerate() {
-                let s = &scales[i / 256 * 288..];
+                let s = &group[i / 256 * 3392..];
                 let scale = f32::from(s[32 + i % 256 / 16 * GROUP + r] as i8);
-                let (base, c) = (i / 32 * 384 + r * 4 + i % 4, i % 32 / 4);
-                let low = quants[base + c / 2 * 64] >> (c % 2 * 4) & 15;
-                let high = quants[base + 256 + c / 4 * 64] >> (c % 4 * 2) & 3;
+                let (base, c) = (320 + i % 256 / 32 * 384 + r * 4 + i % 4, i % 32 / 4);
+                let low = s[base + c / 2 * 64] >> (c % 2 * 4) & 15;
+                let high = s[base + 256 + c / 4 * 64] >> (c % 4 * 2) & 3;
                 *o = half(&s[r * 2..]) * scale * (f32::from(low | high << 4) - 32.0);
             }
         }

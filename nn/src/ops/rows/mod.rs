@@ -285,7 +285,12 @@ mod tests {
         }
         for ty in WeightType::ALL {
             // an odd number of columns where the type allows it
-            let (n, k) = (37, if ty.is_blocks() { 512 } else { 531 });
+            let k = match ty {
+                WeightType::Q8_0 => 352,
+                WeightType::Q4K | WeightType::Q6K => 512,
+                _ => 531,
+            };
+            let n = 37;
             let (bytes, values) = weight(ty, n, k);
             let stored = Stored { ty, bytes: &bytes, rows: n, cols: k };
             for m in [1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 29] {
@@ -323,7 +328,7 @@ mod tests {
     #[test]
     fn what_is_no_number_stays_none() {
         for ty in WeightType::ALL {
-            let (n, k) = (16, 256);
+            let (n, k) = (16, 512);
             let (bytes, _) = weight(ty, n, k);
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = random(k, 3);

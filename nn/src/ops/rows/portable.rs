@@ -2,7 +2,7 @@
 
 use super::WeightType;
 use super::inputs::Tile;
-use super::layout::GROUP;
+use super::layout::{GROUP, places};
 use half::f16;
 
 /// Most rows of inputs that [`blocks`] takes at once.
@@ -49,6 +49,7 @@ pub unsafe fn blocks(ty: WeightType, w: *const u8, k: usize, t: &Tile, out: *mut
     out.fill(0.0);
     let half = |at: usize| f16::from_le_bytes([w[at], w[at + 1]]).to_f32();
     for b in 0..k / 32 {
+        let (head, quants) = places(ty, k, b);
         for i in 0..t.m {
             let q = |c: usize| -> &[i8] { &t.q[((b * 8 + c) * t.m + i) * 4..][..4] };
             let d = t.d[b * t.m + i];
@@ -56,17 +57,17 @@ pub unsafe fn blocks(ty: WeightType, w: *const u8, k: usize, t: &Tile, out: *mut
                 let y = &mut out[i * GROUP + r];
                 match ty {
                     WeightType::Q8_0 => {
-                        let quants = k / 32 * 32 + b * 512 + r * 4;
+                        let quants = quants + r * 4;
                         let mut s = t.offset[b * t.m + i];
                         for c in 0..8 {
                             for (j, &x) in q(c).iter().enumerate() {
                                 s += i32::from(w[quants + c * 64 + j]) * i32::from(x);
                             }
                         }
-                        *y += s as f32 * (half((b * GROUP + r) * 2) * d);
+                        *y += s as f32 * (half(head + r * 2) * d);
                     }
                     WeightType::Q4K => {
-                        let (head, quants) = (b / 8 * 320, k / 256 * 320 + b * 256 + r * 4);
+                        let quants = quants + r * 4;
                         let mut s = 0;
                         for c in 0..8 {
                             for (j, &x) in q(c).iter().enumerate() {
@@ -79,7 +80,7 @@ pub unsafe fn blocks(ty: WeightType, w: *const u8, k: usize, t: &Tile, out: *mut
                         *y += s as f32 * (scale * d) - min * t.sum[b * t.m + i];
                     }
                     _ => {
-                        let (head, quants) = (b / 8 * 288, k / 256 * 288 + b * 384 + r * 4);
+                        let quants = quants + r * 4;
                         for h in 0..2 {
                             let mut s = t.halves[(b * 2 + h) * t.m + i];
                             for c in h * 4..h * 4 + 4 {

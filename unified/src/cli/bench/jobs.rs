@@ -212,7 +212,7 @@ impl Bench {
                     let (drawn, _) = model.paint(&model.expand(&codes)?)?;
                     let pixel = (drawn.0 - &x.0)?.sqr()?.mean_all()?;
                     let (image, text) = (model.embed_image(&seen.pooled)?, model.embed_text(&ids, tokens)?);
-                    let logits = image.matmul(&text.t()?)?;
+                    let logits = image.matmul(&text.t()?)?.broadcast_mul(&model.logit_scale.exp()?)?;
                     let targets: Vec<u32> = (0..batch as u32).collect();
                     let align = nn::ops::cross_entropy(&logits, &targets)?.mean_all()?;
                     Ok((pixel + align)?)
