@@ -295,6 +295,11 @@ impl LlamaGen {
         Ok(Self { codebook: Codebook::Table { tokens, output }, ..self.clone() })
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> &candle_core::Device {
+        &self.trunk.cache_shape().device
+    }
+
     /// Embeddings of conditions [pictures, positions, dim]; where `drop` says so, of no condition.
     pub fn condition(&self, condition: &Condition, drop: &[bool]) -> Result<Tensor> {
         let n = condition.len();

@@ -29,9 +29,8 @@ fn main() {
         let step = |y: Tensor| drop(y.sum_all().unwrap().backward().unwrap());
         let candle = seconds(|| step(x.as_tensor().conv2d(w.as_tensor(), 1, stride, 1, 1).unwrap()));
         let ours = seconds(|| step(nn::ops::conv2d(x.as_tensor(), w.as_tensor(), 1, stride).unwrap()));
-        nn::ops::set_bf16_matmul(true);
-        let bf16 = seconds(|| step(nn::ops::conv2d(x.as_tensor(), w.as_tensor(), 1, stride).unwrap()));
-        nn::ops::set_bf16_matmul(false);
+        let exec = nn::Exec { bf16: true, ..nn::Exec::default() };
+        let bf16 = exec.run(|| seconds(|| step(nn::ops::conv2d(x.as_tensor(), w.as_tensor(), 1, stride).unwrap())));
         println!(
             "| {n} x {i} x {side}, {o}, {k}, {stride} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
             1e3 * candle,

@@ -32,13 +32,14 @@ fn main() -> candle_core::Result<()> {
         let g = Tensor::ones((m, n), DType::F32, &dev)?;
         let flops = 2.0 * (m * k * n) as f64 / 1e9;
         let candle = time(|| drop(x.as_detached_tensor().matmul(&w.as_detached_tensor().t().unwrap())));
-        nn::ops::set_bf16_matmul(true);
-        let ours = time(|| drop(nn::ops::linear(&x.as_detached_tensor(), &w.as_detached_tensor(), None)));
-        let both = time(|| {
-            let y = nn::ops::linear(&x, &w, None).unwrap();
-            drop((y * &g).unwrap().sum_all().unwrap().backward());
+        let exec = nn::Exec { bf16: true, ..nn::Exec::default() };
+        let ours = exec.run(|| time(|| drop(nn::ops::linear(&x.as_detached_tensor(), &w.as_detached_tensor(), None))));
+        let both = exec.run(|| {
+            time(|| {
+                let y = nn::ops::linear(&x, &w, None).unwrap();
+                drop((y * &g).unwrap().sum_all().unwrap().backward());
+            })
         });
-        nn::ops::set_bf16_matmul(false);
         println!(
             "{:>24} {:>10.0} {:>10.0} {:>10.0}",
             format!("{m} x {k} x {n}"),

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod dropout;
 mod error;
+pub mod exec;
 pub mod linear;
 pub mod ops;
 pub mod optim;
@@ -20,6 +21,7 @@ pub mod train;
 pub mod weight;
 
 pub use error::{Error, Result};
+pub use exec::Exec;
 pub use ops::WeightType;
 pub use params::{Init, Params};
 pub use weight::{Packed, Weight};

@@ -1,5 +1,6 @@
 //! The bones of a training loop: step, clip, update, log, save, resume. What differs between trainings is passed in.
 
+use crate::exec::Exec;
 use crate::optim::{Cosine, Ema, Group, Optimizer, Rule, Settings, clip_factor};
 use crate::tensorboard::EventFile;
 use crate::{Error, Params, Result, checkpoint};
@@ -193,6 +194,8 @@ pub struct Trainer<'a> {
     pub resume: bool,
     /// Beginnings of names whose gradients are clipped by themselves, apart from all others.
     pub apart: &'static [&'static str],
+    /// Whether blocks compute their inner values again in the backward pass.
+    pub recompute: bool,
     /// Numbers beside the variables that a step reads and changes; they are saved and restored with the state.
     pub numbers: RefCell<BTreeMap<String, f64>>,
 }
@@ -200,7 +203,16 @@ pub struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     /// A training of these variables.
     pub fn new(config: LoopConfig, optim: &OptimConfig, params: &'a Params, out: &'a Path, resume: bool) -> Self {
-        Self { config, optim: optim.clone(), params, out, resume, apart: &[], numbers: RefCell::default() }
+        Self {
+            config,
+            optim: optim.clone(),
+            params,
+            out,
+            resume,
+            apart: &[],
+            recompute: false,
+            numbers: RefCell::default(),
+        }
     }
 
     /// Runs to the end. `step` computes the gradients of update n from nothing but n, the variables and the numbers, so
@@ -241,11 +253,12 @@ impl<'a> Trainer<'a> {
             warmup: self.optim.warmup,
             total: self.config.steps,
         };
-        crate::ops::set_bf16_matmul(self.config.precision == Precision::Bf16);
+        let exec = Exec { bf16: self.config.precision == Precision::Bf16, recompute: self.recompute };
         let clock = Instant::now();
         for n in start..self.config.steps {
-            let StepOutput { loss, grads, metrics } =
-                step(n).map_err(|e| if n == start { e } else { Error::invalid(format!("step {n}: {e}")) })?;
+            let StepOutput { loss, grads, metrics } = exec
+                .run(|| step(n))
+                .map_err(|e| if n == start { e } else { Error::invalid(format!("step {n}: {e}")) })?;
             let apart = self.apart;
             let is_apart = |name: &str| apart.iter().any(|a| name.starts_with(a));
             let clip = self.optim.clip;
@@ -253,7 +266,9 @@ impl<'a> Trainer<'a> {
             let norm_apart = optimizer.grad_norm(&grads, is_apart)?;
             // the schedule's value at 0 is 0, so update n uses the value at n + 1
             let lr = schedule.at(n + 1);
-            optimizer.step(&grads, lr, |name| clip_factor(if is_apart(name) { norm_apart } else { norm }, clip))?;
+            exec.run(|| {
+                optimizer.step(&grads, lr, |name| clip_factor(if is_apart(name) { norm_apart } else { norm }, clip))
+            })?;
             if let Some(ema) = &mut ema {
                 ema.update(&vars)?;
             }
@@ -286,7 +301,6 @@ impl<'a> Trainer<'a> {
                 save(&state, done, &vars, &optimizer, ema.as_ref(), &self.numbers.borrow())?;
             }
         }
-        crate::ops::set_bf16_matmul(false);
         summary.peak_memory_mib = peak_memory_bytes().map(|b| b >> 20);
         // a run that was already at its end says nothing new, unless it was killed before it could say it
         if summary.ran > 0 || !self.out.join(SUMMARY_FILE).exists() {

@@ -164,14 +164,95 @@ fn a_block_that_forgets_has_the_same_gradients() {
     let block = Block::new(&params, &config, &CLIP_NAMES).unwrap();
     let x = random(&[2, 5, 32], 3);
     let grads = |recompute: bool| {
-        ops::set_recompute(recompute);
-        let y = block.forward(&x, &BlockContext { rope: None, mask: &Mask::Full }).unwrap();
-        let g = (&y * random(y.dims(), 4)).unwrap().sum_all().unwrap().backward().unwrap();
-        ops::set_recompute(false);
-        let of = |v: &Var| g.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        params.vars().values().map(of).collect::<Vec<_>>()
+        nn::Exec { recompute, ..nn::Exec::default() }.run(|| {
+            let y = block.forward(&x, &BlockContext { rope: None, mask: &Mask::Full }).unwrap();
+            let g = (&y * random(y.dims(), 4)).unwrap().sum_all().unwrap().backward().unwrap();
+            let of = |v: &Var| g.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            params.vars().values().map(of).collect::<Vec<_>>()
+        })
     };
     assert_eq!(grads(false), grads(true));
+}
+
+/// A block with adapters: its output and the adapters' gradients are those of a block whose weights are W + scale B A, and the
+/// held weights have none. In every type of weight, apart and joined projections.
+#[test]
+fn adapters_have_the_gradients_of_the_sum() {
+    use nn::Params;
+    use nn::block::{Block, BlockConfig, BlockContext, LLAMA_NAMES, LLAMAGEN_NAMES, MlpKind, NormKind};
+    use nn::params::Lora;
+    use std::collections::HashMap;
+    let config = BlockConfig {
+        width: 32,
+        mlp_width: 64,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        norm: NormKind::Rms,
+        eps: 1e-5,
+        mlp: MlpKind::SwiGlu,
+        bias: [false; 5],
+        sub_norm: false,
+        qk_norm: None,
+        init_std: 0.2,
+        residual_std: 0.2,
+    };
+    let lora = Lora { rank: 3, alpha: 6.0 };
+    for names in [&LLAMA_NAMES, &LLAMAGEN_NAMES] {
+        let whole = Params::for_training(HashMap::new(), &[], 1, DType::F32, &Device::Cpu);
+        Block::new(&whole, &config, names).unwrap();
+        let start: HashMap<String, Tensor> =
+            whole.vars().into_iter().map(|(k, v)| (k, v.as_detached_tensor())).collect();
+        for ty in [None, Some(nn::WeightType::Bf16), Some(nn::WeightType::Q8_0)] {
+            let params = Params::for_training(start.clone(), &[""], 1, DType::F32, &Device::Cpu);
+            let block = Block::new(&params.clone().stored_as(ty).adapted(Some(lora)), &config, names).unwrap();
+            // B begins at zero: give it values, or A has no gradient
+            let vars = params.vars();
+            assert!(vars.keys().all(|k| k.contains(".lora_")), "only adapters are trained: {:?}", vars.keys());
+            for (i, (name, v)) in vars.iter().enumerate().filter(|(_, (k, _))| k.contains("lora_B")) {
+                let values = (random(v.dims(), 50 + i as u64) * 0.1).unwrap();
+                v.set(&values).unwrap_or_else(|e| panic!("{name}: {e}"));
+            }
+            // the sum as an ordinary block, whose weights' gradients give the adapters'
+            let mut summed = params.frozen();
+            let mut sums = HashMap::new();
+            for (name, held) in params.held_weights() {
+                let layer = name.strip_suffix(".weight").unwrap();
+                let part =
+                    |p: &str| Var::from_tensor(&vars[&format!("{layer}.{p}.weight")].as_detached_tensor()).unwrap();
+                let (a, b) = (part("lora_A"), part("lora_B"));
+                let (rows, cols) = held.shape();
+                let w = Tensor::from_vec(held.values(), (rows, cols), &Device::Cpu).unwrap();
+                let change = (b.matmul(a.as_tensor()).unwrap() * lora.scale()).unwrap();
+                summed.insert(name.clone(), (w + change).unwrap().detach());
+                sums.insert(name.clone(), (layer.to_owned(), a, b));
+            }
+            let ordinary = Params::for_training(summed.into_iter().collect(), &[], 1, DType::F32, &Device::Cpu);
+            let plain = Block::new(&ordinary, &config, names).unwrap();
+            let x = Var::from_tensor(&random(&[2, 5, 32], 3)).unwrap();
+            let run = |block: &Block| {
+                let y = block.forward(x.as_tensor(), &BlockContext { rope: None, mask: &Mask::Causal }).unwrap();
+                let g = (&y * random(y.dims(), 4)).unwrap().sum_all().unwrap().backward().unwrap();
+                (y, g)
+            };
+            let ((y, g), (y_plain, g_plain)) = (run(&block), run(&plain));
+            let near = |a: &Tensor, b: &Tensor, what: &str| {
+                let top = b.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap().max(1e-3);
+                let off = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                assert!(off < 1e-4 * top, "{ty:?} {what}: off by {off} of {top}");
+            };
+            near(&y, &y_plain, "output");
+            near(g.get(x.as_tensor()).unwrap(), g_plain.get(x.as_tensor()).unwrap(), "input");
+            for (name, (layer, a, b)) in &sums {
+                let dw = g_plain.get(ordinary.vars()[name].as_tensor()).unwrap();
+                let want_a = (b.t().unwrap().matmul(dw).unwrap() * lora.scale()).unwrap();
+                let want_b = (dw.matmul(&a.t().unwrap()).unwrap() * lora.scale()).unwrap();
+                let got = |p: &str| g.get(vars[&format!("{layer}.{p}.weight")].as_tensor()).unwrap().clone();
+                near(&got("lora_A"), &want_a, &format!("{layer} A"));
+                near(&got("lora_B"), &want_b, &format!("{layer} B"));
+            }
+        }
+    }
 }
 
 /// A stride that leaves a column over: the gradient against central differences.

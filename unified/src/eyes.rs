@@ -9,7 +9,7 @@ use qlip::bsq::unit;
 use qlip::config::{QlipConfig, parse_json};
 use qlip::data::caption;
 use qlip::tokenizer::TextTokenizer;
-use qlip::{Codes, Image, Preprocess, Qlip};
+use qlip::{Codes, Image, Pixels, Preprocess, Qlip};
 
 /// Pictures that go through the model at once.
 const BATCH: usize = 32;
@@ -22,6 +22,7 @@ pub struct Eyes {
     pub preprocess: Preprocess,
     text: Option<TextTokenizer>,
     device: Device,
+    dtype: DType,
 }
 
 impl Eyes {
@@ -65,7 +66,7 @@ impl Eyes {
         } else {
             None
         };
-        Ok(Self { model, preprocess, text, device: placement.device.clone() })
+        Ok(Self { model, preprocess, text, device: placement.device.clone(), dtype: placement.dtype })
     }
 
     /// Pixels along a picture's side.
@@ -78,11 +79,16 @@ impl Eyes {
         self.text.is_some()
     }
 
+    /// Pictures as the model's type of numbers.
+    fn pixels(&self, images: &[Image]) -> Result<Pixels> {
+        Ok(Pixels(self.preprocess.pixels(images, &self.device)?.0.to_dtype(self.dtype)?))
+    }
+
     /// Pictures of any size to codes.
     pub fn encode(&self, images: &[Image]) -> Result<Codes> {
         let mut all = Codes { bits: self.model.bsq.bits, grid: self.model.grid(), indices: Vec::new() };
         for chunk in images.chunks(BATCH) {
-            let pixels = self.preprocess.pixels(chunk, &self.device)?;
+            let pixels = self.pixels(chunk)?;
             all.indices.extend(self.model.codes(&self.model.encode(&pixels)?.latents)?.indices);
         }
         Ok(all)
@@ -122,7 +128,7 @@ impl Eyes {
     pub fn classify(&self, images: &[Image], labels: &Tensor) -> Result<Vec<Vec<f32>>> {
         let mut out = Vec::new();
         for chunk in images.chunks(BATCH) {
-            let pixels = self.preprocess.pixels(chunk, &self.device)?;
+            let pixels = self.pixels(chunk)?;
             out.extend(self.rank(&self.model.encode(&pixels)?.pooled, labels)?);
         }
         Ok(out)

@@ -33,6 +33,28 @@ impl Placement {
     }
 }
 
+/// The device of this name: cpu, cuda or cuda:N.
+pub fn device(name: &str) -> Result<Device> {
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => 0,
+        other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(n) => n,
+            None => return Err(Error::invalid(format!("--device {other}: use cpu, cuda or cuda:N"))),
+        },
+    };
+    if !candle_core::utils::cuda_is_available() {
+        let why = "this build has no CUDA; build with --features cuda, or use --device cpu";
+        return Err(Error::invalid(format!("--device {name}: {why}")));
+    }
+    Ok(Device::new_cuda(index)?)
+}
+
+/// Float32 activations on the device of this name.
+pub fn placement(name: &str) -> Result<Placement> {
+    Ok(Placement { device: device(name)?, ..Placement::cpu() })
+}
+
 impl ModelFiles {
     /// The nano model that this library carries.
     pub fn nano() -> Self {

@@ -3,23 +3,23 @@
 use crate::files::Placement;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use lm::llamagen::{LlamaGenConfig, ModelType};
 use nn::Params;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// The configuration and tensors of `model`.
-pub fn llamagen_files(model: &str, dtype: DType, device: &Device) -> Result<(LlamaGenConfig, Params)> {
+pub fn llamagen_files(model: &str, at: &Placement) -> Result<(LlamaGenConfig, Params)> {
     if model.ends_with(".pt") {
         let path = Path::new(model);
         let config = from_name(path)?;
         let tensors = read_pt(path)?;
-        return Ok((config, Params::from_tensors(model, tensors, dtype, device)));
+        return Ok((config, Params::from_tensors(model, tensors, at.dtype, &at.device).stored_as(at.weights)));
     }
     let dir = qlip::hub::resolve(model)?;
     let config = qlip::config::read_json(&dir.join("config.json"))?;
-    Ok((config, Params::from_dir(&dir, dtype, device)?))
+    Ok((config, Params::from_dir(&dir, at.dtype, &at.device)?.stored_as(at.weights)))
 }
 
 /// Whether `model` is a LlamaGen: a .pt file, or a folder whose config.json has its fields.

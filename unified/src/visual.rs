@@ -147,6 +147,7 @@ impl VisualTokenizer {
                 let mut out = Vec::new();
                 for chunk in images.chunks(BATCH) {
                     let pixels = Preprocess::half(self.side()).normalise(chunk, model.device())?;
+                    let pixels = Pixels(pixels.0.to_dtype(model.dtype())?);
                     let found = model.quantise(&model.pre_quant(&model.encoder_out(&pixels)?)?)?;
                     out.extend(found.indices.chunks(self.grid() * self.grid()).map(<[u32]>::to_vec));
                 }

@@ -5,12 +5,15 @@ use anyhow::{Context, Result};
 use eval::nano::{Report, Sizes, run};
 use qlip::data::Pictures;
 use std::path::PathBuf;
-use unified::files::{ModelFiles, Placement};
+use unified::files::{ModelFiles, placement};
 use unified::runner::Unified;
 
 /// Reconstruction, zero-shot accuracy, questions and drawings of a small unified model, on held-out data.
 #[derive(clap::Args)]
 pub struct Nano {
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Model folder.
     #[arg(long, default_value = "unified/assets/nano")]
     model: PathBuf,
@@ -53,7 +56,7 @@ pub struct Nano {
 impl Nano {
     pub fn run(&self) -> Result<()> {
         let files = ModelFiles::Dir(self.model.clone());
-        let model = Unified::load(&files, &Placement::cpu())?;
+        let model = Unified::load(&files, &placement(&self.device)?)?;
         let photos = Pictures::open(&self.photos, "test").context("--photos")?;
         let sizes = Sizes {
             photos: self.limit,

@@ -2,7 +2,6 @@
 
 use super::teller;
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
 use eval::pictures::{Report, Sizes, Studio, run};
 use lm::SampleSettings;
 use lm::draw::{DrawSettings, Schedule};
@@ -10,12 +9,15 @@ use lm::llamagen::LlamaGen;
 use nn::stored::Stored;
 use std::path::PathBuf;
 use unified::classifier::Classifier;
-use unified::files::Placement;
+use unified::files::placement;
 use unified::llamagen::{llamagen_files, tokenizer_beside, tokenizer_of};
 
 /// Drawings of a LlamaGen that was trained by class: what a classifier sees in them, and what they cost.
 #[derive(clap::Args)]
 pub struct Pictures {
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Folder of the model, its image tokenizer in it.
     #[arg(long)]
     model: PathBuf,
@@ -53,13 +55,14 @@ pub struct Pictures {
 
 impl Pictures {
     pub fn run(&self) -> Result<()> {
-        let (config, params) = llamagen_files(&self.model.to_string_lossy(), DType::F32, &Device::Cpu)?;
+        let at = placement(&self.device)?;
+        let (config, params) = llamagen_files(&self.model.to_string_lossy(), &at)?;
         let model = std::sync::Arc::new(LlamaGen::new(&params, &config)?);
         let parameters: usize =
             Stored::map_dir(&self.model)?.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum();
         let beside = tokenizer_beside(&self.model)
             .with_context(|| format!("{}: no folder `vq` or `qlip` in it", self.model.display()))?;
-        let visual = tokenizer_of(&config, &beside, &Placement::cpu())?;
+        let visual = tokenizer_of(&config, &beside, &at)?;
         let classifier = Classifier::load(&self.classifier).context("--classifier")?;
         let photos = qlip::data::Pictures::open(&self.photos, "test").context("--photos")?;
         let sample = SampleSettings { temperature: self.temperature, top_p: self.top_p, ..SampleSettings::default() };

@@ -7,11 +7,14 @@ use nn::train::STATE_FILE;
 use qlip::data::Pictures;
 use std::path::PathBuf;
 use unified::eyes::{Eyes, load_weights};
-use unified::files::{ModelFiles, Placement};
+use unified::files::{ModelFiles, placement};
 
 /// A QLIP tokenizer by itself: reconstruction, zero-shot accuracy, linear probes on its tokens, code entropy.
 #[derive(clap::Args)]
 pub struct Qlip {
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Model folder.
     #[arg(long, default_value = "unified/assets/nano/qlip")]
     model: PathBuf,
@@ -39,7 +42,7 @@ impl Qlip {
     pub fn run(&self) -> Result<()> {
         let (train, test) = (Pictures::open(&self.photos, "train"), Pictures::open(&self.photos, "test"));
         let (train, test) = (train.context("--photos")?, test.context("--photos")?);
-        let (files, cpu) = (ModelFiles::Dir(self.model.clone()), Placement::cpu());
+        let (files, at) = (ModelFiles::Dir(self.model.clone()), placement(&self.device)?);
         let weights = if self.raw {
             let state = checkpoint::load(&self.model.join(STATE_FILE))?;
             let mut all = checkpoint::load_dir(&self.model)?;
@@ -49,7 +52,7 @@ impl Qlip {
             load_weights(&files, "")?
         };
         let text = files.has("tokenizer.json") && weights.contains("text_projection.weight");
-        let eyes = Eyes::with_weights(&files, "", weights, &cpu, text)?;
+        let eyes = Eyes::with_weights(&files, "", weights, &at, text)?;
         let r = measure(&eyes, &train, &test, self.limit, self.probe)?;
         let percent = |x: f64| format!("{:.1}", 100.0 * x);
         let zero_shot = r.zero_shot.map_or("-".to_owned(), percent);

@@ -3,12 +3,15 @@
 use anyhow::Result;
 use eval::text::{read_texts, text_loss};
 use std::path::PathBuf;
-use unified::files::{ModelFiles, Placement};
+use unified::files::{ModelFiles, placement};
 use unified::runner::Unified;
 
 /// Loss of a unified model on held-out text.
 #[derive(clap::Args)]
 pub struct Text {
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Documents, `{"text": ..}` a line.
     documents: PathBuf,
     /// Model folder.
@@ -28,7 +31,7 @@ pub struct Text {
 impl Text {
     pub fn run(&self) -> Result<()> {
         let texts = read_texts(&self.documents, self.limit)?;
-        let model = Unified::load(&ModelFiles::Dir(self.model.clone()), &Placement::cpu())?;
+        let model = Unified::load(&ModelFiles::Dir(self.model.clone()), &placement(&self.device)?)?;
         let r = text_loss(&model, &texts, self.length)?;
         if self.json {
             println!("{}", serde_json::to_string(&r)?);

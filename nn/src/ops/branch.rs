@@ -9,12 +9,12 @@ use super::attention::{Attention, Dims};
 use super::linear::{Matrix, column_sums, forward as project, product};
 use super::rows::{WeightType, as_floats};
 use super::{Activation, Mask, Positions, Rope, norm, values, with_values};
+use crate::exec::Exec;
 use crate::weight::Packed;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Parameters of a branch in one vector, in the order they were added.
 #[derive(Default)]
@@ -288,14 +288,6 @@ pub struct MlpBranch {
     pub down: LinearAt,
 }
 
-static RECOMPUTE: AtomicBool = AtomicBool::new(false);
-
-/// Lets branches forget their inner tensors and compute them again in the backward pass: the memory of a training is then
-/// one input a branch, for a forward pass more. Off by default; training turns it on with `recompute = true`.
-pub fn set_recompute(on: bool) {
-    RECOMPUTE.store(on, Ordering::Relaxed);
-}
-
 /// Applies a branch to x [batch, tokens, width].
 pub fn branch(x: &Tensor, flat: &Flat, op: impl Branch + 'static) -> Result<Tensor> {
     op.check(x)?;
@@ -332,7 +324,7 @@ impl<B: Branch> CustomOp2 for Saving<B> {
     }
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, p: &CpuStorage, lp: &Layout) -> Result<(CpuStorage, Shape)> {
         let (y, saved) = self.op.forward(lx.dims()[0], values(x, lx)?, values(p, lp)?);
-        if !RECOMPUTE.load(Ordering::Relaxed) {
+        if !Exec::now().recompute {
             *self.saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(saved);
         }
         Ok((CpuStorage::F32(y), lx.shape().clone()))

@@ -3,30 +3,13 @@
 
 use super::gemm_bf16::{bf16_available, gemm_bf16};
 use super::{is_fused, values, vector, with_values};
+use crate::exec::Exec;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-static BF16: AtomicBool = AtomicBool::new(false);
-
-/// Lets products and convolutions on the CPU round their inputs to bfloat16 (sums stay in float32), where the processor has
-/// instructions for it. Off by default; training turns it on with `precision = "bf16"`.
-pub fn set_bf16_matmul(allow: bool) {
-    BF16.store(allow && bf16_available(), Ordering::Relaxed);
-}
 
 /// Whether products round their inputs now.
 pub(super) fn bf16_matmul() -> bool {
-    BF16.load(Ordering::Relaxed)
-}
-
-/// Runs what must come out as it does outside a training (codes of pictures, features of a frozen tower) with products and
-/// convolutions in float32.
-pub fn in_float32<T>(f: impl FnOnce() -> T) -> T {
-    let was = BF16.swap(false, Ordering::Relaxed);
-    let out = f();
-    BF16.store(was, Ordering::Relaxed);
-    out
+    Exec::now().bf16 && bf16_available()
 }
 
 /// x [.., k] times the transpose of weight [n, k], plus bias [n]; returns [.., n].

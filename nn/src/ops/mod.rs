@@ -26,14 +26,14 @@ pub use activation::{Activation, gated_silu};
 pub(crate) use attend::{PAGE, PageShape, Sequence, attend_pages, write_token};
 pub use attention::{Mask, attention};
 pub(crate) use branch::linear_held;
-pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch, set_recompute};
+pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch};
 pub use conv::{conv2d, conv2d_biased, max_pool2d};
 pub use cross_entropy::{IGNORE, cross_entropy};
 pub use gemm_bf16::bf16_available;
 pub use group_norm::group_norm;
 
+pub use linear::linear;
 pub(crate) use linear::{Matrix, product};
-pub use linear::{in_float32, linear, set_bf16_matmul};
 pub use norm::{layer_norm, rms_norm};
 pub use pool::run as parallel;
 pub use resolution::{double, halve};

@@ -119,6 +119,8 @@ impl Optimizer {
     /// One update at learning rate `lr`, each gradient multiplied by its variable's `grad_scale` first.
     pub fn step(&mut self, grads: &GradStore, lr: f64, grad_scale: impl Fn(&str) -> f64 + Sync) -> Result<()> {
         self.steps += 1;
+        // the updates of matrices have products too
+        let exec = crate::Exec::now();
         self.slots.par_iter().try_for_each(|(name, slot)| {
             let g = grads
                 .get(slot.var.as_tensor())
@@ -132,7 +134,7 @@ impl Optimizer {
                 grad_scale: grad_scale(name) as f32,
                 moments: &slot.moments,
             };
-            update.apply(&slot.var, g)
+            exec.run(|| update.apply(&slot.var, g))
         })
     }
 

@@ -70,7 +70,7 @@ impl Adversary {
         let mut penalty = None;
         if c.r1_gamma > 0.0 && step.is_multiple_of(c.r1_every.max(1)) {
             // a difference of two gradients: bfloat16 has too few digits for the step between them
-            let (value, grads) = nn::ops::in_float32(|| -> Result<_> {
+            let (value, grads) = nn::Exec::exact(|| -> Result<_> {
                 let (value, slope) = r1(&self.net, &real, c.r1_gamma)?;
                 Ok((value, slope.backward()?))
             })?;

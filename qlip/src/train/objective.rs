@@ -356,7 +356,7 @@ impl Objective {
     fn part(&self, step: usize, batch: &PairBatch, rows: &Range<usize>, factor: f64) -> Result<(Option<Seen>, Term)> {
         let pixels = batch.part(rows)?;
         if self.stage == 2 {
-            let latents = nn::ops::in_float32(|| self.model.encode(&pixels))?.latents;
+            let latents = nn::Exec::exact(|| self.model.encode(&pixels))?.latents;
             let zhat = self.model.expand(&self.model.bsq.quantize(&latents)?.detach())?;
             return Ok((None, self.pixel_terms(step, &zhat, &pixels, 1.0)?));
         }

@@ -66,7 +66,7 @@ impl Teacher {
 
     /// What it sees, without a graph.
     pub fn see(&self, pixels: &Pixels) -> Result<Features> {
-        nn::ops::in_float32(|| {
+        nn::Exec::exact(|| {
             let (hidden, pooled) = match self {
                 Self::Clip(tower, _) => {
                     let out = tower.forward(pixels)?;

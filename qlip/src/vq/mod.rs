@@ -8,7 +8,7 @@ mod quantizer;
 pub use quantizer::{Quantised, Quantizer};
 
 use crate::image::Pixels;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use net::{Conv, GROUPS, Net};
 use nn::{Error, Params, Result};
 use quantizer::Codebook;
@@ -145,6 +145,11 @@ impl VqTokenizer {
     /// Where it computes.
     pub fn device(&self) -> &Device {
         self.quant_conv.weight.device()
+    }
+
+    /// Type of its numbers.
+    pub fn dtype(&self) -> DType {
+        self.quant_conv.weight.dtype()
     }
 
     /// Pixels in -1..1 [pictures, 3, height, width], sides multiples of the stride, to the encoder's output.

@@ -47,18 +47,7 @@ pub struct OnDevice {
 
 impl OnDevice {
     pub fn device(&self) -> Result<Device> {
-        let index = match self.name.as_str() {
-            "cpu" => return Ok(Device::Cpu),
-            "cuda" => 0,
-            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
-                Some(n) => n,
-                None => bail!("--device {other}: use cpu, cuda or cuda:N"),
-            },
-        };
-        if !candle_core::utils::cuda_is_available() {
-            bail!("--device {}: this build has no CUDA; build with --features cuda, or use --device cpu", self.name);
-        }
-        Ok(Device::new_cuda(index)?)
+        Ok(unified::files::device(&self.name)?)
     }
 }
 

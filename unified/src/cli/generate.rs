@@ -336,8 +336,7 @@ impl Painter {
 
 fn llamagen(common: &Common) -> Result<Arc<LlamaGen>> {
     let model = common.model.as_deref().context("--class needs --model: a LlamaGen folder or .pt file")?;
-    let device = common.device()?;
-    let (config, params) = llamagen_files(model, common.dtype()?, &device)?;
+    let (config, params) = llamagen_files(model, &common.placement()?)?;
     Ok(Arc::new(LlamaGen::new(&params, &config)?))
 }
 
@@ -351,7 +350,7 @@ fn conditions(model: &Arc<LlamaGen>, recipe: &Recipe, dir: Option<&str>) -> Resu
         return Ok(Condition::Classes(recipe.class.iter().flat_map(|&c| std::iter::repeat_n(c, n)).collect()));
     }
     let positions = model.config.cls_token_num;
-    let device = &Device::Cpu;
+    let device = model.device();
     let captions = match (&recipe.features, &recipe.prompt) {
         (Some(path), _) => Captions::load(path, device)?,
         (None, Some(prompt)) => {

@@ -41,6 +41,9 @@ pub struct LlavaTraining {
     /// Arithmetic of the products.
     #[serde(default)]
     pub precision: Precision,
+    /// Whether blocks compute their inner values again in the backward pass, which saves memory for a forward pass more.
+    #[serde(default)]
+    pub recompute: bool,
     /// LLaVA folder to start from; or `tower` and `language_model` for a new one.
     #[serde(default)]
     pub start: Option<PathBuf>,
@@ -110,6 +113,7 @@ impl LlavaTraining {
             precision: self.precision,
         };
         let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
+        let trainer = Trainer { recompute: self.recompute, ..trainer };
         let (out, device) = (run.out, run.device.clone());
         trainer.run(
             |n| {
@@ -125,7 +129,7 @@ impl LlavaTraining {
                         .map(|p| base.preprocess.pad(&Image::open(&self.images.join(p))?))
                         .collect::<Result<Vec<_>>>()?;
                     let pixels = base.preprocess.normalise(&pictures, &device)?;
-                    let seen = nn::ops::in_float32(|| model.see(&pixels))?;
+                    let seen = nn::Exec::exact(|| model.see(&pixels))?;
                     Some(model.project(&seen.detach())?.flatten_to(1)?)
                 };
                 // pictures lie in the rows in the order of the conversations only if packing kept it

@@ -129,7 +129,7 @@ impl QlipTraining {
             precision: self.precision,
         };
         let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
-        let trainer = Trainer { apart: CLIPPED_APART, ..trainer };
+        let trainer = Trainer { apart: CLIPPED_APART, recompute: self.recompute, ..trainer };
         let source = PictureSource {
             photos: &photos,
             seed: self.seed,
@@ -138,9 +138,8 @@ impl QlipTraining {
             smallest_crop: self.smallest_crop,
             side: preprocess.crop_size,
         };
-        nn::ops::set_recompute(self.recompute);
         let vars = params.vars();
-        let done = source.train(
+        source.train(
             &trainer,
             |n, shown| {
                 let (images, captions): (Vec<Image>, Vec<String>) =
@@ -171,9 +170,7 @@ impl QlipTraining {
                 checkpoint::save(&out.join("model.safetensors"), &all, &[])
             },
             run.progress,
-        );
-        nn::ops::set_recompute(false);
-        done
+        )
     }
 
     /// First values: of the checkpoint, or of published towers, of which warm-start.txt says what was taken.
@@ -242,7 +239,7 @@ impl QlipTraining {
 fn sheet(model: &Qlip, preprocess: &Preprocess, pixels: &Pixels, dir: &Path, n: usize) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let some = Pixels(pixels.0.narrow(0, 0, SHEET.min(pixels.0.dim(0)?))?.contiguous()?);
-    let latents = nn::ops::in_float32(|| model.encode(&some))?.latents;
+    let latents = nn::Exec::exact(|| model.encode(&some))?.latents;
     let back = model.paint(&model.expand(&model.bsq.quantize(&latents)?)?)?.0;
     let mut images = preprocess.images(&some)?;
     let columns = images.len();

@@ -42,6 +42,9 @@ pub struct UnifiedTraining {
     /// Arithmetic of the products.
     #[serde(default)]
     pub precision: Precision,
+    /// Whether blocks compute their inner values again in the backward pass, which saves memory for a forward pass more.
+    #[serde(default)]
+    pub recompute: bool,
     /// Folder of the image tokenizer.
     pub qlip: PathBuf,
     /// tokenizer.json of the text.
@@ -203,6 +206,7 @@ impl UnifiedTraining {
             precision: self.precision,
         };
         let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
+        let trainer = Trainer { recompute: self.recompute, ..trainer };
         let out = run.out;
         trainer.run(
             |n| {
@@ -260,7 +264,7 @@ impl UnifiedTraining {
             })
             .collect();
         // the codes that `tokenize` makes, whatever the training's arithmetic
-        let codes = nn::ops::in_float32(|| eyes.encode(&images))?;
+        let codes = nn::Exec::exact(|| eyes.encode(&images))?;
         let mut encoded = 0..codes.images();
         let mut one = |sample: &Sample| -> Result<Sequence> {
             let mut s = Sequence::default();

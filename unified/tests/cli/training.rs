@@ -116,3 +116,37 @@ fn a_text_model_grows_into_a_unified_one() {
     assert_eq!(rows, text + 2048);
     ok(d, &["chat", "--model", "um", "--prompt", "hello", "--max-tokens", "4"]);
 }
+
+/// A token a code instead of two, no visual rows, and no photographs where the mixture has none.
+#[test]
+fn a_unified_model_with_a_bitwise_head_trains_resumes_and_draws() {
+    let mut sets = tiny();
+    sets.push(format!("qlip={}", nano().join("qlip").display()));
+    sets.extend(["model.num_hidden_layers=1", "model.hidden_size=64", "model.intermediate_size=64"].map(str::to_owned));
+    sets.extend(["head=bits", "head_width=16", "shared_bits=false", "recompute=true"].map(str::to_owned));
+    resumes("nano/unified.toml", &sets);
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/unified.toml");
+    let mut args = vec!["train", config.to_str().unwrap(), "--out", "um"];
+    sets.retain(|s| !s.starts_with("photos="));
+    sets.extend(["photos=nowhere".to_owned(), "mixture.photos=0.0".to_owned()]);
+    sets.iter().for_each(|s| args.extend(["--set", s]));
+    ok(d, &args);
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(d.join("um/config.json")).unwrap()).unwrap();
+    assert_eq!(config["text_config"]["vocab_size"], config["vocabulary"]["text"]);
+    let weights = nn::checkpoint::load_dir(&d.join("um")).unwrap();
+    assert!(weights.contains_key("bit_head.output.weight"));
+    ok(d, &["generate", "a red circle", "--model", "um", "-n", "3", "-o", "out"]);
+    assert_eq!(std::fs::read_dir(d.join("out")).unwrap().count(), 3);
+    ok(d, &["describe", "--model", "um", "out/unified-0001.png"]);
+    ok(d, &["export", "um", "small", "--dtype", "q8_0"]);
+    ok(d, &["generate", "a red circle", "--model", "small", "-o", "again"]);
+    fails(d, &["export", "um", "um"], &["export writes a copy"]);
+    sets.push("mixture.photos=0.5".into());
+    let without = std::fs::read_to_string(d.join("um/training.toml")).unwrap();
+    let without: String = without.lines().filter(|l| !l.starts_with("photos = \"")).map(|l| format!("{l}\n")).collect();
+    std::fs::write(d.join("c.toml"), without).unwrap();
+    fails(d, &["train", "c.toml", "--out", "no", "--set", "mixture.photos=0.5"], &["photos is missing"]);
+}
