@@ -79,16 +79,19 @@ pub enum TokenIds {
     Many(Vec<u32>),
 }
 
-/// The llama3 rule: long wavelengths are slowed down by a factor.
+/// How positions beyond the trained ones are reached: all slowed down by a factor (linear), or long wavelengths (llama3).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct RopeScaling {
     pub rope_type: String,
     pub factor: f64,
-    pub low_freq_factor: f64,
-    pub high_freq_factor: f64,
-    pub original_max_position_embeddings: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_freq_factor: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high_freq_factor: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<usize>,
 }
 
 fn llama() -> String {
@@ -155,8 +158,21 @@ impl LlamaConfig {
         if self.hidden_act != "silu" {
             return bad(format!("hidden_act `{}` is not known; use `silu`", self.hidden_act));
         }
-        if let Some(s) = self.rope_scaling.as_ref().filter(|s| s.rope_type != "llama3") {
-            return bad(format!("rope_type `{}` is not known; use `llama3`", s.rope_type));
+        if let Some(s) = &self.rope_scaling {
+            let whole = s.low_freq_factor.is_some() && s.high_freq_factor.is_some();
+            match s.rope_type.as_str() {
+                "linear" => {}
+                "llama3" if whole && s.original_max_position_embeddings.is_some() => {}
+                "llama3" => {
+                    return bad("rope_scaling of type llama3 needs low_freq_factor, high_freq_factor and \
+                                original_max_position_embeddings"
+                        .into());
+                }
+                other => return bad(format!("rope_type `{other}` is not known; use `linear` or `llama3`")),
+            }
+            if !(s.factor.is_finite() && s.factor > 0.0) {
+                return bad(format!("rope_scaling.factor {} is not positive", s.factor));
+            }
         }
         Ok(())
     }
@@ -166,16 +182,24 @@ impl LlamaConfig {
         let d = self.head_width();
         let base = (0..d / 2).map(|i| self.rope_theta.powf(-2.0 * i as f64 / d as f64));
         let Some(s) = &self.rope_scaling else { return base.collect() };
-        let original = s.original_max_position_embeddings as f64;
+        let (Some(original), Some(low), Some(high)) =
+            (s.original_max_position_embeddings, s.low_freq_factor, s.high_freq_factor)
+        else {
+            return base.map(|f| f / s.factor).collect();
+        };
+        if s.rope_type == "linear" {
+            return base.map(|f| f / s.factor).collect();
+        }
+        let original = original as f64;
         base.map(|f| {
             let wavelength = std::f64::consts::TAU / f;
-            let (short, long) = (original / s.high_freq_factor, original / s.low_freq_factor);
+            let (short, long) = (original / high, original / low);
             if wavelength < short {
                 f
             } else if wavelength > long {
                 f / s.factor
             } else {
-                let smooth = (original / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+                let smooth = (original / wavelength - low) / (high - low);
                 (1.0 - smooth) * f / s.factor + smooth * f
             }
         })
@@ -237,7 +261,12 @@ impl Llama {
         let init = Init::Normal(config.initializer_range);
         // adapters belong to the blocks
         let tables = p.clone().adapted(None);
-        let embed = tables.at("model.embed_tokens").weight((v, d), "weight", init)?;
+        // a tied file may hold its one table under either name
+        let only_head = config.tie_word_embeddings
+            && !tables.contains("model.embed_tokens.weight")
+            && tables.contains("lm_head.weight");
+        let table = if only_head { "lm_head" } else { "model.embed_tokens" };
+        let embed = tables.at(table).weight((v, d), "weight", init)?;
         let block = config.block();
         let layers = (0..config.num_hidden_layers)
             .map(|i| Block::new(&p.at("model.layers").at(i), &block, &LLAMA_NAMES))

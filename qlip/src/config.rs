@@ -416,6 +416,11 @@ const BOOKKEEPING: &[&str] = &[
     "use_cache",
     "pretraining_tp",
     "initializer_factor",
+    "_attn_implementation_autoset",
+    "_attn_implementation",
+    "unsloth_version",
+    "unsloth_fixed",
+    "mlp_only_layers",
 ];
 
 /// Reads a config.json into a struct that refuses unknown keys; transformers' bookkeeping keys are dropped first.
@@ -432,9 +437,45 @@ pub fn parse_json<T: DeserializeOwned>(origin: &Path, text: &str) -> Result<T> {
     serde_json::from_value(json).map_err(bad)
 }
 
+/// Writes what transformers 5 and older versions spell in several ways as the one spelling that the structs read, where that
+/// changes no result.
+pub fn one_spelling(map: &mut serde_json::Map<String, serde_json::Value>) {
+    use serde_json::Value;
+    // transformers 5 keeps all of rope in one place
+    if let Some(Value::Object(mut rope)) = map.remove("rope_parameters") {
+        if let Some(theta) = rope.remove("rope_theta") {
+            map.insert("rope_theta".into(), theta);
+        }
+        rope.remove("partial_rotary_factor").filter(|f| *f != serde_json::json!(1.0)).map(|f| rope.insert("partial_rotary_factor".into(), f));
+        map.insert("rope_scaling".into(), Value::Object(rope));
+    }
+    if let Some(Value::Object(rope)) = map.get_mut("rope_scaling") {
+        if let Some(kind) = rope.remove("type") {
+            rope.entry("rope_type").or_insert(kind);
+        }
+        if rope.get("rope_type").is_some_and(|t| t == "default") && rope.len() == 1 {
+            map.remove("rope_scaling");
+        }
+    }
+    // every layer attends to everything, which is all that there is
+    let full = |v: &Value| v.as_array().is_some_and(|a| a.iter().all(|t| t == "full_attention"));
+    if map.get("layer_types").is_some_and(full) {
+        map.remove("layer_types");
+    }
+    if map.get("pad_token_id").is_some_and(|p| p.as_i64() == Some(-1)) {
+        map.remove("pad_token_id");
+    }
+    for key in ["sliding_window", "quantization_config", "rope_scaling", "attention_chunk_size"] {
+        if map.get(key).is_some_and(Value::is_null) {
+            map.remove(key);
+        }
+    }
+}
+
 fn strip(json: &mut serde_json::Value) {
     if let Some(map) = json.as_object_mut() {
         map.retain(|k, _| !BOOKKEEPING.contains(&k.as_str()));
+        one_spelling(map);
         for (key, value) in map.iter_mut() {
             if key.ends_with("_config") {
                 strip(value);

@@ -1,6 +1,5 @@
 //! Whatever model a folder holds that can be talked with.
 
-use crate::config::Generation;
 use crate::conversation::{Event, Message, Reply, Request, Window};
 use crate::files::{ModelFiles, Placement};
 use crate::llava::LlavaChat;
@@ -36,8 +35,8 @@ impl ChatModel {
     pub fn request(&self, seed: u64) -> Request {
         match self {
             Self::Unified(m) => m.request(seed),
-            Self::Llava(_) => Request {
-                generation: Generation::default(),
+            Self::Llava(m) => Request {
+                generation: m.generation(),
                 seed,
                 max_tokens: 512,
                 window: Window::Refuse,

@@ -11,6 +11,7 @@ pub mod documents;
 mod draw;
 pub mod eyes;
 pub mod files;
+pub mod generation;
 pub mod grammar;
 pub mod llamagen;
 pub mod llava;

@@ -92,7 +92,7 @@ impl Unified {
                 match c {
                     // a mark typed by a person is words, not a mark
                     Content::Text(t) => {
-                        content.push(serde_json::json!({"type": "text", "text": t.replace("<|", "< |")}))
+                        content.push(serde_json::json!({"type": "text", "text": self.words.typed(t)}))
                     }
                     Content::Image(i) => {
                         let encode = || Ok(self.eyes.encode(std::slice::from_ref(i))?.indices);

@@ -26,6 +26,8 @@ impl Saying<'_> {
         });
         let mut request = engine::Request::new(context, r.generation.text, (r.seed, stream), grammar);
         request.banned = self.banned.clone();
+        // the penalty speaks of the prompt's words too, as transformers' does
+        request.seen = request.context.prompt.iter().flat_map(Part::ids).copied().collect();
         request
     }
 
@@ -42,7 +44,8 @@ impl Saying<'_> {
         let request = self.request(context, r, stream_key, most);
         let mut error = None;
         let mut take = |_: usize, id: u32, _: Option<LogProb>| {
-            if self.ends.contains(&id) {
+            // an end that is an ordinary word is said, as transformers shows it; a mark says nothing
+            if self.ends.contains(&id) && stream.is_silent(id) {
                 return true;
             }
             stream.push(id, on).unwrap_or_else(|e| {

@@ -8,12 +8,59 @@ use tokenizers::AddedToken;
 #[derive(Clone)]
 pub struct Words {
     inner: tokenizers::Tokenizer,
+    /// The same, which reads marks as the letters that they are written with.
+    plain: tokenizers::Tokenizer,
+    /// How marks are written.
+    marks: Vec<String>,
 }
+
+/// Around the place of a mark that a person wrote, in a text that is to be encoded: characters of the private use area.
+const TYPED: [char; 2] = ['\u{F8F0}', '\u{F8F1}'];
 
 impl Words {
     /// From bytes; `origin` names them in errors.
     pub fn from_bytes(origin: &Path, bytes: &[u8]) -> Result<Self> {
-        Ok(Self { inner: qlip::tokenizer::parse(origin, bytes)? })
+        Ok(Self::of(qlip::tokenizer::parse(origin, bytes)?))
+    }
+
+    fn of(inner: tokenizers::Tokenizer) -> Self {
+        let mut plain = inner.clone();
+        plain.set_encode_special_tokens(true);
+        let special = inner.get_added_tokens_decoder().into_values().filter(|t| t.special);
+        let mut marks: Vec<String> = special.map(|t| t.content).filter(|t| !t.trim().is_empty()).collect();
+        // the longest first, so that none hides in another
+        marks.sort_by(|a, b| b.len().cmp(&a.len()).then(a.cmp(b)));
+        Self { inner, plain, marks }
+    }
+
+    /// A person's words as a template may show them: marks in them are noted as words, which [`Self::encode`] reads back.
+    pub fn typed(&self, text: &str) -> String {
+        let mut text = text.replace(TYPED, "");
+        for (i, mark) in self.marks.iter().enumerate() {
+            text = text.replace(mark.as_str(), &format!("{}{i}{}", TYPED[0], TYPED[1]));
+        }
+        text
+    }
+
+    /// A text with the marks that a person typed written out.
+    pub fn untyped(&self, text: &str) -> String {
+        self.parts(text).map(|(part, _)| part).collect()
+    }
+
+    /// Parts of a text, and whether each is a mark that a person typed.
+    fn parts<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (&'a str, bool)> {
+        text.split(TYPED[0]).enumerate().flat_map(|(n, part)| {
+            if n == 0 {
+                return [Some((part, false)), None];
+            }
+            match part.split_once(TYPED[1]) {
+                Some((i, rest)) => {
+                    let mark = i.parse().ok().and_then(|i: usize| self.marks.get(i)).map_or("", String::as_str);
+                    [Some((mark, true)), Some((rest, false))]
+                }
+                None => [Some((part, false)), None],
+            }
+        }).flatten().filter(|p| !p.0.is_empty())
     }
 
     /// The same with these marks, added at the end where they are not there yet.
@@ -24,7 +71,7 @@ impl Words {
             .map(|m| AddedToken::from((*m).to_owned(), true))
             .collect();
         self.inner.add_special_tokens(new).map_err(|e| Error::invalid(format!("marks: {e}")))?;
-        Ok(self)
+        Ok(Self::of(self.inner))
     }
 
     /// tokenizer.json.
@@ -44,8 +91,13 @@ impl Words {
 
     /// Ids of a text; marks in it become their ids.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let e = self.inner.encode(text, false).map_err(|e| Error::invalid(format!("text `{text}`: {e}")))?;
-        Ok(e.get_ids().to_vec())
+        let mut ids = Vec::new();
+        for (part, typed) in self.parts(text) {
+            let with = if typed { &self.plain } else { &self.inner };
+            let e = with.encode(part, false).map_err(|e| Error::invalid(format!("text `{part}`: {e}")))?;
+            ids.extend(e.get_ids());
+        }
+        Ok(ids)
     }
 
     /// Ids of a text, each with the byte of the text that it begins at.

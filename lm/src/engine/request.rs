@@ -37,6 +37,14 @@ impl Part {
         Self::Tokens(0, ids.into())
     }
 
+    /// Its tokens; none of embeddings.
+    pub fn ids(&self) -> &[u32] {
+        match self {
+            Self::Tokens(_, ids) => ids,
+            Self::Embedded(..) => &[],
+        }
+    }
+
     /// Tokens in it.
     pub fn len(&self) -> usize {
         match self {

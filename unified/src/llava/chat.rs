@@ -3,6 +3,8 @@
 use super::config::LlavaConfig;
 use super::model::Llava;
 use super::names::published_name;
+use crate::config::Generation;
+use crate::generation::GenerationFile;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
 use crate::eyes::load_weights;
 use crate::files::{ModelFiles, Placement};
@@ -47,6 +49,11 @@ pub struct LlavaChat {
     device: Device,
     engine: Shared,
     seen: Seen<Tensor>,
+    /// The tokenizer's number of the picture's mark.
+    mark: u32,
+    /// Rows of words.
+    rows: usize,
+    generation: Generation,
 }
 
 impl LlavaChat {
@@ -64,7 +71,16 @@ impl LlavaChat {
     pub fn of(model: Llava, files: &ModelFiles, placement: &Placement) -> Result<Self> {
         let config = model.config.clone();
         let side = model.side();
-        let preprocess = if files.has("preprocessor_config.json") {
+        let preprocess = if files.has("processor_config.json") && !files.has("preprocessor_config.json") {
+            // transformers 5 keeps the picture's processing inside the processor's
+            let path = files.path_of("processor_config.json");
+            let json: serde_json::Value = serde_json::from_str(&files.text("processor_config.json")?)
+                .map_err(|e| Error::bad_file(&path, e.to_string()))?;
+            match json.get("image_processor") {
+                Some(p) => serde_json::from_value(p.clone()).map_err(|e| Error::bad_file(&path, e.to_string()))?,
+                None => Preprocess::clip(side),
+            }
+        } else if files.has("preprocessor_config.json") {
             serde_json::from_str(&files.text("preprocessor_config.json")?)
                 .map_err(|e| Error::bad_file(files.path_of("preprocessor_config.json"), e.to_string()))?
         } else {
@@ -75,6 +91,10 @@ impl LlavaChat {
             return Err(Error::bad_file(files.path_of("preprocessor_config.json"), why));
         }
         let words = Words::from_bytes(&files.path_of("tokenizer.json"), &files.read("tokenizer.json")?)?;
+        let rows = words.len();
+        // where the tokenizer does not know the picture's mark, it gets a number beyond the others that stands for it here
+        let words = words.with_marks(&[IMAGE_MARK])?;
+        let picture_mark = words.mark(IMAGE_MARK)?;
         let mark = |id: &Option<TokenIds>, or: &str| match id {
             Some(TokenIds::One(i)) => words.token(*i).unwrap_or_else(|| or.to_owned()),
             _ => or.to_owned(),
@@ -83,14 +103,16 @@ impl LlavaChat {
         let (bos, eos) = marks_of(files)?;
         let bos = bos.unwrap_or_else(|| mark(&text.bos_token_id, "<s>"));
         let eos = eos.unwrap_or_else(|| mark(&text.eos_token_id, "</s>"));
-        let ends = match &text.eos_token_id {
+        let defaults = GenerationFile::of(files)?;
+        let ends = match defaults.eos_token_id.as_ref().or(text.eos_token_id.as_ref()) {
             Some(TokenIds::One(i)) => vec![*i],
             Some(TokenIds::Many(v)) => v.clone(),
             None => vec![words.mark(&eos)?],
         };
+        let generation = Generation { text: defaults.sampling(), ..Generation::default() };
         let template = Template::of_model(files)?.map_or_else(|| Template::new(VICUNA_V1), Ok)?;
         let (engine, device) = (Shared::new(model.lm.clone()), placement.device.clone());
-        Ok(Self { model, preprocess, words, template, bos, eos, ends, device, engine, seen: Seen::new() })
+        Ok(Self { model, preprocess, words, template, bos, eos, ends, device, engine, seen: Seen::new(), mark: picture_mark, rows, generation })
     }
 
     /// Token ids of a conversation up to where the answer begins, each picture as many image tokens as it has
@@ -103,9 +125,7 @@ impl LlavaChat {
             for c in &message.content {
                 content.push(match c {
                     // a mark typed by a person is words, not a picture
-                    Content::Text(t) => {
-                        serde_json::json!({"type": "text", "text": t.replace(IMAGE_MARK, "< image >")})
-                    }
+                    Content::Text(t) => serde_json::json!({"type": "text", "text": self.words.typed(t)}),
                     Content::Image(i) => {
                         pictures.push(i.clone());
                         serde_json::json!({"type": "image"})
@@ -123,16 +143,17 @@ impl LlavaChat {
         }
         let image = self.model.config.image_token_index;
         let per_picture = self.model.tokens_per_picture();
+        // as a whole, so that words around a picture become the tokens that they became in training
         let mut ids = Vec::new();
-        for (i, piece) in text.split(IMAGE_MARK).enumerate() {
-            if i > 0 {
+        let mut shown = 0;
+        for id in self.words.encode(&text)? {
+            if id == self.mark {
+                shown += 1;
                 ids.extend(std::iter::repeat_n(image, per_picture));
-            }
-            if !piece.is_empty() {
-                ids.extend(self.words.encode(piece)?);
+            } else {
+                ids.push(id);
             }
         }
-        let shown = ids.iter().filter(|&&i| i == image).count() / per_picture;
         if shown != pictures.len() {
             let n = pictures.len();
             return Err(Error::invalid(format!("the chat template shows {shown} pictures where there are {n}")));
@@ -172,9 +193,19 @@ impl LlavaChat {
         self.saying().likeliest(contexts, max_tokens)?.iter().map(|a| self.words.decode(a)).collect()
     }
 
+    /// How pictures are prepared.
+    pub fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
+    /// How generation_config.json wants words to be drawn.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
     fn saying(&self) -> Saying<'_> {
         // rows past the tokenizer's are padding of the table, and the image token has no face
-        let rows = Source::rows(0..self.words.len().min(self.model.config.text_config.vocab_size));
+        let rows = Source::rows(0..self.rows.min(self.model.config.text_config.vocab_size));
         let banned = vec![self.model.config.image_token_index];
         Saying { engine: &self.engine, rows, banned, ends: self.ends.clone() }
     }

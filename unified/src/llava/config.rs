@@ -127,7 +127,13 @@ impl LlavaConfig {
             Some("mlp2x_gelu") => {}
             other => return Err(bad(format!("mm_projector_type {other:?} is not known; use mlp2x_gelu"))),
         }
-        const TEXT: [&str; 12] = [
+        if !json["quantization_config"].is_null() {
+            return Err(bad("quantization_config is not known here; use the model's unquantised files".into()));
+        }
+        const TEXT: [&str; 15] = [
+            "rope_scaling",
+            "rope_parameters",
+            "attention_bias",
             "hidden_size",
             "intermediate_size",
             "num_hidden_layers",
@@ -141,8 +147,9 @@ impl LlavaConfig {
             "eos_token_id",
             "pad_token_id",
         ];
-        let text: serde_json::Map<_, _> =
+        let mut text: serde_json::Map<_, _> =
             TEXT.iter().filter_map(|k| Some(((*k).to_owned(), json.get(*k)?.clone()))).collect();
+        qlip::config::one_spelling(&mut text);
         let text_config: LlamaConfig = serde_json::from_value(text.into()).map_err(|e| bad(e.to_string()))?;
         let select = match json["mm_vision_select_feature"].as_str() {
             Some("cls_patch") => Select::Full,

@@ -19,8 +19,13 @@ pub fn published_name(name: &str) -> String {
     if let Some(rest) = name.strip_prefix("lm_head.") {
         return format!("language_model.lm_head.{rest}");
     }
-    LAYOUTS
+    let name = LAYOUTS
         .iter()
         .find_map(|(from, to)| name.strip_prefix(from).map(|rest| format!("{to}{rest}")))
-        .unwrap_or_else(|| name.to_owned())
+        .unwrap_or_else(|| name.to_owned());
+    // transformers 5 writes the tower without its inner name
+    match name.strip_prefix("vision_tower.") {
+        Some(rest) if !rest.starts_with("vision_model.") => format!("vision_tower.vision_model.{rest}"),
+        _ => name,
+    }
 }

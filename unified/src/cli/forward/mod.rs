@@ -49,12 +49,16 @@ impl Forward {
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let json: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
         let inputs = Inputs { path: &self.inputs, tensors: checkpoint::load(&self.inputs)?, device: device.clone() };
-        let params = || -> Result<Params> { Ok(Params::from_dir(&self.model_dir, self.common.dtype()?, &device)?) };
+        let params = || -> Result<Params> {
+            let params = Params::from_dir(&self.model_dir, self.common.dtype()?, &device)?;
+            Ok(params.stored_as(self.common.dtype.weights()))
+        };
         let out = if json.get("vision_config").is_some() && json.get("decoder_config").is_some() {
             let config = QlipConfig::from_file(&path)?;
             qlip::outputs(&Qlip::new(&params()?, &config, true)?, &inputs)?
         } else if json["model_type"] == "llama" {
             let config: LlamaConfig = read_json(&path)?;
+            config.check().with_context(|| path.display().to_string())?;
             llama::outputs(
                 &std::sync::Arc::new(Llama::new(&params()?, &config)?),
                 &inputs,
@@ -67,7 +71,11 @@ impl Forward {
             let config: VqConfig = read_json(&path)?;
             llamagen::tokenizer_outputs(&VqTokenizer::new(&params()?, &config)?, &inputs)?
         } else if json["model_type"] == "clip_vision_model" {
-            let tower = ClipTower::new(&params()?.at("vision_model"), &read_json::<ClipVisionConfig>(&path)?)?;
+            let params = params()?;
+            // transformers 5 writes the tower without its inner name
+            let inner = !params.contains("embeddings.class_embedding");
+            let params = if inner { params.at("vision_model") } else { params };
+            let tower = ClipTower::new(&params, &read_json::<ClipVisionConfig>(&path)?)?;
             llava::tower_outputs(&tower, &inputs)?
         } else if json["model_type"] == "llava" || json.get("mm_vision_tower").is_some() {
             let config = LlavaConfig::parse(&path, &text)?;
