@@ -1,7 +1,8 @@
 //! Whatever model a folder holds that can be talked with.
 
-use crate::conversation::{Event, Message, Reply, Request, Window};
+use crate::conversation::{Event, Message, Reply, Request};
 use crate::files::{ModelFiles, Placement};
+use crate::llama::LlamaChat;
 use crate::llava::LlavaChat;
 use crate::runner::Unified;
 use crate::{Error, Result};
@@ -13,6 +14,8 @@ pub enum ChatModel {
     Unified(Box<Unified>),
     /// Sees.
     Llava(Box<LlavaChat>),
+    /// Reads and writes words.
+    Llama(Box<LlamaChat>),
 }
 
 impl ChatModel {
@@ -24,9 +27,10 @@ impl ChatModel {
         match json["model_type"].as_str() {
             Some("um3") => Ok(Self::Unified(Box::new(Unified::load(files, placement)?))),
             Some("llava" | "llava_llama") => Ok(Self::Llava(Box::new(LlavaChat::load(files, placement)?))),
+            Some("llama") => Ok(Self::Llama(Box::new(LlamaChat::load(files, placement)?))),
             other => {
                 let found = other.unwrap_or("nothing");
-                Err(Error::bad_file(&path, format!("model_type says {found}; um3 and llava can be talked with")))
+                Err(Error::bad_file(&path, format!("model_type says {found}; um3, llava and llama can be talked with")))
             }
         }
     }
@@ -35,13 +39,8 @@ impl ChatModel {
     pub fn request(&self, seed: u64) -> Request {
         match self {
             Self::Unified(m) => m.request(seed),
-            Self::Llava(m) => Request {
-                generation: m.generation(),
-                seed,
-                max_tokens: 512,
-                window: Window::Refuse,
-                stop: Vec::new(),
-            },
+            Self::Llava(m) => Request { generation: m.generation(), seed, ..Request::greedy(512) },
+            Self::Llama(m) => Request { generation: m.generation(), seed, ..Request::greedy(512) },
         }
     }
 
@@ -50,6 +49,7 @@ impl ChatModel {
         match self {
             Self::Unified(m) => m.answer(messages, request, on),
             Self::Llava(m) => m.answer(messages, request, on),
+            Self::Llama(m) => m.answer(messages, request, on),
         }
     }
 
@@ -57,7 +57,7 @@ impl ChatModel {
     pub fn sketch(&self, codes: &[u64]) -> Option<Result<Image>> {
         match self {
             Self::Unified(m) => Some(m.sketch(codes)),
-            Self::Llava(_) => None,
+            Self::Llava(_) | Self::Llama(_) => None,
         }
     }
 
@@ -68,10 +68,13 @@ impl ChatModel {
                 let contexts = questions.into_iter().map(|q| m.context(&[q])).collect::<Result<Vec<_>>>()?;
                 m.answer_batch(&contexts, max_tokens)
             }
-            Self::Llava(m) => {
-                let questions: Vec<Vec<Message>> = questions.into_iter().map(|q| vec![q]).collect();
-                m.answer_batch(&questions, max_tokens)
-            }
+            Self::Llava(m) => m.answer_batch(&alone(questions), max_tokens),
+            Self::Llama(m) => m.answer_batch(&alone(questions), max_tokens),
         }
     }
+}
+
+/// Conversations of one message each.
+fn alone(questions: Vec<Message>) -> Vec<Vec<Message>> {
+    questions.into_iter().map(|q| vec![q]).collect()
 }

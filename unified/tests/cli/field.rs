@@ -142,3 +142,26 @@ fn the_processor_s_mean_is_used() {
     let model = LlavaChat::load(&files, &Placement::cpu()).unwrap();
     assert_eq!(model.preprocess().image_mean, [0.5; 3]);
 }
+
+/// A Llama with a tokenizer and a template chats; without them it says what is missing.
+#[test]
+fn a_plain_llama_chats() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    std::fs::create_dir(d.join("m")).unwrap();
+    let copy = |from: &str, file: &str| {
+        std::fs::copy(format!("{}/{file}", folder(from)), d.join("m").join(file)).unwrap();
+    };
+    copy("llama-rope-parameters", "config.json");
+    copy("llama-rope-parameters", "model.safetensors");
+    fails(d, &["chat", "--model", "m", "--prompt", "hi"], &["tokenizer.json"]);
+    copy("llava-control-tokens", "tokenizer.json");
+    fails(d, &["chat", "--model", "m", "--prompt", "hi"], &["chat template"]);
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}assistant:";
+    let config = serde_json::json!({"chat_template": template, "bos_token": "<s>", "eos_token": "</s>"});
+    std::fs::write(d.join("m/tokenizer_config.json"), config.to_string()).unwrap();
+    let said = ok(d, &["chat", "--model", "m", "--prompt", "hi", "--json", "--max-tokens", "6"]);
+    assert!(said.contains("text_tokens"), "{said}");
+    let png = fixture("preprocess/0.png").display().to_string();
+    fails(d, &["chat", "--model", "m", "--prompt", "hi", "--image", &png], &["this model reads words"]);
+}

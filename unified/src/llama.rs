@@ -1,0 +1,127 @@
+//! A plain Llama checkpoint ready for conversation: words in, words out.
+
+use crate::config::Generation;
+use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
+use crate::eyes::load_weights;
+use crate::files::{ModelFiles, Placement};
+use crate::generation::GenerationFile;
+use crate::say::Saying;
+use crate::template::{Conversation, Template, marks_of};
+use crate::words::Words;
+use crate::{Error, Result};
+use lm::llama::TokenIds;
+use lm::{Context, Llama, LlamaConfig, Part, Shared, Source};
+use nn::Params;
+use qlip::config::parse_json;
+use std::sync::Arc;
+
+/// Tokens that a trimmed conversation leaves room for.
+const TEXT_ROOM: usize = 256;
+
+/// A model with its tokenizer and template.
+pub struct LlamaChat {
+    model: Arc<Llama>,
+    engine: Shared,
+    words: Words,
+    template: Template,
+    bos: String,
+    eos: String,
+    ends: Vec<u32>,
+    generation: Generation,
+}
+
+impl LlamaChat {
+    /// Loads a model folder in the Hugging Face layout.
+    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+        let path = files.path_of("config.json");
+        let config: LlamaConfig = parse_json(&path, &files.text("config.json")?)?;
+        config.check().map_err(|e| Error::bad_file(&path, e.to_string()))?;
+        if !files.has("tokenizer.json") {
+            let why = if files.has("tokenizer.model") {
+                "the folder has tokenizer.model alone; write tokenizer.json beside it: python -c \"from transformers import \
+                 AutoTokenizer as T; T.from_pretrained('DIR').save_pretrained('DIR')\""
+            } else {
+                "no such file: a chat needs the text tokenizer"
+            };
+            return Err(Error::bad_file(files.path_of("tokenizer.json"), why));
+        }
+        let words = Words::from_bytes(&files.path_of("tokenizer.json"), &files.read("tokenizer.json")?)?;
+        let Some(template) = Template::of_model(files)? else {
+            let why = "no chat template here or in chat_template.jinja: this is a model that continues texts, not one that chats";
+            return Err(Error::bad_file(files.path_of("tokenizer_config.json"), why));
+        };
+        let origin = files.path_of("model.safetensors").display().to_string();
+        let params = Params::from_tensors(origin, load_weights(files, "")?, placement.dtype, &placement.device)
+            .stored_as(placement.weights);
+        let model = Arc::new(Llama::new(&params, &config)?);
+        let defaults = GenerationFile::of(files)?;
+        let (bos, eos) = marks_of(files)?;
+        let (bos, eos) = (bos.unwrap_or_default(), eos.unwrap_or_default());
+        let ends = match defaults.eos_token_id.as_ref().or(config.eos_token_id.as_ref()) {
+            Some(TokenIds::One(i)) => vec![*i],
+            Some(TokenIds::Many(v)) => v.clone(),
+            None => vec![words.mark(&eos)?],
+        };
+        let generation = Generation { text: defaults.sampling(), ..Generation::default() };
+        let engine = Shared::new(model.clone());
+        Ok(Self { model, engine, words, template, bos, eos, ends, generation })
+    }
+
+    /// How generation_config.json wants words to be drawn.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Token ids of a conversation up to where the answer begins.
+    pub fn context(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let mut json = Vec::new();
+        for message in messages {
+            // published templates of text models take a message's words as one string
+            let mut said = String::new();
+            for c in &message.content {
+                match c {
+                    Content::Text(t) => said.push_str(&self.words.typed(t)),
+                    Content::Image(_) | Content::Codes(_) => {
+                        return Err(Error::invalid("this model reads words; for pictures use a LLaVA or a unified model"));
+                    }
+                }
+            }
+            let role = if message.role == Role::User { "user" } else { "assistant" };
+            json.push(serde_json::json!({"role": role, "content": said}));
+        }
+        let messages = serde_json::Value::Array(json);
+        let text = self.template.render(&Conversation::to_answer(&messages, &self.bos, &self.eos))?;
+        self.words.encode(&text)
+    }
+
+    /// Answers a conversation. What an earlier answer has read of it is not read again.
+    pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        request.generation.text.check()?;
+        let (most, room) = (self.model.max_positions(), request.max_tokens.min(TEXT_ROOM));
+        let ids = request.window.fit(messages, most, room, &|m| self.context(m), &Vec::len)?;
+        let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
+        let mut stream = TextStream::new(&self.words, &request.stop);
+        let context = Context::new(vec![Part::tokens(ids.clone())]);
+        let done = self.saying().say(context, request, 0, request.max_tokens, &mut stream, on)?;
+        reply.tokens = done.tokens;
+        if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
+            reply.tokens.pop();
+        }
+        (reply.finish, reply.reused_tokens) = (Some(done.finish), done.reused);
+        stream.finish(&mut reply, on)?;
+        self.engine.remember(&[Part::tokens(ids), Part::tokens(reply.tokens.clone())], &done.slot);
+        Ok(reply)
+    }
+
+    /// The likeliest words for each of several conversations, all in one batch.
+    pub fn answer_batch(&self, questions: &[Vec<Message>], max_tokens: usize) -> Result<Vec<String>> {
+        let part = |q: &Vec<Message>| Ok(vec![Part::tokens(self.context(q)?)]);
+        let contexts = questions.iter().map(part).collect::<Result<Vec<_>>>()?;
+        self.saying().likeliest(contexts, max_tokens)?.iter().map(|a| self.words.decode(a)).collect()
+    }
+
+    fn saying(&self) -> Saying<'_> {
+        let rows = Source::rows(0..self.words.len().min(self.model.config.vocab_size));
+        Saying { engine: &self.engine, rows, banned: Vec::new(), ends: self.ends.clone() }
+    }
+}
