@@ -5,7 +5,7 @@ use crate::params::Lora;
 use crate::{Error, Result};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,7 +18,27 @@ pub(crate) enum Bytes {
     Mapped(Arc<Mmap>, Range<usize>),
 }
 
+/// Bytes from which memory of its own pays.
+const LARGE: usize = 4 << 20;
+
 impl Bytes {
+    /// `len` bytes that `write` fills: of a large weight in large pages where the system has them, because a token reads all of it
+    /// and a page of 4 KiB at a time is a look-up in the page tables each.
+    pub fn filled(len: usize, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<Self> {
+        if len >= LARGE
+            && let Ok(mut map) = MmapMut::map_anon(len)
+        {
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            write(&mut map)?;
+            let map = map.make_read_only().map_err(Error::io("(memory of a weight)"))?;
+            return Ok(Self::Mapped(Arc::new(map), 0..len));
+        }
+        let mut bytes = vec![0u8; len];
+        write(&mut bytes)?;
+        Ok(Self::Owned(Arc::new(bytes)))
+    }
+
     pub fn all(&self) -> &[u8] {
         match self {
             Self::Owned(b) => b,
@@ -75,9 +95,8 @@ impl Packed {
     pub fn from_rows(ty: WeightType, rows: usize, cols: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Result<Self> {
         ops::check_cols(ty, cols)?;
         if !ty.is_blocks() {
-            let mut bytes = vec![0u8; ty.bytes(rows, cols)];
             let per = ty.unit_bytes(cols);
-            write_in_parts(&mut bytes, per, |i, out| {
+            let one = |i: usize, out: &mut [u8]| {
                 let mut values = vec![0f32; cols];
                 row(i, &mut values);
                 match ty {
@@ -94,8 +113,9 @@ impl Packed {
                         .for_each(|(o, v)| o.copy_from_slice(&half::f16::from_f32(*v).to_le_bytes())),
                 }
                 Ok(())
-            })?;
-            return Self::new(ty, Bytes::Owned(Arc::new(bytes)), rows, cols);
+            };
+            let bytes = Bytes::filled(ty.bytes(rows, cols), |all| write_in_parts(all, per, one))?;
+            return Self::new(ty, bytes, rows, cols);
         }
         Self::by_groups(ty, rows, cols, |group, out| {
             let count = GROUP.min(rows - group * GROUP);
@@ -121,10 +141,18 @@ impl Packed {
         let pool: Vec<f32> = (0..(1 << 16) + cols as u64)
             .map(|i| ((crate::rng::mix(i ^ seed) >> 40) as f32 / (1 << 23) as f32 - 1.0) * 0.03)
             .collect();
-        Self::from_rows(ty, rows, cols, |i, out| {
+        // some rows, again and again: a search for scales takes longer than what is measured
+        let some = Self::from_rows(ty, rows.min(256), cols, |i, out| {
             let from = (crate::rng::mix(i as u64 ^ seed << 1) & 0xffff) as usize;
             out.copy_from_slice(&pool[from..from + cols]);
-        })
+        })?;
+        let per = some.bytes().len();
+        let one = |_: usize, part: &mut [u8]| {
+            part.copy_from_slice(&some.bytes()[..part.len()]);
+            Ok(())
+        };
+        let bytes = Bytes::filled(ty.bytes(rows, cols), |all| write_in_parts(all, per, one))?;
+        Self::new(ty, bytes, rows, cols)
     }
 
     fn by_groups(
@@ -133,14 +161,17 @@ impl Packed {
         cols: usize,
         write: impl Fn(usize, &mut [u8]) -> Result<()> + Sync,
     ) -> Result<Self> {
-        let mut bytes = vec![0u8; ty.bytes(rows, cols)];
-        write_in_parts(&mut bytes, ty.unit_bytes(cols), write)?;
-        Self::new(ty, Bytes::Owned(Arc::new(bytes)), rows, cols)
+        let bytes = Bytes::filled(ty.bytes(rows, cols), |all| write_in_parts(all, ty.unit_bytes(cols), write))?;
+        Self::new(ty, bytes, rows, cols)
     }
 
     /// The same in memory of its own.
     pub fn copy(&self) -> Result<Self> {
-        Self::new(self.ty, Bytes::Owned(Arc::new(self.bytes().to_vec())), self.rows, self.cols)
+        let bytes = Bytes::filled(self.bytes().len(), |out| {
+            out.copy_from_slice(self.bytes());
+            Ok(())
+        })?;
+        Self::new(self.ty, bytes, self.rows, self.cols)
     }
 
     /// How it is kept.

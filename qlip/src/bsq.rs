@@ -69,6 +69,9 @@ impl Bsq {
 
     /// Corners of codes, [codes, bits] of plus or minus 1/sqrt(bits).
     pub fn corners(&self, indices: &[u64], device: &candle_core::Device) -> Result<Tensor> {
+        if self.bits > 64 {
+            return Err(nn::Error::invalid(format!("codes of {} bits do not fit an integer of 64", self.bits)));
+        }
         let s = self.scale() as f32;
         let values: Vec<f32> = indices
             .iter()

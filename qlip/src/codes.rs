@@ -16,6 +16,9 @@ pub struct Codes {
     pub indices: Vec<u64>,
 }
 
+/// Most bits of a code that a signed integer of 64 bits holds.
+const MOST_BITS: usize = 63;
+
 impl Codes {
     /// Codes a picture.
     pub fn per_image(&self) -> usize {
@@ -34,6 +37,10 @@ impl Codes {
 
     /// Writes `codes` [images, tokens] (u32, or i64 above 32 bits) and `grid` [2]; bits and file names are metadata.
     pub fn save(&self, path: &Path, names: &[String]) -> Result<()> {
+        if self.bits > MOST_BITS {
+            let bits = self.bits;
+            return Err(Error::invalid(format!("codes of {bits} bits: a file of codes holds up to {MOST_BITS}")));
+        }
         let shape = (self.images(), self.per_image());
         let codes = if self.bits <= 32 {
             Tensor::from_vec(self.indices.iter().map(|&c| c as u32).collect::<Vec<_>>(), shape, &Device::Cpu)?
@@ -48,6 +55,9 @@ impl Codes {
 
     /// Reads what [`Self::save`] writes, for a tokenizer of `bits` and `grid`; returns the codes and the pictures' names.
     pub fn load(path: &Path, bits: usize, grid: usize) -> Result<(Self, Vec<String>)> {
+        if bits > MOST_BITS {
+            return Err(Error::invalid(format!("codes of {bits} bits: a file of codes holds up to {MOST_BITS}")));
+        }
         let tensors = checkpoint::load(path)?;
         let bad = |why: String| Error::bad_file(path, why);
         let codes =

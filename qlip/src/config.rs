@@ -446,7 +446,9 @@ pub fn one_spelling(map: &mut serde_json::Map<String, serde_json::Value>) {
         if let Some(theta) = rope.remove("rope_theta") {
             map.insert("rope_theta".into(), theta);
         }
-        rope.remove("partial_rotary_factor").filter(|f| *f != serde_json::json!(1.0)).map(|f| rope.insert("partial_rotary_factor".into(), f));
+        rope.remove("partial_rotary_factor")
+            .filter(|f| *f != serde_json::json!(1.0))
+            .map(|f| rope.insert("partial_rotary_factor".into(), f));
         map.insert("rope_scaling".into(), Value::Object(rope));
     }
     if let Some(Value::Object(rope)) = map.get_mut("rope_scaling") {

@@ -35,7 +35,8 @@ impl GenerationFile {
 
     /// As sampling settings; without `do_sample` the likeliest token.
     pub fn sampling(&self) -> SampleSettings {
-        let s = SampleSettings { repetition_penalty: self.repetition_penalty.unwrap_or(1.0), ..SampleSettings::greedy() };
+        let s =
+            SampleSettings { repetition_penalty: self.repetition_penalty.unwrap_or(1.0), ..SampleSettings::greedy() };
         if self.do_sample != Some(true) {
             return s;
         }

@@ -82,7 +82,9 @@ impl LlamaChat {
                 match c {
                     Content::Text(t) => said.push_str(&self.words.typed(t)),
                     Content::Image(_) | Content::Codes(_) => {
-                        return Err(Error::invalid("this model reads words; for pictures use a LLaVA or a unified model"));
+                        return Err(Error::invalid(
+                            "this model reads words; for pictures use a LLaVA or a unified model",
+                        ));
                     }
                 }
             }

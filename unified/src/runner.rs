@@ -91,15 +91,20 @@ impl Unified {
             for c in &message.content {
                 match c {
                     // a mark typed by a person is words, not a mark
-                    Content::Text(t) => {
-                        content.push(serde_json::json!({"type": "text", "text": self.words.typed(t)}))
-                    }
+                    Content::Text(t) => content.push(serde_json::json!({"type": "text", "text": self.words.typed(t)})),
                     Content::Image(i) => {
                         let encode = || Ok(self.eyes.encode(std::slice::from_ref(i))?.indices);
                         pictures.push(self.seen.get(i, encode)?.1);
                         content.push(serde_json::json!({"type": "image"}));
                     }
                     Content::Codes(c) => {
+                        let v = &self.config.vocabulary;
+                        if c.len() != v.grid * v.grid || c.iter().any(|&code| code >> v.bits != 0) {
+                            let (n, cells, bits) = (c.len(), v.grid * v.grid, v.bits);
+                            return Err(Error::invalid(format!(
+                                "a picture of {n} codes; this model's have {cells} of {bits} bits"
+                            )));
+                        }
                         pictures.push(c.clone());
                         content.push(serde_json::json!({"type": "image"}));
                     }

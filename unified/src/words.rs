@@ -49,18 +49,22 @@ impl Words {
 
     /// Parts of a text, and whether each is a mark that a person typed.
     fn parts<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (&'a str, bool)> {
-        text.split(TYPED[0]).enumerate().flat_map(|(n, part)| {
-            if n == 0 {
-                return [Some((part, false)), None];
-            }
-            match part.split_once(TYPED[1]) {
-                Some((i, rest)) => {
-                    let mark = i.parse().ok().and_then(|i: usize| self.marks.get(i)).map_or("", String::as_str);
-                    [Some((mark, true)), Some((rest, false))]
+        text.split(TYPED[0])
+            .enumerate()
+            .flat_map(|(n, part)| {
+                if n == 0 {
+                    return [Some((part, false)), None];
                 }
-                None => [Some((part, false)), None],
-            }
-        }).flatten().filter(|p| !p.0.is_empty())
+                match part.split_once(TYPED[1]) {
+                    Some((i, rest)) => {
+                        let mark = i.parse().ok().and_then(|i: usize| self.marks.get(i)).map_or("", String::as_str);
+                        [Some((mark, true)), Some((rest, false))]
+                    }
+                    None => [Some((part, false)), None],
+                }
+            })
+            .flatten()
+            .filter(|p| !p.0.is_empty())
     }
 
     /// The same with these marks, added at the end where they are not there yet.

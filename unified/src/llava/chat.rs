@@ -4,10 +4,10 @@ use super::config::LlavaConfig;
 use super::model::Llava;
 use super::names::published_name;
 use crate::config::Generation;
-use crate::generation::GenerationFile;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
 use crate::eyes::load_weights;
 use crate::files::{ModelFiles, Placement};
+use crate::generation::GenerationFile;
 use crate::say::Saying;
 use crate::seen::Seen;
 use crate::template::{Conversation, Template, marks_of};
@@ -112,7 +112,21 @@ impl LlavaChat {
         let generation = Generation { text: defaults.sampling(), ..Generation::default() };
         let template = Template::of_model(files)?.map_or_else(|| Template::new(VICUNA_V1), Ok)?;
         let (engine, device) = (Shared::new(model.lm.clone()), placement.device.clone());
-        Ok(Self { model, preprocess, words, template, bos, eos, ends, device, engine, seen: Seen::new(), mark: picture_mark, rows, generation })
+        Ok(Self {
+            model,
+            preprocess,
+            words,
+            template,
+            bos,
+            eos,
+            ends,
+            device,
+            engine,
+            seen: Seen::new(),
+            mark: picture_mark,
+            rows,
+            generation,
+        })
     }
 
     /// Token ids of a conversation up to where the answer begins, each picture as many image tokens as it has

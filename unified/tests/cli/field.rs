@@ -88,7 +88,8 @@ fn llava_folders_as_transformers_writes_them() {
     assert!(streamed.starts_with(said["text"].as_str().unwrap()), "{streamed} is not {said}");
     // the authors' penalty is the default
     let with = says("llava-repetition-penalty", "hi");
-    let config = std::fs::read_to_string(format!("{}/generation_config.json", folder("llava-repetition-penalty"))).unwrap();
+    let config =
+        std::fs::read_to_string(format!("{}/generation_config.json", folder("llava-repetition-penalty"))).unwrap();
     assert!(config.contains("\"repetition_penalty\": 3.0"));
     let without = d.join("plain");
     std::fs::create_dir(&without).unwrap();
@@ -102,7 +103,11 @@ fn llava_folders_as_transformers_writes_them() {
     let plain: serde_json::Value = serde_json::from_str(&ok(d, &args)).unwrap();
     assert_ne!(with["text"], plain["text"]);
     // numbers that are none are an error, not silence
-    fails(d, &["chat", "--model", &folder("llava-nan"), "--prompt", "hi"], &["not numbers (NaN)", "the last norm or the head"]);
+    fails(
+        d,
+        &["chat", "--model", &folder("llava-nan"), "--prompt", "hi"],
+        &["not numbers (NaN)", "the last norm or the head"],
+    );
     // names without `vision_model.`
     let out = unified(d, &["chat", "--model", &folder("llava-transformers5"), "--prompt", "hi", "--max-tokens", "3"]);
     assert!(out.status.success(), "{}", text(&out.stderr));

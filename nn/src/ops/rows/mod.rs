@@ -104,7 +104,7 @@ pub struct Product<'a> {
 const INPUT_BYTES: usize = 384 << 10;
 
 /// Smallest piece of a weight that a thread takes: bytes.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 32 << 10;
 
 #[derive(Clone, Copy)]
 struct Out(*mut f32);
@@ -134,7 +134,7 @@ pub(super) fn products_with(kernels: &Kernels, x: &[f32], m: usize, k: usize, wa
     let unit_bytes = |w: &Stored| w.ty.bytes(GROUP, k);
     let units = |p: &Product| p.rows.start / GROUP..p.rows.end.div_ceil(GROUP).max(p.rows.start / GROUP);
     let total: usize = wanted.iter().map(|p| units(p).len() * unit_bytes(&p.weight)).sum();
-    let piece = (PIECE / m.div_ceil(4)).max(total / (pool::threads() * 8)).min(1 << 20);
+    let piece = (PIECE / m.div_ceil(4)).max(total / (pool::threads() * 24)).min(1 << 20);
     let mut pieces = Vec::new();
     for (i, p) in wanted.iter_mut().enumerate() {
         let (all, out) = (units(p), Out(p.out.as_mut_ptr()));
