@@ -103,13 +103,17 @@ pub fn draw(
         requests.push(r);
     }
     let mut tokens = vec![Vec::with_capacity(count); n];
-    let mut stopped = false;
+    let (mut stopped, mut shown) = (false, 0);
     let engine = Shared::new(model.clone());
     engine.run(requests, &mut |i, token, _| {
         let at = tokens[i].len();
         tokens[i].push(model.code(at, token));
-        let row = (at + 1).is_multiple_of(per_row) && tokens.iter().all(|t| t.len() == at + 1);
-        stopped |= row && !on_row(&tokens);
+        // a row is done when the last of the pictures has it: they need not go in step
+        let rows = tokens.iter().map(Vec::len).min().unwrap_or(0) / per_row.max(1);
+        if rows > shown {
+            shown = rows;
+            stopped |= !on_row(&tokens);
+        }
         !stopped
     })?;
     Ok(if stopped { Vec::new() } else { tokens })

@@ -118,11 +118,11 @@ impl Slot {
                         }
                         Ok(new)
                     };
-                    let old = std::mem::take(layers);
-                    for l in 0..s.layers {
-                        let pair = old.get(l);
-                        layers.push((grown(pair.map(|p| &p.0))?, grown(pair.map(|p| &p.1))?));
-                    }
+                    let pairs = (0..s.layers).map(|l| {
+                        let pair = layers.get(l);
+                        Ok((grown(pair.map(|p| &p.0))?, grown(pair.map(|p| &p.1))?))
+                    });
+                    *layers = pairs.collect::<Result<Vec<_>>>()?;
                 } else {
                     // a fork shares the tensors: what is written goes into a copy
                     for (k, v) in layers {
@@ -171,6 +171,10 @@ impl<'a> StepCache<'a> {
         }
         if self.slots.iter().any(|s| matches!(s.kept, Kept::Tensors(_))) {
             return self.attend_tensors(layer, q, k, v, scale);
+        }
+        if d > ops::MAX_HEAD {
+            let most = ops::MAX_HEAD;
+            return Err(Error::invalid(format!("heads of {d} values; attention on the CPU takes up to {most}")));
         }
         let page = shape.page();
         let place = layer * page.layer_len()..(layer + 1) * page.layer_len();

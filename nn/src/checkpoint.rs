@@ -149,8 +149,8 @@ pub(crate) fn packed_of(
     let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
     all.into_iter()
         .map(|(name, v)| {
-            let ty = v["type"].as_str().and_then(WeightType::of_name);
-            let size = |i: usize| v["shape"][i].as_u64().filter(|&n| n < 1 << 40).map(|n| n as usize);
+            let ty = v["type"].as_str().and_then(WeightType::of_name).filter(|t| t.is_blocks());
+            let size = |i: usize| v["shape"][i].as_u64().filter(|&n| n < 1 << 28).map(|n| n as usize);
             match (ty, size(0), size(1)) {
                 (Some(ty), Some(rows), Some(cols)) if rows.checked_mul(cols).is_some() => Ok((name, (ty, rows, cols))),
                 _ => Err(bad(format!("`{name}` has no known type and shape"))),

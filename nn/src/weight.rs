@@ -311,7 +311,10 @@ impl Weight {
         Ok(match self {
             Self::Dense(t) => t.to_dtype(DType::F32)?,
             Self::Packed(p) => values(p)?,
-            Self::Adapted { held, a, b, scale } => (values(held)? + (b.matmul(a)? * *scale)?)?,
+            Self::Adapted { held, a, b, scale } => {
+                let change = (b.matmul(a)? * *scale)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+                (values(held)? + change)?
+            }
         })
     }
 }

@@ -196,6 +196,11 @@ impl<'a> TextStream<'a> {
         Ok(self.show(false, on) && !self.stopped)
     }
 
+    /// Whether a stop has ended the words.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// Whether a token is no words.
     pub fn is_silent(&self, id: u32) -> bool {
         self.words.decode(&[id]).is_ok_and(|t| t.is_empty())

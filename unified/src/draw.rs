@@ -153,12 +153,15 @@ impl Unified {
             requests.push(r);
         }
         let mut tokens = vec![Vec::with_capacity(count); seeds.len()];
-        let mut stopped = false;
+        let (mut stopped, mut shown) = (false, 0);
         let done = self.engine.run(requests, &mut |i, token, _| {
             tokens[i].push(token);
-            let n = tokens[i].len();
-            let row = n.is_multiple_of(per_row) && tokens.iter().all(|t| t.len() == n);
-            stopped |= row && !on_row(&tokens);
+            // a row is done when the last of the drawings has it: they need not go in step
+            let rows = tokens.iter().map(Vec::len).min().unwrap_or(0) / per_row.max(1);
+            if rows > shown {
+                shown = rows;
+                stopped |= !on_row(&tokens);
+            }
             !stopped
         })?;
         if stopped {

@@ -104,7 +104,7 @@ impl LlamaChat {
         let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
         let mut stream = TextStream::new(&self.words, &request.stop);
         let context = Context::new(vec![Part::tokens(ids.clone())]);
-        let done = self.saying().say(context, request, 0, request.max_tokens, &mut stream, on)?;
+        let done = self.saying().say(context, request, (0, &[]), request.max_tokens, &mut stream, on)?;
         reply.tokens = done.tokens;
         if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
             reply.tokens.pop();
@@ -123,7 +123,7 @@ impl LlamaChat {
     }
 
     fn saying(&self) -> Saying<'_> {
-        let rows = Source::rows(0..self.words.len().min(self.model.config.vocab_size));
+        let rows = Source::rows(0..self.words.rows().min(self.model.config.vocab_size));
         Saying { engine: &self.engine, rows, banned: Vec::new(), ends: self.ends.clone() }
     }
 }

@@ -14,7 +14,12 @@ fn main() -> std::process::ExitCode {
     // A training step frees and takes the same gigabyte again: giving it back to the system in between costs a quarter of
     // the step in page faults (docs/performance.md). Loading a large model must give it back: each 8-bit weight would keep
     // the pages around it that its float32 form had touched.
-    if std::env::args_os().nth(1).is_some_and(|command| command == "train") {
+    let mut command = std::env::args_os().skip(1);
+    let trains = match command.next() {
+        Some(first) if first == "bench" => command.next().is_some_and(|job| job == "train-step"),
+        first => first.is_some_and(|first| first == "train"),
+    };
+    if trains {
         // SAFETY: no other thread is running yet.
         unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     }

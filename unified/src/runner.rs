@@ -148,7 +148,10 @@ impl Unified {
         let saying = self.saying(vec![self.end, v.begin_image]);
         let slot = loop {
             let left = request.max_tokens.saturating_sub(reply.text_tokens);
-            let mut done = saying.say(context, request, reply.images.len() as u64 * 2, left, &mut stream, on)?;
+            // the repetition penalty speaks of the whole conversation
+            let seen: Vec<u32> = ids.iter().chain(&reply.tokens).copied().filter(|&t| (t as usize) < v.text).collect();
+            let stream_key = reply.images.len() as u64 * 2;
+            let mut done = saying.say(context, request, (stream_key, &seen), left, &mut stream, on)?;
             reply.reused_tokens = reply.reused_tokens.max(done.reused);
             reply.finish = Some(done.finish);
             let last = done.tokens.last().copied();
@@ -157,7 +160,7 @@ impl Unified {
             }
             let held = done.slot.len();
             let fits = held + v.tokens_per_image() + 2 <= most;
-            let draws = last == Some(v.begin_image) && done.finish == Finish::Stop;
+            let draws = last == Some(v.begin_image) && done.finish == Finish::Stop && !stream.is_stopped();
             if draws && !fits {
                 // the window is full: no picture begins that would not fit
                 done.tokens.pop();

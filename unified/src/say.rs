@@ -36,12 +36,13 @@ impl Saying<'_> {
         &self,
         context: Context,
         r: &Request,
-        stream_key: u64,
+        (stream_key, seen): (u64, &[u32]),
         most: usize,
         stream: &mut TextStream,
         on: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Done> {
-        let request = self.request(context, r, stream_key, most);
+        let mut request = self.request(context, r, stream_key, most);
+        request.seen.extend(seen);
         let mut error = None;
         let mut take = |_: usize, id: u32, _: Option<LogProb>| {
             // an end that is an ordinary word is said, as transformers shows it; a mark says nothing

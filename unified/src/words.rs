@@ -88,6 +88,11 @@ impl Words {
         self.inner.get_vocab_size(true)
     }
 
+    /// The highest number of an entry, and one: more than the entries where numbers are left out.
+    pub fn rows(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

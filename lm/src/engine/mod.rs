@@ -542,7 +542,8 @@ impl Engine {
 
 /// Tokens that count as seen, as indices into the logits.
 fn seen_of(a: &Active, source: Source) -> Vec<u32> {
-    if a.settings.repetition_penalty == 1.0 {
+    // a group of bits is no token
+    if a.settings.repetition_penalty == 1.0 || source.rows == 0 {
         return Vec::new();
     }
     a.seen.iter().chain(&a.tokens).filter_map(|t| t.checked_sub(source.start)).collect()

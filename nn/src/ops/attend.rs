@@ -16,7 +16,7 @@ pub const PAGE: usize = 64;
 const QUERIES: usize = 4;
 
 /// Most width of a head that the kernel keeps on its stack.
-const MAX_HEAD: usize = 256;
+pub const MAX_HEAD: usize = 256;
 
 /// Sizes of a layer's part of a page.
 #[derive(Debug, Clone, Copy)]

@@ -23,7 +23,7 @@ mod rows;
 mod vector;
 
 pub use activation::{Activation, gated_silu};
-pub(crate) use attend::{PAGE, PageShape, Sequence, attend_pages, write_token};
+pub(crate) use attend::{MAX_HEAD, PAGE, PageShape, Sequence, attend_pages, write_token};
 pub use attention::{Mask, attention};
 pub(crate) use branch::linear_held;
 pub use branch::{AttentionBranch, Flat, LinearAt, MlpBranch, NormAt, branch};

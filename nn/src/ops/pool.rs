@@ -44,7 +44,11 @@ pub fn run(pieces: usize, f: impl Fn(usize) + Sync) {
         return alone();
     }
     let pool = *POOL.get_or_init(|| Pool::start(threads() - 1));
-    let Ok(turn) = pool.turn.try_lock() else { return alone() };
+    let turn = match pool.turn.try_lock() {
+        Ok(turn) => turn,
+        Err(std::sync::TryLockError::Poisoned(e)) => e.into_inner(),
+        Err(std::sync::TryLockError::WouldBlock) => return alone(),
+    };
     pool.run(pieces, &f);
     drop(turn);
 }

@@ -127,8 +127,11 @@ const PARTS: &[&str] = &["qlip", "vq", "t5"];
 
 impl Export {
     pub fn run(&self) -> Result<()> {
-        let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
-        if same(&self.from, &self.to) {
+        // the target as it will be, also where it is not there yet
+        let whole = |p: &Path| p.ancestors().find_map(|a| Some(a.canonicalize().ok()?.join(p.strip_prefix(a).ok()?)));
+        let absolute = |p: &Path| std::path::absolute(p).ok().and_then(|p| whole(&p));
+        let (from, to) = (absolute(&self.from), absolute(&self.to));
+        if from.zip(to).is_some_and(|(from, to)| from.starts_with(&to) || to.starts_with(&from)) {
             bail!("{}: export writes a copy; give another folder", self.to.display());
         }
         self.part(&self.from, &self.to, self.dtype)?;

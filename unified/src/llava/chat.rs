@@ -91,7 +91,7 @@ impl LlavaChat {
             return Err(Error::bad_file(files.path_of("preprocessor_config.json"), why));
         }
         let words = Words::from_bytes(&files.path_of("tokenizer.json"), &files.read("tokenizer.json")?)?;
-        let rows = words.len();
+        let rows = words.rows();
         // where the tokenizer does not know the picture's mark, it gets a number beyond the others that stands for it here
         let words = words.with_marks(&[IMAGE_MARK])?;
         let picture_mark = words.mark(IMAGE_MARK)?;
@@ -110,7 +110,12 @@ impl LlavaChat {
             None => vec![words.mark(&eos)?],
         };
         let generation = Generation { text: defaults.sampling(), ..Generation::default() };
-        let template = Template::of_model(files)?.map_or_else(|| Template::new(VICUNA_V1), Ok)?;
+        let template = match files {
+            ModelFiles::Dir(_) => Template::of_model(files)?,
+            // the embedded model's template is not for pictures as this family shows them
+            ModelFiles::Embedded(_) => None,
+        };
+        let template = template.map_or_else(|| Template::new(VICUNA_V1), Ok)?;
         let (engine, device) = (Shared::new(model.lm.clone()), placement.device.clone());
         Ok(Self {
             model,
@@ -185,7 +190,7 @@ impl LlavaChat {
         let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
         let mut stream = TextStream::new(&self.words, &request.stop);
         let context = Context::new(parts.clone());
-        let done = self.saying().say(context, request, 0, request.max_tokens, &mut stream, on)?;
+        let done = self.saying().say(context, request, (0, &[]), request.max_tokens, &mut stream, on)?;
         reply.tokens = done.tokens;
         if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
             reply.tokens.pop();

@@ -322,7 +322,10 @@ fn written<'a>(
         };
         let held = weight.clone();
         let make = move || match start.get(&held)? {
-            Some(w) => Ok((w.to_dtype(DType::F32)? + (b.matmul(a)? * lora.scale())?)?),
+            Some(w) => {
+                let change = (b.matmul(a)? * lora.scale())?.to_device(&candle_core::Device::Cpu)?;
+                Ok((w.to_dtype(DType::F32)? + change.to_dtype(DType::F32)?)?)
+            }
             None => Err(Error::invalid(format!("tensor `{held}` is gone"))),
         };
         all.insert(weight, Content::Later(DType::F32, shape, Box::new(make)));

@@ -115,8 +115,9 @@ pub fn pack_q8(rows: &[&[f32]], cols: usize, out: &mut [u8]) {
     for (r, row) in rows.iter().enumerate() {
         for (b, x) in row.chunks_exact(32).enumerate() {
             let top = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-            let d = top / 127.0;
-            let inv = if d > 0.0 { 1.0 / d } else { 0.0 };
+            // what is no number must not become zero: its whole block shows it
+            let d = if x.iter().all(|v| v.is_finite()) { top / 127.0 } else { f32::NAN };
+            let inv = if d > 0.0 && (1.0 / d).is_finite() { 1.0 / d } else { 0.0 };
             let (scale, quants) = places(WeightType::Q8_0, cols, b);
             out[scale + r * 2..][..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
             for (c, x) in x.chunks_exact(4).enumerate() {
