@@ -1,6 +1,6 @@
 //! Drawing with LlamaGen: a request to the engine for each picture, guidance as its peer.
 
-use crate::engine::{Context, Finish, Next, Part, Request, Shared, Source};
+use crate::engine::{Context, Done, Part, Request, Shared, in_turn};
 use crate::llamagen::{Condition, LlamaGen};
 use crate::sample::SampleSettings;
 use candle_core::Tensor;
@@ -88,11 +88,7 @@ pub fn draw(
     };
     let mut requests = Vec::with_capacity(n);
     for (i, &seed) in seeds.iter().enumerate() {
-        let sources: Vec<Source> = (0..count).map(|t| model.source(t)).collect();
-        let grammar = Box::new(move |tokens: &[u32]| match sources.get(tokens.len()) {
-            Some(source) => Next::Choose(*source),
-            None => Next::Done(Finish::Stop),
-        });
+        let grammar = in_turn((0..count).map(|t| model.source(t)).collect());
         let mut r = Request::new(context(&cond, i)?, s.sample, (seed, 1), grammar);
         // conditions are embeddings of their own: there is nothing to share
         r.share = false;
@@ -102,21 +98,35 @@ pub fn draw(
         }
         requests.push(r);
     }
-    let mut tokens = vec![Vec::with_capacity(count); n];
+    let code = |place, token| model.code(place, token);
+    let done = pictures(&Shared::new(model.clone()), requests, per_row, &code, on_row)?;
+    let codes = |d: Done| d.tokens.into_iter().enumerate().map(|(place, token)| code(place, token)).collect();
+    Ok(done.into_iter().map(codes).collect())
+}
+
+/// Runs requests that draw a picture each. `on_row` sees of every picture what `code` makes of its tokens (place, token) so far,
+/// after each row, and may stop them all, which then returns nothing.
+pub fn pictures(
+    engine: &Shared,
+    requests: Vec<Request>,
+    per_row: usize,
+    code: &dyn Fn(usize, u32) -> u32,
+    on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+) -> Result<Vec<Done>> {
+    let mut codes: Vec<Vec<u32>> = vec![Vec::new(); requests.len()];
     let (mut stopped, mut shown) = (false, 0);
-    let engine = Shared::new(model.clone());
-    engine.run(requests, &mut |i, token, _| {
-        let at = tokens[i].len();
-        tokens[i].push(model.code(at, token));
+    let done = engine.run(requests, &mut |i, token, _| {
+        let place = codes[i].len();
+        codes[i].push(code(place, token));
         // a row is done when the last of the pictures has it: they need not go in step
-        let rows = tokens.iter().map(Vec::len).min().unwrap_or(0) / per_row.max(1);
+        let rows = codes.iter().map(Vec::len).min().unwrap_or(0) / per_row.max(1);
         if rows > shown {
             shown = rows;
-            stopped |= !on_row(&tokens);
+            stopped |= !on_row(&codes);
         }
         !stopped
     })?;
-    Ok(if stopped { Vec::new() } else { tokens })
+    Ok(if stopped { Vec::new() } else { done })
 }
 
 #[cfg(test)]

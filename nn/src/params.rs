@@ -60,7 +60,6 @@ struct Training {
     freeze: Vec<String>,
     vars: Mutex<BTreeMap<String, Var>>,
     frozen: Mutex<BTreeMap<String, Tensor>>,
-    held: Mutex<BTreeMap<String, Packed>>,
 }
 
 impl Training {
@@ -70,7 +69,6 @@ impl Training {
             freeze: freeze.iter().map(|s| (*s).to_owned()).collect(),
             vars: Mutex::default(),
             frozen: Mutex::default(),
-            held: Mutex::default(),
         }
     }
 }
@@ -232,9 +230,6 @@ impl Params {
                 Some(held) => held,
                 None => dense_rows(WeightType::F32, &self.get((rows, cols), name, init)?)?,
             };
-            if let Some(training) = &src.training {
-                locked(&training.held).insert(self.full_name(name), held.clone());
-            }
             // A as a layer of its size would begin, B at zero: the first step changes nothing
             let a = self.get((lora.rank, cols), "lora_A.weight", Init::Normal((cols as f32).powf(-0.5)))?;
             let b = self.get((rows, lora.rank), "lora_B.weight", Init::Const(0.0))?;
@@ -273,11 +268,6 @@ impl Params {
         let packed = Packed::from_rows(asked, rows, cols, |i, out| stored.row(i, out))?;
         src.stored.forget(&full);
         Ok(Some(packed))
-    }
-
-    /// The held weights of a training with adapters, by name.
-    pub fn held_weights(&self) -> BTreeMap<String, Packed> {
-        self.source.training.as_ref().map(|t| locked(&t.held).clone()).unwrap_or_default()
     }
 
     /// The variables of a training, by name; empty for a loaded checkpoint.

@@ -73,24 +73,6 @@ impl Packed {
         Ok(Self { ty, bytes, rows, cols })
     }
 
-    /// From rows in GGUF's order.
-    pub fn from_gguf(ty: WeightType, data: &[u8], rows: usize, cols: usize) -> Result<Self> {
-        ops::check_cols(ty, cols)?;
-        let per = ops::gguf_row_bytes(ty, cols);
-        if data.len() != per * rows {
-            return Err(Error::invalid(format!("{} bytes for {rows} rows of {per}", data.len())));
-        }
-        if !ty.is_blocks() {
-            return Self::new(ty, Bytes::Owned(Arc::new(data.to_vec())), rows, cols);
-        }
-        let all: Vec<&[u8]> = data.chunks_exact(per).collect();
-        Self::by_groups(ty, rows, cols, |group, out| {
-            let rows = &all[group * GROUP..((group + 1) * GROUP).min(rows)];
-            ops::pack_gguf(ty, rows, cols, out);
-            Ok(())
-        })
-    }
-
     /// From values, a row at a time: `row(i, out)` writes row i.
     pub fn from_rows(ty: WeightType, rows: usize, cols: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Result<Self> {
         ops::check_cols(ty, cols)?;
@@ -303,19 +285,6 @@ impl Weight {
                 Ok((y + (low * *scale)?)?)
             }
         }
-    }
-
-    /// All values as a float32 tensor on the CPU, adapters added.
-    pub fn to_dense(&self) -> Result<Tensor> {
-        let values = |p: &Packed| Tensor::from_vec(p.values(), p.shape(), &Device::Cpu);
-        Ok(match self {
-            Self::Dense(t) => t.to_dtype(DType::F32)?,
-            Self::Packed(p) => values(p)?,
-            Self::Adapted { held, a, b, scale } => {
-                let change = (b.matmul(a)? * *scale)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-                (values(held)? + change)?
-            }
-        })
     }
 }
 

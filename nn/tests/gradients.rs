@@ -216,8 +216,12 @@ fn adapters_have_the_gradients_of_the_sum() {
             // the sum as an ordinary block, whose weights' gradients give the adapters'
             let mut summed = params.frozen();
             let mut sums = HashMap::new();
-            for (name, held) in params.held_weights() {
-                let layer = name.strip_suffix(".weight").unwrap();
+            let stored = Params::from_tensors("start", start.clone(), DType::F32, &Device::Cpu).stored_as(ty);
+            for layer in vars.keys().filter_map(|k| k.strip_suffix(".lora_A.weight")) {
+                let name = format!("{layer}.weight");
+                let shape = start[&name].dims2().unwrap();
+                let weight = stored.at(layer).weight(shape, "weight", nn::Init::Const(0.0)).unwrap();
+                let nn::Weight::Packed(held) = weight else { panic!("{name} is not held") };
                 let part =
                     |p: &str| Var::from_tensor(&vars[&format!("{layer}.{p}.weight")].as_detached_tensor()).unwrap();
                 let (a, b) = (part("lora_A"), part("lora_B"));

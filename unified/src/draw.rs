@@ -2,9 +2,11 @@
 
 use crate::config::Generation;
 use crate::conversation::Message;
+use crate::grammar::{self, State};
 use crate::runner::Unified;
 use crate::{Error, Result};
-use lm::engine::{Finish, Next, Request};
+use lm::draw::pictures;
+use lm::engine::{Finish, Next, Request, in_turn};
 use lm::{Context, Part, SampleSettings, Source};
 use nn::cache::Slot;
 
@@ -135,38 +137,25 @@ impl Unified {
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
-        let (count, per_row) = (v.tokens_per_image(), v.grid * v.groups());
+        // from the begin-image mark on, as long as the grammar asks for visual tokens
+        let sources: Vec<Source> = (0..)
+            .map_while(|n| match State::Image(n).next(v) {
+                grammar::Next::Visual(partition) => Some(v.source(partition)),
+                _ => None,
+            })
+            .collect();
         let mut uncond = self.unconditional()?;
         uncond.push(v.begin_image);
         let mut requests = Vec::with_capacity(seeds.len());
         for (context, &seed) in contexts.into_iter().zip(seeds) {
-            let sources: Vec<Source> = (0..count).map(|n| v.source(v.visual(n))).collect();
-            let grammar = Box::new(move |tokens: &[u32]| match sources.get(tokens.len()) {
-                Some(source) => Next::Choose(*source),
-                None => Next::Done(Finish::Stop),
-            });
-            let mut r = Request::new(context, g.image, (seed, 1), grammar);
+            let mut r = Request::new(context, g.image, (seed, 1), in_turn(sources.clone()));
             if g.guidance_scale != 1.0 {
                 let scale = g.guidance_scale;
                 r = r.guided(Context::new(vec![Part::tokens(uncond.clone())]), move |_| Some(scale));
             }
             requests.push(r);
         }
-        let mut tokens = vec![Vec::with_capacity(count); seeds.len()];
-        let (mut stopped, mut shown) = (false, 0);
-        let done = self.engine.run(requests, &mut |i, token, _| {
-            tokens[i].push(token);
-            // a row is done when the last of the drawings has it: they need not go in step
-            let rows = tokens.iter().map(Vec::len).min().unwrap_or(0) / per_row.max(1);
-            if rows > shown {
-                shown = rows;
-                stopped |= !on_row(&tokens);
-            }
-            !stopped
-        })?;
-        if stopped {
-            return Ok(Vec::new());
-        }
+        let done = pictures(&self.engine, requests, v.grid * v.groups(), &|_, token| token, on_row)?;
         done.into_iter()
             .map(|d| v.to_codes(&d.tokens).map(|codes| Drawn { tokens: d.tokens, codes, slot: d.slot }))
             .collect()

@@ -43,13 +43,7 @@ impl Eyes {
         let path = files.path_of(&at("config.json"));
         let config: QlipConfig = parse_json(&path, &files.text(&at("config.json"))?)?;
         config.check().map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        let preprocess = if files.has(&at("preprocessor_config.json")) {
-            let path = files.path_of(&at("preprocessor_config.json"));
-            serde_json::from_str(&files.text(&at("preprocessor_config.json"))?)
-                .map_err(|e| Error::bad_file(path, e.to_string()))?
-        } else {
-            Preprocess::clip(config.vision_config.image_size)
-        };
+        let preprocess = files.preprocess(folder, config.vision_config.image_size)?;
         let origin = files.path_of(&at("model.safetensors"));
         let params = Params::from_tensors(origin.display().to_string(), weights, placement.dtype, &placement.device)
             .stored_as(placement.weights.map(WeightType::for_pictures));

@@ -3,6 +3,7 @@
 use crate::{Error, Result};
 use candle_core::{DType, Device};
 use nn::WeightType;
+use qlip::Preprocess;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -90,6 +91,24 @@ impl ModelFiles {
                 .map(|f| Cow::Borrowed(f.1))
                 .ok_or_else(|| Error::bad_file(self.path_of(name), "this build embeds no such file")),
         }
+    }
+
+    /// How pictures are prepared for the model below `folder`, whose side is `side`: preprocessor_config.json, or the part of
+    /// processor_config.json in which transformers 5 keeps it, or CLIP's.
+    pub fn preprocess(&self, folder: &str, side: usize) -> Result<Preprocess> {
+        let at = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+        let (own, inside) = (at("preprocessor_config.json"), at("processor_config.json"));
+        let bad = |name: &str, e: serde_json::Error| Error::bad_file(self.path_of(name), e.to_string());
+        if self.has(&own) {
+            return serde_json::from_str(&self.text(&own)?).map_err(|e| bad(&own, e));
+        }
+        if self.has(&inside) {
+            let json: serde_json::Value = serde_json::from_str(&self.text(&inside)?).map_err(|e| bad(&inside, e))?;
+            if let Some(part) = json.get("image_processor") {
+                return serde_json::from_value(part.clone()).map_err(|e| bad(&inside, e));
+            }
+        }
+        Ok(Preprocess::clip(side))
     }
 
     /// A text file.

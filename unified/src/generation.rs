@@ -1,6 +1,8 @@
 //! generation_config.json: what a checkpoint's authors want of sampling.
 
+use crate::config::Generation;
 use crate::files::ModelFiles;
+use crate::words::Words;
 use crate::{Error, Result};
 use lm::SampleSettings;
 use lm::llama::TokenIds;
@@ -31,6 +33,20 @@ impl GenerationFile {
         let this: Self = serde_json::from_str(&files.text(NAME)?).map_err(|e| Error::bad_file(&path, e.to_string()))?;
         this.sampling().check().map_err(|e| Error::bad_file(&path, e.to_string()))?;
         Ok(this)
+    }
+
+    /// Tokens that end an answer: the file's, else config.json's, else the mark `eos`.
+    pub fn ends(&self, config: &Option<TokenIds>, words: &Words, eos: &str) -> Result<Vec<u32>> {
+        match self.eos_token_id.as_ref().or(config.as_ref()) {
+            Some(TokenIds::One(i)) => Ok(vec![*i]),
+            Some(TokenIds::Many(v)) => Ok(v.clone()),
+            None => Ok(vec![words.mark(eos)?]),
+        }
+    }
+
+    /// How words are to be drawn; pictures as usual.
+    pub fn generation(&self) -> Generation {
+        Generation { text: self.sampling(), ..Generation::default() }
     }
 
     /// As sampling settings; without `do_sample` the likeliest token.

@@ -1,7 +1,7 @@
 //! A plain Llama checkpoint ready for conversation: words in, words out.
 
 use crate::config::Generation;
-use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
+use crate::conversation::{Content, Event, Message, Reply, Request, Role};
 use crate::eyes::load_weights;
 use crate::files::{ModelFiles, Placement};
 use crate::generation::GenerationFile;
@@ -9,8 +9,7 @@ use crate::say::Saying;
 use crate::template::{Conversation, Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
-use lm::llama::TokenIds;
-use lm::{Context, Llama, LlamaConfig, Part, Shared, Source};
+use lm::{Llama, LlamaConfig, Part, Shared, Source};
 use nn::Params;
 use qlip::config::parse_json;
 use std::sync::Arc;
@@ -57,12 +56,8 @@ impl LlamaChat {
         let defaults = GenerationFile::of(files)?;
         let (bos, eos) = marks_of(files)?;
         let (bos, eos) = (bos.unwrap_or_default(), eos.unwrap_or_default());
-        let ends = match defaults.eos_token_id.as_ref().or(config.eos_token_id.as_ref()) {
-            Some(TokenIds::One(i)) => vec![*i],
-            Some(TokenIds::Many(v)) => v.clone(),
-            None => vec![words.mark(&eos)?],
-        };
-        let generation = Generation { text: defaults.sampling(), ..Generation::default() };
+        let ends = defaults.ends(&config.eos_token_id, &words, &eos)?;
+        let generation = defaults.generation();
         let engine = Shared::new(model.clone());
         Ok(Self { model, engine, words, template, bos, eos, ends, generation })
     }
@@ -101,29 +96,18 @@ impl LlamaChat {
         request.generation.text.check()?;
         let (most, room) = (self.model.max_positions(), request.max_tokens.min(TEXT_ROOM));
         let ids = request.window.fit(messages, most, room, &|m| self.context(m), &Vec::len)?;
-        let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
-        let mut stream = TextStream::new(&self.words, &request.stop);
-        let context = Context::new(vec![Part::tokens(ids.clone())]);
-        let done = self.saying().say(context, request, (0, &[]), request.max_tokens, &mut stream, on)?;
-        reply.tokens = done.tokens;
-        if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
-            reply.tokens.pop();
-        }
-        (reply.finish, reply.reused_tokens) = (Some(done.finish), done.reused);
-        stream.finish(&mut reply, on)?;
-        self.engine.remember(&[Part::tokens(ids), Part::tokens(reply.tokens.clone())], &done.slot);
-        Ok(reply)
+        self.saying().answer(vec![Part::tokens(ids)], request, on)
     }
 
     /// The likeliest words for each of several conversations, all in one batch.
     pub fn answer_batch(&self, questions: &[Vec<Message>], max_tokens: usize) -> Result<Vec<String>> {
         let part = |q: &Vec<Message>| Ok(vec![Part::tokens(self.context(q)?)]);
         let contexts = questions.iter().map(part).collect::<Result<Vec<_>>>()?;
-        self.saying().likeliest(contexts, max_tokens)?.iter().map(|a| self.words.decode(a)).collect()
+        self.saying().likeliest(contexts, max_tokens)
     }
 
     fn saying(&self) -> Saying<'_> {
         let rows = Source::rows(0..self.words.rows().min(self.model.config.vocab_size));
-        Saying { engine: &self.engine, rows, banned: Vec::new(), ends: self.ends.clone() }
+        Saying { engine: &self.engine, words: &self.words, rows, banned: Vec::new(), ends: self.ends.clone() }
     }
 }

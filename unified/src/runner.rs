@@ -151,7 +151,7 @@ impl Unified {
             // the repetition penalty speaks of the whole conversation
             let seen: Vec<u32> = ids.iter().chain(&reply.tokens).copied().filter(|&t| (t as usize) < v.text).collect();
             let stream_key = reply.images.len() as u64 * 2;
-            let mut done = saying.say(context, request, (stream_key, &seen), left, &mut stream, on)?;
+            let mut done = saying.say(context, request, (stream_key, seen), left, &mut stream, on)?;
             reply.reused_tokens = reply.reused_tokens.max(done.reused);
             reply.finish = Some(done.finish);
             let last = done.tokens.last().copied();
@@ -210,7 +210,7 @@ impl Unified {
     fn saying(&self, ends: Vec<u32>) -> Saying<'_> {
         let v = &self.config.vocabulary;
         let rows = Source::rows(v.range(lm::Partition::Text));
-        Saying { engine: &self.engine, rows, banned: vec![v.end_image], ends }
+        Saying { engine: &self.engine, words: &self.words, rows, banned: vec![v.end_image], ends }
     }
 
     /// Codes of pictures to pictures.
@@ -233,6 +233,6 @@ impl Unified {
     pub fn answer_batch(&self, contexts: &[Vec<u32>], max_tokens: usize) -> Result<Vec<String>> {
         let saying = self.saying(vec![self.end, self.config.vocabulary.begin_image]);
         let contexts = contexts.iter().map(|c| vec![Part::tokens(c.clone())]).collect();
-        saying.likeliest(contexts, max_tokens)?.iter().map(|a| self.words.decode(a)).collect()
+        saying.likeliest(contexts, max_tokens)
     }
 }

@@ -1,12 +1,14 @@
 //! Words through the engine: what every family's answers are made of.
 
 use crate::Result;
-use crate::conversation::{Event, Request, TextStream};
+use crate::conversation::{Event, Reply, Request, TextStream};
+use crate::words::Words;
 use lm::engine::{self, Context, Done, Finish, LogProb, Next, Part, Shared, Source};
 
 /// How a model's words are drawn.
 pub(crate) struct Saying<'a> {
     pub engine: &'a Shared,
+    pub words: &'a Words,
     /// Rows of its words.
     pub rows: Source,
     /// Tokens that never come.
@@ -17,7 +19,7 @@ pub(crate) struct Saying<'a> {
 
 impl Saying<'_> {
     /// The engine's request for at most `most` tokens after a context.
-    pub fn request(&self, context: Context, r: &Request, stream: u64, most: usize) -> engine::Request {
+    fn request(&self, context: Context, r: &Request, stream: u64, most: usize) -> engine::Request {
         let (rows, ends) = (self.rows, self.ends.clone());
         let grammar = Box::new(move |tokens: &[u32]| match tokens.last() {
             Some(t) if ends.contains(t) => Next::Done(Finish::Stop),
@@ -26,23 +28,39 @@ impl Saying<'_> {
         });
         let mut request = engine::Request::new(context, r.generation.text, (r.seed, stream), grammar);
         request.banned = self.banned.clone();
-        // the penalty speaks of the prompt's words too, as transformers' does
-        request.seen = request.context.prompt.iter().flat_map(Part::ids).copied().collect();
         request
     }
 
-    /// Words after a context, into a stream.
+    /// Answers a conversation with words; a later one that begins with it and the answer reads only what is new.
+    pub fn answer(&self, mut parts: Vec<Part>, r: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        let mut reply = Reply { prompt_tokens: parts.iter().map(Part::len).sum(), ..Reply::default() };
+        let mut stream = TextStream::new(self.words, &r.stop);
+        // the penalty speaks of the prompt's words too, as transformers' does
+        let seen = parts.iter().flat_map(Part::ids).copied().collect();
+        let done = self.say(Context::new(parts.clone()), r, (0, seen), r.max_tokens, &mut stream, on)?;
+        reply.tokens = done.tokens;
+        if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
+            reply.tokens.pop();
+        }
+        (reply.finish, reply.reused_tokens) = (Some(done.finish), done.reused);
+        stream.finish(&mut reply, on)?;
+        parts.push(Part::tokens(reply.tokens.clone()));
+        self.engine.remember(&parts, &done.slot);
+        Ok(reply)
+    }
+
+    /// Words after a context, into a stream; tokens that were seen before count for the penalty.
     pub fn say(
         &self,
         context: Context,
         r: &Request,
-        (stream_key, seen): (u64, &[u32]),
+        (stream_key, seen): (u64, Vec<u32>),
         most: usize,
         stream: &mut TextStream,
         on: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Done> {
         let mut request = self.request(context, r, stream_key, most);
-        request.seen.extend(seen);
+        request.seen = seen;
         let mut error = None;
         let mut take = |_: usize, id: u32, _: Option<LogProb>| {
             // an end that is an ordinary word is said, as transformers shows it; a mark says nothing
@@ -63,11 +81,11 @@ impl Saying<'_> {
     }
 
     /// The likeliest words after each of several contexts, up to an end.
-    pub fn likeliest(&self, contexts: Vec<Vec<Part>>, max_tokens: usize) -> Result<Vec<Vec<u32>>> {
+    pub fn likeliest(&self, contexts: Vec<Vec<Part>>, max_tokens: usize) -> Result<Vec<String>> {
         let r = Request::greedy(max_tokens);
         let requests = contexts.into_iter().map(|c| self.request(Context::new(c), &r, 0, max_tokens)).collect();
         let done = self.engine.run(requests, &mut |_, _, _| true)?;
-        let words = |d: Done| d.tokens.into_iter().take_while(|t| !self.ends.contains(t)).collect();
-        Ok(done.into_iter().map(words).collect())
+        let words = |d: Done| -> Vec<u32> { d.tokens.into_iter().take_while(|t| !self.ends.contains(t)).collect() };
+        done.into_iter().map(|d| self.words.decode(&words(d))).collect()
     }
 }

@@ -42,11 +42,6 @@ impl Words {
         text
     }
 
-    /// A text with the marks that a person typed written out.
-    pub fn untyped(&self, text: &str) -> String {
-        self.parts(text).map(|(part, _)| part).collect()
-    }
-
     /// Parts of a text, and whether each is a mark that a person typed.
     fn parts<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (&'a str, bool)> {
         text.split(TYPED[0])

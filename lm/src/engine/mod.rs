@@ -4,15 +4,21 @@
 //! attention knows which are whose. Requests join and leave at any step; a token does not depend on what else is in the batch
 //! (see [`nn::ops`]). A prompt that begins as another one did is not read again as far as they agree.
 
+mod kept;
+mod line;
 mod request;
 mod shared;
 
-pub use request::{Context, Done, Event, Finish, Grammar, LogProb, Next, Part, Request, RequestId, Scales, Source};
+pub use request::{
+    Context, Done, Event, Finish, Grammar, LogProb, Next, Part, Request, RequestId, Scales, Source, in_turn,
+};
 pub use shared::Shared;
 
-use crate::sample::Sampler;
+use crate::sample::{SampleSettings, Sampler};
 use crate::trunk::Trunk;
 use candle_core::{DType, Tensor};
+use kept::{Kept, common};
+use line::Line;
 use nn::cache::Slot;
 use nn::{Error, Result};
 use std::sync::Arc;
@@ -34,33 +40,6 @@ pub type Choose<'a> = dyn FnMut(&Tensor) -> Result<Vec<u32>> + 'a;
 /// Tokens of prompts that go through the model in one step; decoding goes on between such steps.
 const PREFILL: usize = 512;
 
-/// Bytes of finished caches that are kept for prompts that begin alike.
-const KEEP_BYTES: usize = 2 << 30;
-
-/// Finished caches that are kept at most.
-const KEEP: usize = 64;
-
-/// A context on its way.
-struct Line {
-    slot: Slot,
-    offset: u32,
-    /// What is to be read, first part first.
-    waiting: std::collections::VecDeque<Part>,
-    /// Hidden state [width] after the last token read.
-    hidden: Option<Tensor>,
-}
-
-impl Line {
-    fn new(c: Context, empty: impl FnOnce() -> Slot) -> Self {
-        let waiting = c.prompt.into_iter().filter(|p| !p.is_empty()).collect();
-        Self { slot: c.read.unwrap_or_else(empty), offset: c.offset, waiting, hidden: None }
-    }
-
-    fn waiting(&self) -> usize {
-        self.waiting.iter().map(Part::len).sum()
-    }
-}
-
 struct Active {
     id: RequestId,
     /// Guidance's peers first, the main context last.
@@ -73,7 +52,7 @@ struct Active {
     grammar: Grammar,
     scales: Scales,
     sampler: Sampler,
-    settings: crate::sample::SampleSettings,
+    settings: SampleSettings,
     banned: Vec<u32>,
     seen: Vec<u32>,
     logprobs: Option<usize>,
@@ -86,33 +65,22 @@ impl Active {
         &self.lines[self.lines.len() - 1]
     }
     fn reading(&self) -> bool {
-        self.lines.iter().any(|l| !l.waiting.is_empty())
+        self.lines.iter().any(|l| !l.is_read())
     }
-}
-
-/// A cache that may be shared: keys of what it holds.
-struct KeptCache {
-    keys: Vec<u64>,
-    slot: Slot,
 }
 
 /// The engine.
 pub struct Engine {
     model: Arc<dyn Model>,
     active: Vec<Active>,
-    kept: Vec<KeptCache>,
+    kept: Kept,
     count: u64,
 }
 
 impl Engine {
     /// For a model.
     pub fn new(model: Arc<dyn Model>) -> Self {
-        Self { model, active: Vec::new(), kept: Vec::new(), count: 0 }
-    }
-
-    /// The model.
-    pub fn model(&self) -> &Arc<dyn Model> {
-        &self.model
+        Self { model, active: Vec::new(), kept: Kept::default(), count: 0 }
     }
 
     /// Requests that are not finished.
@@ -123,12 +91,7 @@ impl Engine {
     /// Bytes of the caches of requests, and of kept ones, as if none were shared.
     pub fn cache_bytes(&self) -> (usize, usize) {
         let active = self.active.iter().flat_map(|a| &a.lines).map(|l| l.slot.bytes()).sum();
-        (active, self.kept.iter().map(|k| k.slot.bytes()).sum())
-    }
-
-    /// Forgets the kept caches.
-    pub fn forget(&mut self) {
-        self.kept.clear();
+        (active, self.kept.bytes())
     }
 
     /// Takes a request; what it needs is checked here, so that a step does not fail for one of many.
@@ -204,18 +167,9 @@ impl Engine {
             keys.truncate(line.slot.len());
             let mut slot = line.slot.clone();
             slot.truncate(keys.len());
-            self.keep(keys, slot);
+            self.kept.keep(keys, slot);
         }
         Event::Done(a.id, Box::new(Done { tokens: a.tokens, finish, slot: line.slot, unread, reused: a.reused }))
-    }
-
-    /// Keeps a cache for prompts that begin as `keys` do.
-    fn keep(&mut self, keys: Vec<u64>, slot: Slot) {
-        self.kept.retain(|k| !keys.starts_with(&k.keys));
-        self.kept.push(KeptCache { keys, slot });
-        while self.kept.len() > KEEP || self.kept.iter().map(|k| k.slot.bytes()).sum::<usize>() > KEEP_BYTES {
-            self.kept.remove(0);
-        }
     }
 
     /// Keeps what a conversation has read: its prompt and answer as one, so that the next turn reads only what is new.
@@ -225,7 +179,7 @@ impl Engine {
         let mut slot = slot.clone();
         slot.truncate(keys.len());
         if !keys.is_empty() {
-            self.keep(keys, slot);
+            self.kept.keep(keys, slot);
         }
     }
 
@@ -238,27 +192,16 @@ impl Engine {
                 continue;
             }
             let keys = self.active[i].keys.clone().unwrap_or_default();
-            // the last token is always read: its hidden state is wanted
-            let common = |other: &[u64], held: usize| {
-                let same = keys.iter().zip(other).take_while(|(a, b)| a == b).count();
-                same.min(held).min(keys.len() - 1)
-            };
-            let mut best: (usize, Option<&Slot>) = (0, None);
+            let mut best = self.kept.best(&keys);
             let mut promised = 0;
-            for k in &self.kept {
-                let n = common(&k.keys, k.slot.len());
-                if n > best.0 {
-                    best = (n, Some(&k.slot));
-                }
-            }
             for a in &self.active[..i] {
                 let Some(other) = &a.keys else { continue };
-                let line = a.main();
-                let n = common(other, line.slot.len());
+                let slot = &a.main().slot;
+                let n = common(&keys, other, slot.len());
                 if n > best.0 {
-                    best = (n, Some(&line.slot));
+                    best = (n, Some(slot));
                 }
-                promised = promised.max(common(other, usize::MAX));
+                promised = promised.max(common(&keys, other, usize::MAX));
             }
             if promised > best.0 {
                 go.push(false);
@@ -270,14 +213,9 @@ impl Engine {
                 let a = &mut self.active[i];
                 a.reused = n;
                 if let Some(line) = a.lines.last_mut() {
-                    line.slot = slot;
-                    skip(&mut line.waiting, n);
+                    line.begin_with(slot);
                 }
-                // used last, forgotten last
-                if let Some(at) = self.kept.iter().rposition(|k| common(&k.keys, k.slot.len()) == n) {
-                    let k = self.kept.remove(at);
-                    self.kept.push(k);
-                }
+                self.kept.used(&keys, n);
             }
             self.active[i].placed = true;
             go.push(true);
@@ -303,7 +241,7 @@ impl Engine {
                 if want > 1 {
                     room -= n;
                 }
-                reads.push((i, j, take(&mut line.waiting, n)));
+                reads.push((i, j, line.take(n)));
             }
         }
         let lens: Vec<usize> = reads.iter().map(|(i, j, _)| self.active[*i].lines[*j].slot.len()).collect();
@@ -359,7 +297,7 @@ impl Engine {
                 let from = line.slot.len() as u32 + line.offset;
                 positions.extend(from..from + n as u32);
                 row += n;
-                if line.waiting.is_empty() {
+                if line.is_read() {
                     ends.push((i, j, row - 1));
                 }
                 parts.push((&mut line.slot, n));
@@ -552,8 +490,7 @@ fn seen_of(a: &Active, source: Source) -> Vec<u32> {
 fn take_token(a: &mut Active, head: u8, token: u32) {
     a.tokens.push(token);
     for line in &mut a.lines {
-        line.hidden = None;
-        line.waiting.push_back(Part::Tokens(head, vec![token]));
+        line.push(head, token);
     }
     a.next = (a.grammar)(&a.tokens);
 }
@@ -570,38 +507,4 @@ fn logprob(logits: &[f32], chosen: u32, top: usize, start: u32) -> LogProb {
     best.truncate(n);
     best.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     LogProb { chosen: of(chosen as usize), top: best.into_iter().map(|i| (start + i as u32, of(i))).collect() }
-}
-
-/// The first `n` tokens of parts, taken out.
-fn take(parts: &mut std::collections::VecDeque<Part>, n: usize) -> Vec<Part> {
-    let mut out = Vec::new();
-    let mut left = n;
-    while left > 0 {
-        let Some(part) = parts.pop_front() else { break };
-        if part.len() <= left {
-            left -= part.len();
-            out.push(part);
-            continue;
-        }
-        let (a, b) = match part {
-            Part::Tokens(head, mut ids) => {
-                let rest = ids.split_off(left);
-                (Part::Tokens(head, ids), Part::Tokens(head, rest))
-            }
-            Part::Embedded(t, mut keys) => {
-                let rest = keys.split_off(left);
-                // the shape was checked when the request came
-                let part = |from: usize, len: usize| t.narrow(0, from, len).unwrap_or_else(|_| t.clone());
-                (Part::Embedded(part(0, left), keys), Part::Embedded(part(left, rest.len()), rest))
-            }
-        };
-        out.push(a);
-        parts.push_front(b);
-        left = 0;
-    }
-    out
-}
-
-fn skip(parts: &mut std::collections::VecDeque<Part>, n: usize) {
-    take(parts, n);
 }

@@ -128,6 +128,11 @@ pub type Grammar = Box<dyn FnMut(&[u32]) -> Next + Send>;
 /// Guidance scale of the n-th token; nothing where it is off, and then the main context's logits are used as they are.
 pub type Scales = Box<dyn Fn(usize) -> Option<Vec<f32>> + Send>;
 
+/// A token from each of these in turn, and then the end: a picture.
+pub fn in_turn(sources: Vec<Source>) -> Grammar {
+    Box::new(move |tokens| sources.get(tokens.len()).map_or(Next::Done(Finish::Stop), |s| Next::Choose(*s)))
+}
+
 /// A request: contexts that are read, and how they go on.
 pub struct Request {
     /// The context that is continued.

@@ -144,11 +144,6 @@ impl Shared {
         self.lock().engine.remember(parts, slot);
     }
 
-    /// Forgets the kept caches.
-    pub fn forget(&self) {
-        self.lock().engine.forget();
-    }
-
     /// Requests under way, and bytes of caches in use and kept.
     pub fn load(&self) -> (usize, usize, usize) {
         let inner = self.lock();

@@ -100,17 +100,17 @@ pub fn attend_pages(shape: PageShape, heads: usize, sequences: &[Sequence], q: &
         let all: Vec<(usize, usize)> =
             rows.clone().flat_map(|r| (0..group).map(move |g| (r, head * group + g))).collect();
         for part in all.chunks(QUERIES) {
-            let mut queries = [[0f32; MAX_HEAD]; QUERIES];
-            let mut see = [0usize; QUERIES];
+            let (q0, n) = ([[0f32; MAX_HEAD]; QUERIES], part.len());
+            let mut over = Over { shape, head: *head, pages: &s.pages, q: q0, n, see: [0; QUERIES] };
             for (i, &(row, head)) in part.iter().enumerate() {
                 let from = (row * heads + head) * d;
                 for j in 0..d {
-                    queries[i][j] = q[from + j] * scale;
+                    over.q[i][j] = q[from + j] * scale;
                 }
-                see[i] = s.before + row - s.rows.start + 1;
+                over.see[i] = s.before + row - s.rows.start + 1;
             }
             let mut sums = [[0f32; MAX_HEAD]; QUERIES];
-            over_pages(shape, *head, &s.pages, part.len(), &queries, see, &mut sums);
+            over_pages(&over, &mut sums);
             for (i, &(row, head)) in part.iter().enumerate() {
                 // SAFETY: the assertions bound the row; no other task has it.
                 unsafe {
@@ -131,54 +131,42 @@ pub fn attend_pages(shape: PageShape, heads: usize, sequences: &[Sequence], q: &
 
 type Rows = [[f32; MAX_HEAD]; QUERIES];
 
-fn over_pages(
+/// Up to QUERIES queries of heads that share keys.
+struct Over<'a> {
     shape: PageShape,
+    /// The head of keys.
     head: usize,
-    pages: &[&[f32]],
+    pages: &'a [&'a [f32]],
+    /// Queries, scaled, and how many there are.
+    q: Rows,
     n: usize,
-    q: &Rows,
+    /// Keys that each sees.
     see: [usize; QUERIES],
-    out: &mut Rows,
-) {
+}
+
+fn over_pages(over: &Over, out: &mut Rows) {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: each is called where the processor has its instructions.
-        if super::rows::kernels().name == "avx512" {
-            return unsafe { over_pages_avx512(shape, head, pages, n, q, see, out) };
-        }
-        if super::rows::kernels().name == "avx2" {
-            return unsafe { over_pages_avx2(shape, head, pages, n, q, see, out) };
+        match super::rows::kernels().name {
+            "avx512" => return unsafe { over_pages_avx512(over, out) },
+            "avx2" => return unsafe { over_pages_avx2(over, out) },
+            _ => {}
         }
     }
-    pages_of::<false>(shape, head, pages, n, q, see, out);
+    pages_of::<false>(over, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn over_pages_avx512(
-    shape: PageShape,
-    head: usize,
-    pages: &[&[f32]],
-    n: usize,
-    q: &Rows,
-    see: [usize; QUERIES],
-    out: &mut Rows,
-) {
-    pages_of::<true>(shape, head, pages, n, q, see, out);
+fn over_pages_avx512(over: &Over, out: &mut Rows) {
+    pages_of::<true>(over, out);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn over_pages_avx2(
-    shape: PageShape,
-    head: usize,
-    pages: &[&[f32]],
-    n: usize,
-    q: &Rows,
-    see: [usize; QUERIES],
-    out: &mut Rows,
-) {
-    pages_of::<true>(shape, head, pages, n, q, see, out);
+fn over_pages_avx2(over: &Over, out: &mut Rows) {
+    pages_of::<true>(over, out);
 }
 
 #[inline(always)]
@@ -187,20 +175,12 @@ fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 #[inline(always)]
-fn pages_of<const FMA: bool>(
-    shape: PageShape,
-    head: usize,
-    pages: &[&[f32]],
-    n: usize,
-    q: &Rows,
-    see: [usize; QUERIES],
-    out: &mut Rows,
-) {
-    match n {
-        1 => some::<FMA, 1>(shape, head, pages, q, see, out),
-        2 => some::<FMA, 2>(shape, head, pages, q, see, out),
-        3 => some::<FMA, 3>(shape, head, pages, q, see, out),
-        _ => some::<FMA, 4>(shape, head, pages, q, see, out),
+fn pages_of<const FMA: bool>(over: &Over, out: &mut Rows) {
+    match over.n {
+        1 => some::<FMA, 1>(over, out),
+        2 => some::<FMA, 2>(over, out),
+        3 => some::<FMA, 3>(over, out),
+        _ => some::<FMA, 4>(over, out),
     }
 }
 
@@ -208,14 +188,8 @@ fn pages_of<const FMA: bool>(
 const STRIP: usize = 64;
 
 #[inline(always)]
-fn some<const FMA: bool, const N: usize>(
-    shape: PageShape,
-    head: usize,
-    pages: &[&[f32]],
-    q: &Rows,
-    see: [usize; QUERIES],
-    out: &mut Rows,
-) {
+fn some<const FMA: bool, const N: usize>(over: &Over, out: &mut Rows) {
+    let Over { shape, head, pages, q, see, .. } = over;
     let d = shape.head_dim;
     let mut top = [f32::NEG_INFINITY; N];
     let mut total = [0f32; N];

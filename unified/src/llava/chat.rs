@@ -4,7 +4,7 @@ use super::config::LlavaConfig;
 use super::model::Llava;
 use super::names::published_name;
 use crate::config::Generation;
-use crate::conversation::{Content, Event, Message, Reply, Request, Role, TextStream};
+use crate::conversation::{Content, Event, Message, Reply, Request, Role};
 use crate::eyes::load_weights;
 use crate::files::{ModelFiles, Placement};
 use crate::generation::GenerationFile;
@@ -15,7 +15,7 @@ use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use lm::llama::TokenIds;
-use lm::{Context, Part, Shared, Source};
+use lm::{Part, Shared, Source};
 use nn::Params;
 use qlip::{Image, Preprocess};
 
@@ -71,21 +71,7 @@ impl LlavaChat {
     pub fn of(model: Llava, files: &ModelFiles, placement: &Placement) -> Result<Self> {
         let config = model.config.clone();
         let side = model.side();
-        let preprocess = if files.has("processor_config.json") && !files.has("preprocessor_config.json") {
-            // transformers 5 keeps the picture's processing inside the processor's
-            let path = files.path_of("processor_config.json");
-            let json: serde_json::Value = serde_json::from_str(&files.text("processor_config.json")?)
-                .map_err(|e| Error::bad_file(&path, e.to_string()))?;
-            match json.get("image_processor") {
-                Some(p) => serde_json::from_value(p.clone()).map_err(|e| Error::bad_file(&path, e.to_string()))?,
-                None => Preprocess::clip(side),
-            }
-        } else if files.has("preprocessor_config.json") {
-            serde_json::from_str(&files.text("preprocessor_config.json")?)
-                .map_err(|e| Error::bad_file(files.path_of("preprocessor_config.json"), e.to_string()))?
-        } else {
-            Preprocess::clip(side)
-        };
+        let preprocess = files.preprocess("", side)?;
         if preprocess.crop_size != side {
             let why = format!("crops of {} pixels for a tower of {side}", preprocess.crop_size);
             return Err(Error::bad_file(files.path_of("preprocessor_config.json"), why));
@@ -104,12 +90,8 @@ impl LlavaChat {
         let bos = bos.unwrap_or_else(|| mark(&text.bos_token_id, "<s>"));
         let eos = eos.unwrap_or_else(|| mark(&text.eos_token_id, "</s>"));
         let defaults = GenerationFile::of(files)?;
-        let ends = match defaults.eos_token_id.as_ref().or(text.eos_token_id.as_ref()) {
-            Some(TokenIds::One(i)) => vec![*i],
-            Some(TokenIds::Many(v)) => v.clone(),
-            None => vec![words.mark(&eos)?],
-        };
-        let generation = Generation { text: defaults.sampling(), ..Generation::default() };
+        let ends = defaults.ends(&text.eos_token_id, &words, &eos)?;
+        let generation = defaults.generation();
         let template = match files {
             ModelFiles::Dir(_) => Template::of_model(files)?,
             // the embedded model's template is not for pictures as this family shows them
@@ -186,20 +168,7 @@ impl LlavaChat {
         request.generation.text.check()?;
         let (most, room) = (self.model.lm.max_positions(), request.max_tokens.min(TEXT_ROOM));
         let (ids, pictures) = request.window.fit(messages, most, room, &|m| self.context(m), &|c| c.0.len())?;
-        let mut parts = self.parts(&ids, &pictures)?;
-        let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
-        let mut stream = TextStream::new(&self.words, &request.stop);
-        let context = Context::new(parts.clone());
-        let done = self.saying().say(context, request, (0, &[]), request.max_tokens, &mut stream, on)?;
-        reply.tokens = done.tokens;
-        if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
-            reply.tokens.pop();
-        }
-        (reply.finish, reply.reused_tokens) = (Some(done.finish), done.reused);
-        stream.finish(&mut reply, on)?;
-        parts.push(Part::tokens(reply.tokens.clone()));
-        self.engine.remember(&parts, &done.slot);
-        Ok(reply)
+        self.saying().answer(self.parts(&ids, &pictures)?, request, on)
     }
 
     /// The likeliest words for each of several questions, all in one batch.
@@ -209,7 +178,7 @@ impl LlavaChat {
             self.parts(&ids, &pictures)
         };
         let contexts = questions.iter().map(parts).collect::<Result<Vec<_>>>()?;
-        self.saying().likeliest(contexts, max_tokens)?.iter().map(|a| self.words.decode(a)).collect()
+        self.saying().likeliest(contexts, max_tokens)
     }
 
     /// How pictures are prepared.
@@ -226,7 +195,7 @@ impl LlavaChat {
         // rows past the tokenizer's are padding of the table, and the image token has no face
         let rows = Source::rows(0..self.rows.min(self.model.config.text_config.vocab_size));
         let banned = vec![self.model.config.image_token_index];
-        Saying { engine: &self.engine, rows, banned, ends: self.ends.clone() }
+        Saying { engine: &self.engine, words: &self.words, rows, banned, ends: self.ends.clone() }
     }
 
     /// Ids in which image tokens are places for pictures, as the engine reads them.

@@ -31,91 +31,10 @@ fn total(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)))
 }
 
-/// As on AVX-512: the order of a sum does not depend on R and M.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dots<const T: u8, const R: usize, const M: usize, const AHEAD: bool>(
-    w: *const u8,
-    x: *const f32,
-    k: usize,
-    out: *mut f32,
-) {
-    let size = if T == WeightType::F32 as u8 { 4 } else { 2 };
-    let mut acc = [[_mm256_setzero_ps(); M]; R];
-    let whole = k / 8 * 8;
-    // SAFETY: the caller has R rows of k values at w, M rows at x and a place for M rows of four sums at out.
-    unsafe {
-        let mut c = 0;
-        while c < whole {
-            let mut row = [_mm256_setzero_ps(); R];
-            for r in 0..R {
-                let p = w.add((r * k + c) * size);
-                // the rows after these: a row is about a page, where the processor's own prefetching ends
-                if AHEAD {
-                    _mm_prefetch(p.wrapping_add(R * k * size).cast(), _MM_HINT_T1);
-                }
-                row[r] = load::<T>(p);
-            }
-            for i in 0..M {
-                let v = _mm256_loadu_ps(x.add(i * k + c));
-                for r in 0..R {
-                    acc[r][i] = _mm256_fmadd_ps(row[r], v, acc[r][i]);
-                }
-            }
-            c += 8;
-        }
-        for r in 0..R {
-            for i in 0..M {
-                let mut sum = total(acc[r][i]);
-                for c in whole..k {
-                    sum += super::portable::value(T, w.add((r * k + c) * size)) * *x.add(i * k + c);
-                }
-                *out.add(i * 4 + r) = sum;
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float<const T: u8>(w: *const u8, rows: usize, x: *const f32, m: usize, k: usize, out: *mut f32) {
-    let size = if T == WeightType::F32 as u8 { 4 } else { 2 };
-    // SAFETY: passed on.
-    unsafe {
-        let mut i = 0;
-        while i < m {
-            let (x, out) = (x.add(i * k), out.add(i * 4));
-            macro_rules! tile {
-                ($m:literal) => {{
-                    if rows != 4 {
-                        (0..rows).for_each(|r| dots::<T, 1, $m, false>(w.add(r * k * size), x, k, out.add(r)));
-                    } else if i == 0 && m <= 16 {
-                        dots::<T, 4, $m, true>(w, x, k, out);
-                    } else {
-                        dots::<T, 4, $m, false>(w, x, k, out);
-                    }
-                    $m
-                }};
-            }
-            i += match m - i {
-                1 => tile!(1),
-                2 | 4 => tile!(2),
-                _ => tile!(3),
-            };
-        }
-    }
-}
-
-/// See [`super::Kernels::float`].
-pub unsafe fn float_rows(ty: WeightType, w: *const u8, rows: usize, x: *const f32, m: usize, k: usize, out: *mut f32) {
-    // SAFETY: this level is only chosen on processors that have the instructions; the rest is passed on.
-    unsafe {
-        match ty {
-            WeightType::F32 => float::<{ WeightType::F32 as u8 }>(w, rows, x, m, k, out),
-            WeightType::Bf16 => float::<{ WeightType::Bf16 as u8 }>(w, rows, x, m, k, out),
-            _ => float::<{ WeightType::F16 as u8 }>(w, rows, x, m, k, out),
-        }
-    }
-}
+super::float::float_products!(
+    "avx2,fma,f16c", 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_fmadd_ps, total,
+    { 1 => 1, 2 | 4 => 2, _ => 3 }
+);
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

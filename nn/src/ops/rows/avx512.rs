@@ -23,95 +23,10 @@ fn load<const T: u8>(p: *const u8) -> __m512 {
     }
 }
 
-/// R rows of a float weight times M rows of inputs: one sum of sixteen lanes each, in the order of the columns whatever R
-/// and M are, so that a row's result does not depend on what it is computed with.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn dots<const T: u8, const R: usize, const M: usize, const AHEAD: bool>(
-    w: *const u8,
-    x: *const f32,
-    k: usize,
-    out: *mut f32,
-) {
-    let size = if T == WeightType::F32 as u8 { 4 } else { 2 };
-    let mut acc = [[_mm512_setzero_ps(); M]; R];
-    let whole = k / 16 * 16;
-    // SAFETY: the caller has R rows of k values at w, M rows at x and a place for M rows of four sums at out.
-    unsafe {
-        let mut c = 0;
-        while c < whole {
-            let mut row = [_mm512_setzero_ps(); R];
-            for r in 0..R {
-                let p = w.add((r * k + c) * size);
-                // the rows after these: a row is about a page, where the processor's own prefetching ends
-                if AHEAD {
-                    _mm_prefetch(p.wrapping_add(R * k * size).cast(), _MM_HINT_T1);
-                }
-                row[r] = load::<T>(p);
-            }
-            for i in 0..M {
-                let v = _mm512_loadu_ps(x.add(i * k + c));
-                for r in 0..R {
-                    acc[r][i] = _mm512_fmadd_ps(row[r], v, acc[r][i]);
-                }
-            }
-            c += 16;
-        }
-        for r in 0..R {
-            for i in 0..M {
-                let mut sum = _mm512_reduce_add_ps(acc[r][i]);
-                for c in whole..k {
-                    sum += super::portable::value(T, w.add((r * k + c) * size)) * *x.add(i * k + c);
-                }
-                *out.add(i * 4 + r) = sum;
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn float<const T: u8>(w: *const u8, rows: usize, x: *const f32, m: usize, k: usize, out: *mut f32) {
-    let size = if T == WeightType::F32 as u8 { 4 } else { 2 };
-    // SAFETY: passed on.
-    unsafe {
-        let mut i = 0;
-        while i < m {
-            let (x, out) = (x.add(i * k), out.add(i * 4));
-            macro_rules! tile {
-                ($m:literal) => {{
-                    if rows != 4 {
-                        (0..rows).for_each(|r| dots::<T, 1, $m, false>(w.add(r * k * size), x, k, out.add(r)));
-                    } else if i == 0 && m <= 16 {
-                        dots::<T, 4, $m, true>(w, x, k, out);
-                    } else {
-                        dots::<T, 4, $m, false>(w, x, k, out);
-                    }
-                    $m
-                }};
-            }
-            i += match m - i {
-                1 => tile!(1),
-                2 => tile!(2),
-                3 => tile!(3),
-                4 | 7 | 8 => tile!(4),
-                5 => tile!(5),
-                _ => tile!(6),
-            };
-        }
-    }
-}
-
-/// See [`super::Kernels::float`].
-pub unsafe fn float_rows(ty: WeightType, w: *const u8, rows: usize, x: *const f32, m: usize, k: usize, out: *mut f32) {
-    // SAFETY: this level is only chosen on processors that have the instructions; the rest is passed on.
-    unsafe {
-        match ty {
-            WeightType::F32 => float::<{ WeightType::F32 as u8 }>(w, rows, x, m, k, out),
-            WeightType::Bf16 => float::<{ WeightType::Bf16 as u8 }>(w, rows, x, m, k, out),
-            _ => float::<{ WeightType::F16 as u8 }>(w, rows, x, m, k, out),
-        }
-    }
-}
+super::float::float_products!(
+    "avx512f,avx512bw,avx512vl", 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_reduce_add_ps,
+    { 1 => 1, 2 => 2, 3 => 3, 4 | 7 | 8 => 4, 5 => 5, _ => 6 }
+);
 
 /// Four bytes of the inputs in every lane.
 #[inline]
