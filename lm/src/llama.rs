@@ -6,7 +6,7 @@ use crate::head::BitwiseHead;
 use crate::trunk::Trunk;
 use crate::vocab::MergedVocab;
 use candle_core::Tensor;
-use nn::block::{Block, BlockConfig, LLAMA_NAMES, MlpKind, Norm, NormKind};
+use nn::block::{Block, BlockConfig, LLAMA_NAMES, MlpKind, Norm, NormKind, QkNorm};
 use nn::ops::{Mask, Positions, Rope, RopeStyle};
 use nn::{Error, Init, Params, Result, Weight};
 use serde::{Deserialize, Serialize};
@@ -206,7 +206,8 @@ impl LlamaConfig {
         .collect()
     }
 
-    fn block(&self) -> BlockConfig {
+    /// Its blocks, for a relative that changes something about them.
+    pub fn block(&self) -> BlockConfig {
         let (a, m) = (self.attention_bias, self.mlp_bias);
         BlockConfig {
             width: self.hidden_size,
@@ -219,7 +220,8 @@ impl LlamaConfig {
             mlp: MlpKind::SwiGlu,
             bias: [a, a, a, a, m],
             sub_norm: false,
-            qk_norm: self.qk_norm.then(|| self.qk_norm_eps.unwrap_or(self.rms_norm_eps)),
+            qk_norm: self.qk_norm.then(|| QkNorm::Rms(self.qk_norm_eps.unwrap_or(self.rms_norm_eps))),
+            norm_after: false,
             init_std: self.initializer_range,
             residual_std: self.initializer_range / (2.0 * self.num_hidden_layers as f32).sqrt(),
         }
@@ -256,6 +258,11 @@ impl Llama {
 
     /// Takes the model's tensors.
     pub fn new(p: &Params, config: &LlamaConfig) -> Result<Self> {
+        Self::of_blocks(p, config, &config.block())
+    }
+
+    /// The same with blocks that differ from a Llama's.
+    pub fn of_blocks(p: &Params, config: &LlamaConfig, block: &BlockConfig) -> Result<Self> {
         config.check()?;
         let (v, d) = (config.vocab_size, config.hidden_size);
         let init = Init::Normal(config.initializer_range);
@@ -267,9 +274,8 @@ impl Llama {
             && tables.contains("lm_head.weight");
         let table = if only_head { "lm_head" } else { "model.embed_tokens" };
         let embed = tables.at(table).weight((v, d), "weight", init)?;
-        let block = config.block();
         let layers = (0..config.num_hidden_layers)
-            .map(|i| Block::new(&p.at("model.layers").at(i), &block, &LLAMA_NAMES))
+            .map(|i| Block::new(&p.at("model.layers").at(i), block, &LLAMA_NAMES))
             .collect::<Result<_>>()?;
         let head = if config.tie_word_embeddings {
             embed.clone()

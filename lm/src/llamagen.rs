@@ -164,6 +164,7 @@ impl LlamaGenConfig {
             bias: [false; 5],
             sub_norm: false,
             qk_norm: None,
+            norm_after: false,
             init_std: self.initializer_range,
             residual_std: self.initializer_range,
         }

@@ -28,6 +28,15 @@ pub enum MlpKind {
     SwiGlu,
 }
 
+/// Norm of each head's queries and keys, with its epsilon.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum QkNorm {
+    /// Root mean square, one vector for all heads.
+    Rms(f64),
+    /// Mean and variance, with a weight and a bias for each head (Chameleon).
+    LayerByHead(f64),
+}
+
 /// Everything that differs between blocks.
 #[derive(Debug, Clone)]
 pub struct BlockConfig {
@@ -51,8 +60,10 @@ pub struct BlockConfig {
     pub bias: [bool; 5],
     /// Layer norms inside attention and feed-forward ("sub-LN", EVA-02).
     pub sub_norm: bool,
-    /// Root-mean-square norm of each head's queries and keys, before rope: its epsilon, where there is one.
-    pub qk_norm: Option<f64>,
+    /// Norm of each head's queries and keys, before rope, where there is one.
+    pub qk_norm: Option<QkNorm>,
+    /// Whether the two norms follow attention and feed-forward instead of coming before them (Swin v2, Chameleon 30B).
+    pub norm_after: bool,
     /// Deviation of the initial weights.
     pub init_std: f32,
     /// Deviation of the initial weights of the two projections that write to the residual stream.
@@ -150,6 +161,42 @@ impl Norm {
     }
 }
 
+/// Norm of queries or keys, as it is stored.
+#[derive(Debug, Clone)]
+enum HeadNorm {
+    Same(Norm),
+    /// Weight and bias [heads, head width] after a plain norm.
+    Each {
+        plain: Norm,
+        weight: Tensor,
+        bias: Tensor,
+    },
+}
+
+impl HeadNorm {
+    fn new(p: &Params, kind: QkNorm, heads: usize, width: usize) -> Result<Self> {
+        Ok(match kind {
+            QkNorm::Rms(eps) => Self::Same(Norm::new(p, NormKind::Rms, width, eps)?),
+            QkNorm::LayerByHead(eps) => {
+                let weight = p.get((heads, width), "weight", Init::Const(1.0))?;
+                let ones = Tensor::ones(width, weight.dtype(), weight.device())?;
+                let plain = Norm { bias: Some(ones.zeros_like()?), weight: ones, eps };
+                Self::Each { plain, weight, bias: p.get((heads, width), "bias", Init::Const(0.0))? }
+            }
+        })
+    }
+
+    /// [.., heads, width] to the same shape.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Same(norm) => norm.forward(x),
+            Self::Each { plain, weight, bias } => {
+                Ok(plain.forward(x)?.broadcast_mul(weight)?.broadcast_add(bias)?)
+            }
+        }
+    }
+}
+
 /// What a block needs besides its input.
 pub struct BlockContext<'a> {
     /// Rotary table and the rows of the tokens.
@@ -175,7 +222,8 @@ pub struct Block {
     norm2: Norm,
     qkv: Projected,
     out: Linear,
-    qk_norm: Option<(Norm, Norm)>,
+    qk_norm: Option<(HeadNorm, HeadNorm)>,
+    norm_after: bool,
     inner_norm: Option<Norm>,
     ffn_norm: Option<Norm>,
     gate: Option<Linear>,
@@ -194,9 +242,9 @@ impl Block {
             if c.sub_norm { Ok(Some(Norm::new(&p.at(name), NormKind::Layer, width, c.eps)?)) } else { Ok(None) }
         };
         let qk_norm = match c.qk_norm {
-            Some(eps) => {
-                let norm = |n| Norm::new(&p.at("self_attn").at(n), NormKind::Rms, c.head_dim, eps);
-                Some((norm("q_norm")?, norm("k_norm")?))
+            Some(kind) => {
+                let norm = |n, heads| HeadNorm::new(&p.at("self_attn").at(n), kind, heads, c.head_dim);
+                Some((norm("q_norm", c.heads)?, norm("k_norm", c.kv_heads)?))
             }
             None => None,
         };
@@ -227,6 +275,7 @@ impl Block {
             qkv,
             out: Linear::new(&p.at(names.out), qw, d, ob, c.residual_std)?,
             qk_norm,
+            norm_after: c.norm_after,
             inner_norm: inner("self_attn.inner_attn_ln", qw)?,
             ffn_norm: inner("mlp.ffn_ln", f)?,
             gate,
@@ -243,6 +292,9 @@ impl Block {
 
     /// The first half: x + attention(norm1 x).
     pub fn attend(&self, x: &Tensor, ctx: &BlockContext) -> Result<Tensor> {
+        if self.norm_after {
+            return Ok((x + self.norm1.forward(&self.attention(x, ctx)?)?)?);
+        }
         if !self.runs_as_branches(x) {
             return Ok((x + self.attention(&self.norm1.forward(x)?, ctx)?)?);
         }
@@ -255,8 +307,8 @@ impl Block {
             },
             out: self.out.place(&mut p)?,
             qk_norm: match &self.qk_norm {
-                Some((q, k)) => Some((q.place(&mut p)?, k.place(&mut p)?)),
-                None => None,
+                Some((HeadNorm::Same(q), HeadNorm::Same(k))) => Some((q.place(&mut p)?, k.place(&mut p)?)),
+                _ => None,
             },
             inner_norm: self.inner_norm.as_ref().map(|n| n.place(&mut p)).transpose()?,
             heads: (self.heads, self.kv_heads, self.head_dim),
@@ -268,11 +320,11 @@ impl Block {
 
     /// The second half: x + mlp(norm2 x).
     pub fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !self.runs_as_branches(x) {
-            let h = self.norm2.forward(x)?;
+        if self.norm_after || !self.runs_as_branches(x) {
+            let h = if self.norm_after { x.clone() } else { self.norm2.forward(x)? };
             let gate = self.gate.as_ref().map(|gate| gate.forward(&h)).transpose()?;
-            let y = self.activate(gate, self.up.forward(&h)?)?;
-            return Ok((x + self.down.forward(&y)?)?);
+            let y = self.down.forward(&self.activate(gate, self.up.forward(&h)?)?)?;
+            return Ok((x + if self.norm_after { self.norm2.forward(&y)? } else { y })?);
         }
         let mut p = Flat::default();
         let mlp = MlpBranch {
@@ -297,7 +349,9 @@ impl Block {
         layer: usize,
     ) -> Result<Tensor> {
         let t = x.dim(0)?;
-        let h = self.norm1.forward(x)?;
+        let before = |norm: &Norm, x: &Tensor| if self.norm_after { Ok(x.clone()) } else { norm.forward(x) };
+        let after = |norm: &Norm, y: Tensor| if self.norm_after { norm.forward(&y) } else { Ok(y) };
+        let h = before(&self.norm1, x)?;
         let [q, k, v] = match &self.qkv {
             Projected::Apart(qkv) => Linear::together([&qkv[0], &qkv[1], &qkv[2]], &h)?,
             Projected::Joined(all) => self.split(&all.by_rows(&h)?)?,
@@ -308,8 +362,8 @@ impl Block {
         if let Some(n) = &self.inner_norm {
             y = n.forward(&y)?;
         }
-        let x = (x + self.out.by_rows(&y)?)?;
-        let h = self.norm2.forward(&x)?;
+        let x = (x + after(&self.norm1, self.out.by_rows(&y)?)?)?;
+        let h = before(&self.norm2, &x)?;
         let y = match &self.gate {
             Some(gate) => {
                 let [gate, up] = Linear::together([gate, &self.up], &h)?;
@@ -317,12 +371,13 @@ impl Block {
             }
             None => self.activate(None, self.up.by_rows(&h)?)?,
         };
-        Ok((x + self.down.by_rows(&y)?)?)
+        Ok((x + after(&self.norm2, self.down.by_rows(&y)?)?)?)
     }
 
     /// Whether each half runs as one operation that keeps its inner tensors to itself: training on the CPU.
     fn runs_as_branches(&self, x: &Tensor) -> bool {
-        ops::is_fused(x) && self.out.is_trained()
+        let by_head = matches!(self.qk_norm, Some((HeadNorm::Each { .. }, _)));
+        ops::is_fused(x) && self.out.is_trained() && !by_head
     }
 
     fn widths(&self) -> [usize; 3] {

@@ -198,20 +198,19 @@ pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
 
 /// All tensors of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 pub fn load_dir(dir: &Path) -> Result<HashMap<String, Tensor>> {
-    let mut all = HashMap::new();
-    for file in files_of(dir)? {
-        all.extend(load(&file)?);
-    }
-    Ok(all)
+    crate::stored::Stored::map_dir(dir)?.into_memory()
 }
 
-/// The safetensors files of a model folder.
+/// The files of a model folder's weights: safetensors, or those of torch.save where there are no others.
 pub fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
+    let at = |name: &str| Some(dir.join(name)).filter(|p| p.exists());
     let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
-    if single.exists() || !index.exists() {
-        return Ok(vec![single]);
-    }
+    let index = at("model.safetensors.index.json").or_else(|| at("pytorch_model.bin.index.json"));
+    let index = match (single.exists(), at("pytorch_model.bin"), index) {
+        (true, _, _) | (_, None, None) => return Ok(vec![single]),
+        (_, _, Some(index)) => index,
+        (_, Some(bin), None) => return Ok(vec![bin]),
+    };
     let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&index, e.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| Error::bad_file(&index, "no `weight_map`"))?;

@@ -17,6 +17,7 @@ pub mod params;
 pub mod rng;
 pub mod stored;
 pub mod tensorboard;
+mod torch;
 pub mod train;
 pub mod weight;
 

@@ -184,6 +184,10 @@ impl Params {
         let src = &self.source;
         let stored = match src.stored.get(&full)? {
             Some(t) if t.shape() == &shape => Some(t.to_device(&src.device)?.to_dtype(src.dtype)?),
+            // a table behind an axis of one, a linear layer as a convolution of one pixel: the same numbers
+            Some(t) if same_but_for_ones(t.dims(), shape.dims()) => {
+                Some(t.to_device(&src.device)?.to_dtype(src.dtype)?.reshape(&shape)?)
+            }
             Some(t) => {
                 return Err(Error::WrongShape {
                     origin: src.origin.clone(),
@@ -279,6 +283,12 @@ impl Params {
     pub fn frozen(&self) -> BTreeMap<String, Tensor> {
         self.source.training.as_ref().map(|t| locked(&t.frozen).clone()).unwrap_or_default()
     }
+}
+
+/// Whether two shapes differ in axes of one alone.
+fn same_but_for_ones(a: &[usize], b: &[usize]) -> bool {
+    let wide = |dims: &[usize]| dims.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+    a.len() != b.len() && wide(a) == wide(b)
 }
 
 fn initial(name: &str, shape: &candle_core::Shape, init: Init, seed: u64, device: &Device) -> Result<Tensor> {

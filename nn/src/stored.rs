@@ -45,14 +45,28 @@ impl From<HashMap<String, Tensor>> for Stored {
 }
 
 impl Stored {
-    /// Maps the safetensors files of a model folder. They must not change while the model is loaded.
+    /// Maps a model folder's files: safetensors, or those of torch.save (pytorch_model.bin). They must not change while the
+    /// model is loaded.
     pub fn map_dir(dir: &Path) -> Result<Self> {
+        Self::map_files(checkpoint::files_of(dir)?)
+    }
+
+    /// Maps files of either kind.
+    pub fn map_files(paths: Vec<PathBuf>) -> Result<Self> {
         let mut mapped = Mapped { files: Vec::new(), places: HashMap::new() };
-        for path in checkpoint::files_of(dir)? {
+        for path in paths {
             let file = std::fs::File::open(&path).map_err(Error::io(&path))?;
             // SAFETY: the mapping is read-only; that nobody shortens the file meanwhile is asked of the caller, as every
             // program that maps checkpoints does.
             let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+            if crate::torch::is_torch(&map) {
+                for (name, (dtype, shape, bytes)) in crate::torch::tensors(&path, &map)? {
+                    let place = Place { file: mapped.files.len(), dtype, shape, bytes, packed: None };
+                    mapped.places.insert(name, place);
+                }
+                mapped.files.push((path, Arc::new(map)));
+                continue;
+            }
             let bad = |e: safetensors::SafeTensorError| {
                 Error::bad_file(&path, format!("not a safetensors file ({e}); was the download complete?"))
             };
@@ -91,6 +105,41 @@ impl Stored {
                 Self::Mapped(Mapped { files: m.files, places })
             }
         }
+    }
+
+    /// Cuts a tensor into parts by its rows, each under a name of its own, without a copy; nothing where there is no such
+    /// tensor.
+    pub fn split_rows(&mut self, name: &str, parts: &[String]) -> Result<()> {
+        let uneven = |rows: usize| Error::invalid(format!("tensor `{name}`: {rows} rows for {} parts", parts.len()));
+        match self {
+            Self::Memory(t) => {
+                let Some(whole) = t.remove(name) else { return Ok(()) };
+                let rows = whole.dims().first().copied().unwrap_or(0);
+                let each = rows / parts.len().max(1);
+                if each * parts.len() != rows {
+                    return Err(uneven(rows));
+                }
+                for (i, part) in parts.iter().enumerate() {
+                    t.insert(part.clone(), whole.narrow(0, i * each, each)?.contiguous()?);
+                }
+            }
+            Self::Mapped(m) => {
+                let Some(whole) = m.places.remove(name) else { return Ok(()) };
+                let rows = whole.shape.first().copied().unwrap_or(0);
+                let (each, bytes) = (rows / parts.len().max(1), whole.bytes.len() / parts.len().max(1));
+                if each * parts.len() != rows || whole.packed.is_some() {
+                    return Err(uneven(rows));
+                }
+                for (i, part) in parts.iter().enumerate() {
+                    let start = whole.bytes.start + i * bytes;
+                    let mut shape = whole.shape.clone();
+                    shape[0] = each;
+                    let place = Place { bytes: start..start + bytes, shape, packed: None, ..whole };
+                    m.places.insert(part.clone(), place);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The tensors whose names are wanted.
@@ -186,6 +235,14 @@ impl Stored {
             && let Some(place) = m.places.get(name)
         {
             m.forget(place);
+        }
+    }
+
+    /// All of them in memory.
+    pub fn into_memory(self) -> Result<HashMap<String, Tensor>> {
+        match self {
+            Self::Memory(t) => Ok(t),
+            Self::Mapped(m) => m.places.iter().map(|(name, p)| Ok((name.clone(), m.read(name, p)?))).collect(),
         }
     }
 

@@ -158,6 +158,7 @@ fn a_block_that_forgets_has_the_same_gradients() {
         bias: [true; 5],
         sub_norm: true,
         qk_norm: None,
+        norm_after: false,
         init_std: 0.2,
         residual_std: 0.2,
     };
@@ -194,6 +195,7 @@ fn adapters_have_the_gradients_of_the_sum() {
         bias: [false; 5],
         sub_norm: false,
         qk_norm: None,
+        norm_after: false,
         init_std: 0.2,
         residual_std: 0.2,
     };

@@ -117,6 +117,7 @@ impl ClipTower {
             image_size: c.image_size,
             patch_size: c.patch_size,
             bias: false,
+            class: true,
             init_std: std,
         };
         let block = plain_block(

@@ -311,6 +311,7 @@ fn block(
         bias,
         sub_norm,
         qk_norm: None,
+        norm_after: false,
         init_std: std,
         residual_std: std / (2.0 * layers as f32).sqrt(),
     }

@@ -16,6 +16,7 @@ pub mod image;
 pub mod loss;
 pub mod model;
 pub mod resample;
+pub mod siglip;
 pub mod text;
 pub mod tokenizer;
 pub mod train;

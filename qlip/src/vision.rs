@@ -91,6 +91,7 @@ impl VisionTower {
             image_size: c.image_size,
             patch_size: c.patch_size,
             bias: true,
+            class: true,
             init_std: std,
         };
         Ok(Self {

@@ -13,6 +13,7 @@ pub mod eyes;
 pub mod files;
 pub mod generation;
 pub mod grammar;
+pub mod janus;
 pub mod llama;
 pub mod llamagen;
 pub mod llava;

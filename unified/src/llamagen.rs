@@ -3,10 +3,9 @@
 use crate::files::Placement;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
-use candle_core::Tensor;
 use lm::llamagen::{LlamaGenConfig, ModelType};
 use nn::Params;
-use std::collections::HashMap;
+use nn::stored::Stored;
 use std::path::{Path, PathBuf};
 
 /// The configuration and tensors of `model`.
@@ -14,7 +13,7 @@ pub fn llamagen_files(model: &str, at: &Placement) -> Result<(LlamaGenConfig, Pa
     if model.ends_with(".pt") {
         let path = Path::new(model);
         let config = from_name(path)?;
-        let tensors = read_pt(path)?;
+        let tensors = Stored::map_files(vec![path.to_path_buf()])?;
         return Ok((config, Params::from_tensors(model, tensors, at.dtype, &at.device).stored_as(at.weights)));
     }
     let dir = qlip::hub::resolve(model)?;
@@ -49,32 +48,12 @@ fn from_name(path: &Path) -> Result<LlamaGenConfig> {
     LlamaGenConfig::preset(size, kind, side / 16).map_err(|e| Error::bad_file(path, e.to_string()))
 }
 
-/// The tensors of a torch file; candle's reader knows tensors and containers and executes nothing.
-fn read_pt(path: &Path) -> Result<HashMap<String, Tensor>> {
-    for key in ["model", "module", "state_dict"] {
-        if let Ok(tensors) = candle_core::pickle::read_all_with_key(path, Some(key))
-            && !tensors.is_empty()
-        {
-            return Ok(tensors.into_iter().collect());
-        }
-    }
-    // no such key, or not such a file: say which
-    let tensors = candle_core::pickle::read_all(path).map_err(|e| {
-        Error::bad_file(path, format!("not a torch file that holds tensors alone ({})", first_line(&e)))
-    })?;
-    if tensors.is_empty() {
-        return Err(Error::bad_file(path, "no tensors under `model`, `module` or `state_dict`"));
-    }
-    Ok(tensors.into_iter().collect())
-}
-
-fn first_line(e: &candle_core::Error) -> String {
-    e.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-/// The folder of the image tokenizer beside a model.
+/// The image tokenizer beside a model: a folder in its folder, or LlamaGen's published file in the same place.
 pub fn tokenizer_beside(model: &Path) -> Option<PathBuf> {
-    ["vq", "qlip"].into_iter().map(|name| model.join(name)).find(|dir| dir.is_dir())
+    let folder = if model.is_file() { model.parent().unwrap_or(Path::new("")) } else { model };
+    let part = ["vq", "qlip"].into_iter().map(|name| folder.join(name)).find(|dir| dir.is_dir());
+    let files = ["vq_ds16_c2i.pt", "vq_ds16_t2i.pt", "vq_ds8_c2i.pt"];
+    part.or_else(|| files.into_iter().map(|name| folder.join(name)).find(|file| file.is_file()))
 }
 
 /// The image tokenizer in a folder, as a model with this configuration reads it.

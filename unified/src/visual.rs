@@ -6,6 +6,7 @@ use crate::{Error, Result};
 use candle_core::DType;
 use lm::vocab::{code_of, groups_of};
 use nn::Params;
+use nn::stored::Stored;
 use qlip::vq::{Quantizer, VqConfig, VqTokenizer};
 use qlip::{Codes, Image, Pixels, Preprocess};
 use std::path::Path;
@@ -37,7 +38,15 @@ pub enum VisualTokenizer {
 impl VisualTokenizer {
     /// From a folder; config.json tells which. `group_bits` divides QLIP's bits (absent: the largest divisor up to 14);
     /// `grid` is the number of cells along a side for a tokenizer that takes any size (absent: pictures of 256 pixels).
+    /// A file is LlamaGen's own (vq_ds16_c2i.pt): its tensors tell its sizes.
     pub fn load(dir: &Path, group_bits: Option<usize>, grid: Option<usize>, at: &Placement) -> Result<Self> {
+        if dir.is_file() {
+            let stored = Stored::map_files(vec![dir.to_owned()])?;
+            let config = VqConfig::of_tensors(&stored, "", true).map_err(|e| Error::bad_file(dir, e.to_string()))?;
+            let params = Params::from_tensors(dir.display().to_string(), stored, at.dtype, &at.device);
+            let grid = grid.unwrap_or(256 / config.stride());
+            return Ok(Self::Vq { model: Box::new(VqTokenizer::new(&params, &config)?), grid });
+        }
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;

@@ -124,7 +124,7 @@ impl VqObjective {
         let painted = self.model.conv_out(&before.detach())?.0;
         let grads = (painted * slope)?.sum_all()?.backward()?;
         let missing = || Error::invalid("[loss]: adaptive needs a last layer that is learned");
-        let kernels = grads.get(self.model.conv_out_weight()).ok_or_else(missing)?;
+        let kernels = grads.get(self.model.conv_out_weight()?).ok_or_else(missing)?;
         Ok(number(&kernels.sqr()?.sum_all()?)?.sqrt())
     }
 }
@@ -165,7 +165,7 @@ mod tests {
         let mse = (&painted - &x.0).unwrap().sqr().unwrap().mean_all().unwrap();
         let game = turn.generator.unwrap();
         let length = |loss: &Tensor| {
-            let g = loss.backward().unwrap().get(model.conv_out_weight()).unwrap().clone();
+            let g = loss.backward().unwrap().get(model.conv_out_weight().unwrap()).unwrap().clone();
             number(&g.sqr().unwrap().sum_all().unwrap()).unwrap().sqrt()
         };
         let weight = if adaptive { 0.5 * length(&mse) / (length(&game) + 1e-4) } else { 0.5 };

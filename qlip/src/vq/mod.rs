@@ -3,16 +3,20 @@
 //! no codebook to learn ([`Quantizer::Lfq`]).
 
 mod net;
+mod published;
 mod quantizer;
 
+pub use published::{DecoderLevels, llamagen_name};
 pub use quantizer::{Quantised, Quantizer};
 
 use crate::image::Pixels;
 use candle_core::{DType, Device, Tensor};
 use net::{Conv, GROUPS, Net};
+use nn::stored::Stored;
 use nn::{Error, Params, Result};
 use quantizer::Codebook;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 /// The published model arguments; the defaults are VQ-16's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +33,9 @@ pub struct VqConfig {
     pub z_channels: usize,
     pub ch: usize,
     pub num_res_blocks: usize,
+    /// Levels, the finest 0, whose residual blocks are followed by attention; the coarsest if absent, as in LlamaGen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attn_levels: Option<Vec<usize>>,
     /// How a cell becomes a code.
     #[serde(skip_serializing_if = "Quantizer::is_nearest")]
     pub quantizer: Quantizer,
@@ -49,6 +56,7 @@ impl Default for VqConfig {
             z_channels: 256,
             ch: 128,
             num_res_blocks: 2,
+            attn_levels: None,
             quantizer: Quantizer::Nearest,
             dtype: None,
         }
@@ -76,9 +84,55 @@ impl VqConfig {
         Self { encoder_ch_mult: vec![1, 2, 2, 4], decoder_ch_mult: vec![1, 2, 2, 4], ..Self::default() }
     }
 
+    /// What the shapes of a file's tensors say (LlamaGen's names): published files come without a configuration.
+    /// `prefix` goes before its names.
+    pub fn of_tensors(stored: &Stored, prefix: &str, l2_norm: bool) -> Result<Self> {
+        let shapes = stored.shapes().into_iter().filter_map(|(n, d)| Some((n.strip_prefix(prefix)?, d)));
+        let shapes: HashMap<&str, &[usize]> = shapes.collect();
+        let dims = |name: &str| {
+            let found = shapes.get(name).filter(|d| d.len() >= 2).copied();
+            found.ok_or_else(|| Error::invalid(format!("no image tokenizer as LlamaGen's: tensor `{name}` is missing")))
+        };
+        let (table, first) = (dims("quantize.embedding.weight")?, dims("encoder.conv_in.weight")?);
+        let ch = first[0];
+        let at = |half: &str, level: usize, what: &str| format!("{half}.conv_blocks.{level}.{what}.weight");
+        let levels = (0..).take_while(|&l| shapes.contains_key(at("encoder", l, "res.0.conv1").as_str())).count();
+        let (mut mult, mut attn) = (Vec::new(), Vec::new());
+        for level in 0..levels {
+            mult.push(dims(&at("encoder", level, "res.0.conv1"))?[0] / ch.max(1));
+            if shapes.contains_key(at("encoder", level, "attn.0.q").as_str()) {
+                attn.push(level);
+            }
+        }
+        let res = |r: &usize| shapes.contains_key(at("encoder", 0, &format!("res.{r}.conv1")).as_str());
+        let lowest = attn.as_slice() == [levels.saturating_sub(1)];
+        let config = Self {
+            codebook_size: table[0],
+            codebook_embed_dim: table[1],
+            codebook_l2_norm: l2_norm,
+            decoder_ch_mult: mult.clone(),
+            encoder_ch_mult: mult,
+            z_channels: dims("encoder.conv_out.weight")?[0],
+            ch,
+            num_res_blocks: (0..).take_while(res).count(),
+            attn_levels: (!lowest).then_some(attn),
+            ..Self::default()
+        };
+        config.check()?;
+        Ok(config)
+    }
+
     /// Pixels along the side of a token.
     pub fn stride(&self) -> usize {
         1 << (self.encoder_ch_mult.len().max(1) - 1)
+    }
+
+    /// Whether a level has attention.
+    fn attends(&self, level: usize) -> bool {
+        match &self.attn_levels {
+            Some(levels) => levels.contains(&level),
+            None => level + 1 == self.encoder_ch_mult.len(),
+        }
     }
 
     /// Whether the numbers fit together.
@@ -121,10 +175,16 @@ pub struct VqTokenizer {
     /// Its configuration.
     pub config: VqConfig,
     encoder: Net,
-    decoder: Net,
     quant_conv: Conv,
-    post_quant_conv: Conv,
     codebook: Codebook,
+    painter: Option<Painter>,
+}
+
+/// The half that makes pictures, which some files do not hold.
+#[derive(Debug, Clone)]
+struct Painter {
+    decoder: Net,
+    post_quant_conv: Conv,
 }
 
 impl VqTokenizer {
@@ -133,13 +193,33 @@ impl VqTokenizer {
         config.check()?;
         let d = config.codebook_embed_dim;
         Ok(Self {
+            painter: Some(Painter {
+                decoder: Net::decoder(&p.at("decoder"), config, 0)?,
+                post_quant_conv: Conv::new(&p.at("post_quant_conv"), d, config.z_channels, 1)?,
+            }),
+            ..Self::seeing(p, config)?
+        })
+    }
+
+    /// The half that reads pictures, of a file that holds no more.
+    pub fn seeing(p: &Params, config: &VqConfig) -> Result<Self> {
+        config.check()?;
+        Ok(Self {
             encoder: Net::encoder(&p.at("encoder"), config)?,
-            decoder: Net::decoder(&p.at("decoder"), config)?,
-            quant_conv: Conv::new(&p.at("quant_conv"), config.z_channels, d, 1)?,
-            post_quant_conv: Conv::new(&p.at("post_quant_conv"), d, config.z_channels, 1)?,
+            quant_conv: Conv::new(&p.at("quant_conv"), config.z_channels, config.codebook_embed_dim, 1)?,
             codebook: Codebook::new(&p.at("quantize"), config)?,
+            painter: None,
             config: config.clone(),
         })
+    }
+
+    /// Whether it can make pictures.
+    pub fn paints(&self) -> bool {
+        self.painter.is_some()
+    }
+
+    fn painter(&self) -> Result<&Painter> {
+        self.painter.as_ref().ok_or_else(|| Error::invalid("this image tokenizer has no decoder: it reads pictures only"))
     }
 
     /// Where it computes.
@@ -195,16 +275,17 @@ impl VqTokenizer {
 
     /// The same up to what the decoder's last layer reads.
     pub(crate) fn before_conv_out(&self, quantised: &Tensor) -> Result<Tensor> {
-        self.decoder.before_conv_out(&self.post_quant_conv.forward(quantised, 1)?)
+        let painter = self.painter()?;
+        painter.decoder.before_conv_out(&painter.post_quant_conv.forward(quantised, 1)?, None)
     }
 
     /// The decoder's last layer.
     pub(crate) fn conv_out(&self, before: &Tensor) -> Result<Pixels> {
-        Ok(Pixels(self.decoder.conv_out.forward(before, 1)?))
+        Ok(Pixels(self.painter()?.decoder.conv_out.forward(before, 1)?))
     }
 
     /// Its kernels.
-    pub(crate) fn conv_out_weight(&self) -> &Tensor {
-        &self.decoder.conv_out.weight
+    pub(crate) fn conv_out_weight(&self) -> Result<&Tensor> {
+        Ok(&self.painter()?.decoder.conv_out.weight)
     }
 }

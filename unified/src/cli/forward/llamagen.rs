@@ -107,6 +107,24 @@ fn padded(model: &Arc<LlamaGen>, inputs: &Inputs) -> Result<Option<Condition>> {
     condition(model, inputs, "padded_condition", Some("padded_mask")).map(Some)
 }
 
+/// Stages of the tokenizer inside a unified model; what goes back to pictures where the file holds that half.
+pub fn tokenizer_stages(model: &VqTokenizer, pixels: &::qlip::Pixels) -> Result<Named> {
+    let encoded = model.encoder_out(pixels)?;
+    let pre = model.pre_quant(&encoded)?;
+    let (b, _, h, w) = pre.dims4()?;
+    let indices = model.quantise(&pre)?.indices;
+    let entries = model.look_up(&indices, h, w)?;
+    let mut out = Named::from([("vq_encoder_out".into(), encoded), ("vq_pre_quant".into(), pre)]);
+    out.insert("vq_indices".into(), super::integers(&indices, (b, h * w))?);
+    if model.paints() {
+        let pixels = model.decode(&entries)?;
+        out.insert("vq_decoded_bytes".into(), super::bytes(&pixels.0)?);
+        out.insert("vq_decoded".into(), pixels.0);
+    }
+    out.insert("vq_entries".into(), entries);
+    Ok(out)
+}
+
 pub fn tokenizer_outputs(model: &VqTokenizer, inputs: &Inputs) -> Result<Named> {
     let pixels = inputs.pixels("pixels", DType::F32)?;
     let encoded = model.encoder_out(&pixels)?;

@@ -1,5 +1,6 @@
 //! `unified forward MODEL_DIR INPUTS -o OUTPUTS`: stage by stage outputs for people who port checkpoints.
 
+mod janus;
 mod llama;
 mod llamagen;
 mod llava;
@@ -19,6 +20,9 @@ use nn::stored::Stored;
 use nn::{Params, checkpoint};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use unified::files::{ModelFiles, Placement};
+use unified::janus::Janus;
 use unified::llava::{Llava, LlavaConfig, published_name};
 
 /// Run a model's parts on given inputs and write every stage (names as in tests/fixtures/README.md).
@@ -83,9 +87,13 @@ impl Forward {
             let origin = self.model_dir.display().to_string();
             let params = Params::from_tensors(origin, tensors, self.common.dtype()?, &device);
             llava::outputs(&Llava::new(&params, &config)?, &inputs, self.max_tokens.unwrap_or(8))?
+        } else if json["model_type"] == "janus" || json["model_type"] == "multi_modality" {
+            let files = ModelFiles::Dir(self.model_dir.clone());
+            let placement = Placement { dtype: self.common.dtype()?, weights: self.common.dtype.weights(), device };
+            janus::outputs(&Arc::new(Janus::load(&files, &placement)?), &inputs, self.max_tokens)?
         } else {
             bail!(
-                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision, LLaVA, LlamaGen and its tokenizer are",
+                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision, LLaVA, LlamaGen and its tokenizer, Janus are",
                 path.display(),
                 json["model_type"]
             );
@@ -98,6 +106,19 @@ impl Forward {
         }
         Ok(())
     }
+}
+
+/// Numbers as the reference files hold them.
+fn integers(values: &[u32], shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    let values: Vec<i64> = values.iter().map(|&v| i64::from(v)).collect();
+    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
+}
+
+/// Pixels in -1..1 as bytes: (x + 1) / 2 x 255, clipped, truncated.
+fn bytes(pixels: &Tensor) -> Result<Tensor> {
+    let values = pixels.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let bytes: Vec<u8> = values.into_iter().map(|v| ((v + 1.0) / 2.0 * 255.0).clamp(0.0, 255.0) as u8).collect();
+    Ok(Tensor::from_vec(bytes, pixels.shape(), &Device::Cpu)?)
 }
 
 struct Inputs<'a> {
@@ -124,6 +145,21 @@ impl Inputs<'_> {
         let t = self.find(name).with_context(|| format!("{}: no tensor `{name}`", self.path.display()))?;
         t.dims4().with_context(|| format!("{}: `{name}` must be [batch, 3, height, width]", self.path.display()))?;
         Ok(Pixels(t.to_device(&self.device)?.to_dtype(dtype)?))
+    }
+    /// How many tokens at the beginning of each row a mask hides; none where there is no such mask.
+    fn pads(&self, name: &str, rows: usize, tokens: usize) -> Result<Vec<usize>> {
+        if self.find(name).is_none() {
+            return Ok(vec![0; rows]);
+        }
+        let (mask, r, t) = self.ids(name)?;
+        if (r, t) != (rows, tokens) {
+            bail!("{}: `{name}` must be [{rows}, {tokens}]", self.path.display());
+        }
+        let pads: Vec<usize> = mask.chunks(t).map(|m| m.iter().take_while(|&&v| v == 0).count()).collect();
+        if mask.chunks(t).zip(&pads).any(|(m, &p)| p == t || m[p..].contains(&0)) {
+            bail!("{}: `{name}` must hide the first tokens of a row and no others", self.path.display());
+        }
+        Ok(pads)
     }
     fn tokens(&self, name: &str) -> Result<(Vec<u32>, usize, usize)> {
         let (v, r, c) = self.ids(name)?;
