@@ -342,6 +342,16 @@ impl Llama {
         self.trunk.hidden(x, positions, mask)
     }
 
+    /// The same of rows whose first `pads` tokens are padding: positions count from the first real one, which sees no padding.
+    pub fn hidden_padded(&self, x: &Tensor, pads: &[usize]) -> Result<Tensor> {
+        let tokens = x.dim(1)?;
+        let each = |f: fn(usize, usize) -> usize| -> Vec<u32> {
+            pads.iter().flat_map(|&p| (0..tokens).map(move |t| f(p, t) as u32)).collect()
+        };
+        let positions = Positions::Each(each(|p, t| t.saturating_sub(p)).into());
+        self.hidden(x, &positions, &Mask::CausalFrom(each(usize::min).into()))
+    }
+
     /// Logits [.., rows] of a range of vocabulary rows from hidden states [.., width].
     pub fn logits(&self, hidden: &Tensor, rows: Range<usize>) -> Result<Tensor> {
         self.head.product(hidden, rows)

@@ -2,6 +2,7 @@
 
 use crate::conversation::{Event, Message, Reply, Request};
 use crate::files::{ModelFiles, Placement};
+use crate::janus::JanusChat;
 use crate::llama::LlamaChat;
 use crate::llava::LlavaChat;
 use crate::runner::Unified;
@@ -14,6 +15,8 @@ pub enum ChatModel {
     Unified(Box<Unified>),
     /// Sees.
     Llava(Box<LlavaChat>),
+    /// Sees; draws by `unified generate`.
+    Janus(Box<JanusChat>),
     /// Reads and writes words.
     Llama(Box<LlamaChat>),
 }
@@ -27,10 +30,11 @@ impl ChatModel {
         match json["model_type"].as_str() {
             Some("um3") => Ok(Self::Unified(Box::new(Unified::load(files, placement)?))),
             Some("llava" | "llava_llama") => Ok(Self::Llava(Box::new(LlavaChat::load(files, placement)?))),
+            Some("janus" | "multi_modality") => Ok(Self::Janus(Box::new(JanusChat::load(files, placement)?))),
             Some("llama") => Ok(Self::Llama(Box::new(LlamaChat::load(files, placement)?))),
             other => {
                 let found = other.unwrap_or("nothing");
-                Err(Error::bad_file(&path, format!("model_type says {found}; um3, llava and llama can be talked with")))
+                Err(Error::bad_file(&path, format!("model_type says {found}; um3, llava, janus and llama can be talked with")))
             }
         }
     }
@@ -40,6 +44,7 @@ impl ChatModel {
         match self {
             Self::Unified(m) => m.request(seed),
             Self::Llava(m) => Request { generation: m.generation(), seed, ..Request::greedy(512) },
+            Self::Janus(m) => Request { generation: m.generation(), seed, ..Request::greedy(512) },
             Self::Llama(m) => Request { generation: m.generation(), seed, ..Request::greedy(512) },
         }
     }
@@ -49,6 +54,7 @@ impl ChatModel {
         match self {
             Self::Unified(m) => m.answer(messages, request, on),
             Self::Llava(m) => m.answer(messages, request, on),
+            Self::Janus(m) => m.answer(messages, request, on),
             Self::Llama(m) => m.answer(messages, request, on),
         }
     }
@@ -57,7 +63,7 @@ impl ChatModel {
     pub fn sketch(&self, codes: &[u64]) -> Option<Result<Image>> {
         match self {
             Self::Unified(m) => Some(m.sketch(codes)),
-            Self::Llava(_) | Self::Llama(_) => None,
+            Self::Llava(_) | Self::Janus(_) | Self::Llama(_) => None,
         }
     }
 
@@ -69,6 +75,7 @@ impl ChatModel {
                 m.answer_batch(&contexts, max_tokens)
             }
             Self::Llava(m) => m.answer_batch(&alone(questions), max_tokens),
+            Self::Janus(m) => m.answer_batch(&alone(questions), max_tokens),
             Self::Llama(m) => m.answer_batch(&alone(questions), max_tokens),
         }
     }

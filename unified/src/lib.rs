@@ -2,13 +2,16 @@
 
 mod assets;
 pub mod captions;
+pub mod chameleon;
 pub mod chat;
 pub mod classifier;
+mod code_rows;
 pub mod config;
 pub mod conversation;
 pub mod corpus;
 pub mod documents;
 mod draw;
+pub mod emu3;
 pub mod eyes;
 pub mod files;
 pub mod generation;

@@ -2,10 +2,12 @@
 //! l2-normalised codebook, a convolutional decoder. Published tensor names. Beyond the paper, the codes may be signs, with
 //! no codebook to learn ([`Quantizer::Lfq`]).
 
+mod emu3;
 mod net;
 mod published;
 mod quantizer;
 
+pub use emu3::{Emu3Tokenizer, Emu3VqConfig};
 pub use published::{DecoderLevels, llamagen_name};
 pub use quantizer::{Quantised, Quantizer};
 

@@ -122,6 +122,18 @@ impl Common {
         }
     }
 
+    /// `model_type` of the model's config.json; nothing for the embedded one.
+    pub fn model_type(&self) -> Result<Option<String>> {
+        if self.model.is_none() {
+            return Ok(None);
+        }
+        let files = self.files()?;
+        let path = files.path_of("config.json");
+        let json: serde_json::Value =
+            serde_json::from_str(&files.text("config.json")?).with_context(|| path.display().to_string())?;
+        Ok(json["model_type"].as_str().map(str::to_owned))
+    }
+
     /// config.json of the asked unified model.
     pub fn unified_config(&self) -> Result<UnifiedConfig> {
         let files = self.files()?;

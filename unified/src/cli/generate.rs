@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use unified::captions::{Captions, TextEncoder};
 use unified::config::Generation;
+use unified::janus::JanusChat;
 use unified::llamagen::{is_llamagen, llamagen_files, tokenizer_beside, tokenizer_of};
 use unified::runner::Unified;
 use unified::visual::VisualTokenizer;
@@ -138,7 +139,12 @@ impl Generate {
             if self.codes_only {
                 bail!("--codes-only is LlamaGen's: give its --model");
             }
-            let g = self.common.unified_config()?.generation;
+            let janus = self.common.model_type()?.is_some_and(|t| t == "janus" || t == "multi_modality");
+            let g = match janus {
+                // the authors' settings
+                true => Generation { guidance_scale: 5.0, image: SampleSettings::default(), ..Generation::default() },
+                false => self.common.unified_config()?.generation,
+            };
             (self.settings(g.image, g.guidance_scale)?, self.best_of.unwrap_or(g.best_of))
         };
         Ok(Recipe {
@@ -263,6 +269,7 @@ impl Generate {
 /// A model that draws, with what it draws.
 enum Painter {
     Unified(Box<Unified>, Vec<u32>),
+    Janus(Box<JanusChat>, String),
     LlamaGen(Arc<LlamaGen>, Box<VisualTokenizer>, Condition),
 }
 
@@ -272,6 +279,10 @@ type OnRow<'a> = &'a mut dyn FnMut(&[Vec<u32>]);
 impl Painter {
     fn load(common: &Common, recipe: &Recipe) -> Result<Self> {
         if let (Some(prompt), false) = (&recipe.prompt, is_llamagen(common.model.as_deref())?) {
+            if common.model_type()?.as_deref().is_some_and(|t| t == "janus" || t == "multi_modality") {
+                let model = JanusChat::load(&common.files()?, &common.placement()?)?;
+                return Ok(Self::Janus(Box::new(model), prompt.clone()));
+            }
             let model = common.unified()?;
             let words = prompt.trim().strip_prefix("draw ").unwrap_or(prompt.trim());
             let context = model.drawing_context(words)?;
@@ -291,6 +302,7 @@ impl Painter {
     fn rows(&self) -> usize {
         match self {
             Self::Unified(model, _) => model.config.vocabulary.grid,
+            Self::Janus(model, _) => model.model.config.grid,
             Self::LlamaGen(model, ..) => model.config.grid(),
         }
     }
@@ -298,7 +310,7 @@ impl Painter {
     /// Pictures in all.
     fn count(&self, recipe: &Recipe) -> usize {
         match self {
-            Self::Unified(..) => recipe.n,
+            Self::Unified(..) | Self::Janus(..) => recipe.n,
             Self::LlamaGen(_, _, wanted) => wanted.len(),
         }
     }
@@ -307,6 +319,7 @@ impl Painter {
     fn sketch(&self, tokens: &[u32]) -> Result<Image> {
         match self {
             Self::Unified(model, _) => Ok(model.sketch(&model.config.vocabulary.cells(tokens)?)?),
+            Self::Janus(model, _) => Ok(model.sketch(tokens)?),
             Self::LlamaGen(_, visual, _) => Ok(visual.sketch(tokens)?),
         }
     }
@@ -328,6 +341,14 @@ impl Painter {
                     true
                 })?;
                 Ok(model.decode(&codes)?)
+            }
+            Self::Janus(model, words) => {
+                let g = Generation { image: s.sample, guidance_scale: s.guidance_scale, ..model.generation() };
+                let seeds: Vec<u64> = range.map(|i| recipe.seed.wrapping_add(i as u64)).collect();
+                Ok(model.draw(words, &seeds, &g, &mut |codes| {
+                    on_row(codes);
+                    true
+                })?)
             }
             Self::LlamaGen(model, visual, wanted) => Ok(visual.images(&paint(model, wanted, range, recipe, on_row)?)?),
         }

@@ -9,7 +9,7 @@ use lm::engine::{Choose, Model, Source};
 use lm::trunk::Trunk;
 use lm::{Context, Llama, Part, Request, SampleSettings};
 use nn::block::Linear;
-use nn::ops::{Activation, Mask, Positions};
+use nn::ops::Activation;
 use nn::{Init, Params, Weight, WeightType};
 use qlip::siglip::SiglipTower;
 use qlip::vq::VqTokenizer;
@@ -114,16 +114,6 @@ impl Janus {
     /// Logits [.., codes] of hidden states [.., width].
     pub fn code_logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head_out.by_rows(&Activation::Gelu.forward(&self.head_in.by_rows(hidden)?)?)
-    }
-
-    /// Hidden states of embedded sequences [rows, tokens, width] of which the first `pads` tokens are padding.
-    pub fn hidden(&self, x: &Tensor, pads: &[usize]) -> Result<Tensor> {
-        let tokens = x.dim(1)?;
-        let each = |f: fn(usize, usize) -> usize| -> Vec<u32> {
-            pads.iter().flat_map(|&p| (0..tokens).map(move |t| f(p, t) as u32)).collect()
-        };
-        let positions = Positions::Each(each(|p, t| t.saturating_sub(p)).into());
-        self.lm.hidden(x, &positions, &Mask::CausalFrom(each(usize::min).into()))
     }
 
     /// A request that draws a picture after a prompt that ends with the begin mark. Without guidance's scale the prompt alone is

@@ -2,6 +2,7 @@
 
 mod captions;
 mod commands;
+mod families;
 mod field;
 mod forward;
 mod llamagen;

@@ -31,7 +31,7 @@ pub fn outputs(model: &Arc<Janus>, inputs: &Inputs, max_tokens: Option<usize>) -
     if inputs.find("two_images_ids").is_some() {
         let (ids, _, tokens) = inputs.tokens("two_images_ids")?;
         let (x, _) = see.embed(&ids, tokens, &mut 0)?;
-        let hidden = model.hidden(&x.unsqueeze(0)?, &[0])?;
+        let hidden = model.lm.hidden_padded(&x.unsqueeze(0)?, &[0])?;
         out.insert("two_images_logits".into(), model.lm.logits(&hidden, 0..model.config.text.vocab_size)?);
     }
     if inputs.find("drawing_ids").is_some() {
@@ -83,12 +83,12 @@ impl Seeing<'_> {
         let mut next = 0;
         let embedded = ids.chunks(tokens).map(|row| Ok(self.embed(row, tokens, &mut next)?.0));
         let x = Tensor::stack(&embedded.collect::<Result<Vec<_>>>()?, 0)?;
-        let hidden = model.hidden(&x, &pads)?;
+        let hidden = model.lm.hidden_padded(&x, &pads)?;
         let keep: Vec<f32> = pads.iter().flat_map(|&p| (0..tokens).map(move |t| f32::from(t >= p))).collect();
         let keep = Tensor::from_vec(keep, (rows, tokens, 1), &Device::Cpu)?.to_dtype(hidden.dtype())?;
         let logits = model.lm.logits(&hidden, 0..model.config.text.vocab_size)?.broadcast_mul(&keep)?;
         if inputs.find("labels").is_some() {
-            out.insert("loss".into(), llama::loss(&logits, inputs, ids.len(), tokens)?);
+            out.insert("loss".into(), llama::loss(&logits, inputs, "labels", ids.len(), tokens)?);
         }
         out.insert("logits".into(), logits);
         let mut contexts = Vec::new();
@@ -150,7 +150,7 @@ fn drawing(model: &Arc<Janus>, inputs: &Inputs, out: &mut Named) -> Result<()> {
                 let prompt = model.lm.embed(prompt, 1)?;
                 let before = embedded.narrow(0, row, 1)?.narrow(1, 0, count - 1)?;
                 let from = prompt.dim(1)? - 1;
-                let hidden = model.hidden(&Tensor::cat(&[&prompt, &before], 1)?, &[0])?;
+                let hidden = model.lm.hidden_padded(&Tensor::cat(&[&prompt, &before], 1)?, &[0])?;
                 all.push(model.code_logits(&hidden.narrow(1, from, count)?.contiguous()?)?);
             }
             Ok(Tensor::cat(&all, 0)?)

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use lm::generate::likeliest;
 use lm::{Context, Llama, Part, Source};
-use nn::ops::{self, IGNORE, Mask, Positions};
+use nn::ops::{self, IGNORE};
 use std::sync::Arc;
 
 pub fn outputs(model: &Arc<Llama>, inputs: &Inputs, max_tokens: usize) -> Result<Named> {
@@ -17,7 +17,7 @@ pub fn outputs(model: &Arc<Llama>, inputs: &Inputs, max_tokens: usize) -> Result
         let (ids, rows, tokens) = inputs.tokens("input_ids")?;
         let logits = model.forward(&ids, rows)?;
         if inputs.find("labels").is_some() {
-            out.insert("loss".into(), loss(&logits, inputs, ids.len(), tokens)?);
+            out.insert("loss".into(), loss(&logits, inputs, "labels", ids.len(), tokens)?);
         }
         out.insert("logits".into(), logits);
     }
@@ -28,12 +28,7 @@ pub fn outputs(model: &Arc<Llama>, inputs: &Inputs, max_tokens: usize) -> Result
             bail!("{}: `padded_mask` and `padded_ids` differ in shape", inputs.path.display());
         }
         let pads: Vec<usize> = mask.chunks(tokens).map(|m| m.iter().filter(|&&v| v == 0).count()).collect();
-        let each = |f: fn(usize, usize) -> usize| -> Vec<u32> {
-            pads.iter().flat_map(|&p| (0..tokens).map(move |t| f(p, t) as u32)).collect()
-        };
-        let positions = Positions::Each(each(|p, t| t.saturating_sub(p)).into());
-        let see = Mask::CausalFrom(each(usize::min).into());
-        let hidden = model.hidden(&model.embed(&ids, rows)?, &positions, &see)?;
+        let hidden = model.hidden_padded(&model.embed(&ids, rows)?, &pads)?;
         // rows at padding are zero, as in the reference
         let keep = Tensor::from_vec(mask, (rows, tokens, 1), &inputs.device)?.to_dtype(hidden.dtype())?;
         out.insert("padded_logits".into(), model.logits(&hidden, vocab.clone())?.broadcast_mul(&keep)?);
@@ -59,13 +54,26 @@ pub fn greedy(model: &Arc<Llama>, contexts: Vec<Part>, count: usize) -> Result<T
 }
 
 /// Mean cross-entropy of the next token, over labels that are not negative.
-pub fn loss(logits: &Tensor, inputs: &Inputs, count: usize, tokens: usize) -> Result<Tensor> {
-    let (labels, ..) = inputs.ids("labels")?;
+pub fn loss(logits: &Tensor, inputs: &Inputs, name: &str, count: usize, tokens: usize) -> Result<Tensor> {
+    loss_of(logits, inputs, name, (count, tokens), &|_| true)
+}
+
+/// The same over those of them that count.
+pub fn loss_of(
+    logits: &Tensor,
+    inputs: &Inputs,
+    name: &str,
+    (count, tokens): (usize, usize),
+    counts: &dyn Fn(i64) -> bool,
+) -> Result<Tensor> {
+    let (labels, ..) = inputs.ids(name)?;
     if labels.len() != count {
-        bail!("{}: `labels` and `input_ids` differ in shape", inputs.path.display());
+        bail!("{}: `{name}` and `input_ids` differ in shape", inputs.path.display());
     }
-    let next =
-        |i: usize| if (i + 1).is_multiple_of(tokens) || labels[i + 1] < 0 { IGNORE } else { labels[i + 1] as u32 };
+    let next = |i: usize| match labels.get(i + 1) {
+        Some(&label) if !(i + 1).is_multiple_of(tokens) && label >= 0 && counts(label) => label as u32,
+        _ => IGNORE,
+    };
     let targets: Vec<u32> = (0..count).map(next).collect();
     let n = targets.iter().filter(|&&t| t != IGNORE).count().max(1);
     let loss = ops::cross_entropy(&logits.flatten_to(1)?.to_dtype(DType::F32)?, &targets)?;

@@ -49,7 +49,7 @@ pub fn outputs(model: &Llava, inputs: &Inputs, max_tokens: usize) -> Result<Name
         }
         let logits = model.logits(&Tensor::stack(&embedded, 0)?)?;
         if inputs.find("labels").is_some() {
-            out.insert("loss".into(), llama::loss(&logits, inputs, ids.len(), tokens)?);
+            out.insert("loss".into(), llama::loss(&logits, inputs, "labels", ids.len(), tokens)?);
         }
         out.insert("logits".into(), logits);
     }

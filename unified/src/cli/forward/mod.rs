@@ -1,5 +1,7 @@
 //! `unified forward MODEL_DIR INPUTS -o OUTPUTS`: stage by stage outputs for people who port checkpoints.
 
+mod chameleon;
+mod emu3;
 mod janus;
 mod llama;
 mod llamagen;
@@ -21,6 +23,8 @@ use nn::{Params, checkpoint};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use unified::chameleon::Chameleon;
+use unified::emu3::Emu3;
 use unified::files::{ModelFiles, Placement};
 use unified::janus::Janus;
 use unified::llava::{Llava, LlavaConfig, published_name};
@@ -34,7 +38,8 @@ pub struct Forward {
     model_dir: PathBuf,
     /// QLIP: pixel_values, input_ids. Llama: input_ids, labels, padded_ids and padded_mask, greedy_prompt. CLIP vision:
     /// pixel_values. LLaVA: pixel_values, input_ids, labels, two_images_ids, greedy_prompt. LlamaGen: condition,
-    /// condition_drop, tokens, padded_condition and padded_mask. Its tokenizer: pixels in -1..1.
+    /// condition_drop, tokens, padded_condition and padded_mask. Its tokenizer: pixels in -1..1. Janus, Chameleon, Emu3: any of
+    /// the inputs of their reference files.
     inputs: PathBuf,
     /// File for the outputs.
     #[arg(short, long)]
@@ -87,13 +92,21 @@ impl Forward {
             let origin = self.model_dir.display().to_string();
             let params = Params::from_tensors(origin, tensors, self.common.dtype()?, &device);
             llava::outputs(&Llava::new(&params, &config)?, &inputs, self.max_tokens.unwrap_or(8))?
+        } else if json["model_type"] == "chameleon" || json["model_type"] == "emu3" {
+            let files = ModelFiles::Dir(self.model_dir.clone());
+            let placement = Placement { dtype: self.common.dtype()?, weights: self.common.dtype.weights(), device };
+            if json["model_type"] == "emu3" {
+                emu3::outputs(&Emu3::load(&files, &placement)?, &inputs, self.max_tokens)?
+            } else {
+                chameleon::outputs(&Chameleon::load(&files, &placement)?, &inputs, self.max_tokens)?
+            }
         } else if json["model_type"] == "janus" || json["model_type"] == "multi_modality" {
             let files = ModelFiles::Dir(self.model_dir.clone());
             let placement = Placement { dtype: self.common.dtype()?, weights: self.common.dtype.weights(), device };
             janus::outputs(&Arc::new(Janus::load(&files, &placement)?), &inputs, self.max_tokens)?
         } else {
             bail!(
-                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision, LLaVA, LlamaGen and its tokenizer, Janus are",
+                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision, LLaVA, LlamaGen and its tokenizer, Janus, Chameleon and Emu3 are",
                 path.display(),
                 json["model_type"]
             );

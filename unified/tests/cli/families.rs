@@ -1,0 +1,192 @@
+//! Janus, Chameleon and Emu3 against reference tensors: everything that `unified forward` gives, from both layouts where there are two;
+//! and Janus in conversation.
+
+use super::{fails, fixture, ok};
+use candle_core::{DType, Tensor};
+use std::path::Path;
+
+fn values(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The outputs of a folder on the inputs of `io` are those of `io`; `names` are among them.
+fn equals(folder: &str, io: &str, names: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| fixture(name).display().to_string();
+    ok(dir.path(), &["forward", &path(folder), &path(io), "-o", "out.safetensors"]);
+    let got = nn::checkpoint::load(&dir.path().join("out.safetensors")).unwrap();
+    let want = nn::checkpoint::load(&fixture(io)).unwrap();
+    for name in names {
+        assert!(got.contains_key(*name), "{folder}: no output `{name}`");
+    }
+    for (name, got) in &got {
+        let Some(want) = want.get(name) else { continue };
+        assert_eq!(got.dims(), want.dims(), "{folder} {name}");
+        let (a, b) = (values(got), values(want));
+        let scale = b.iter().fold(1f64, |m, x| m.max(x.abs()));
+        let worst = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+        let near = match want.dtype() {
+            DType::I64 => 0.0,
+            DType::U8 => 1.0 / scale,
+            _ if name.starts_with("vq_") || name.ends_with("_pixels") => 5e-5,
+            _ => 1e-5,
+        };
+        assert!(worst <= near * scale, "{folder} {name}: off by {worst} of {scale}");
+    }
+}
+
+const JANUS: [&str; 15] = [
+    "vision_last_hidden_state",
+    "image_features",
+    "logits",
+    "loss",
+    "greedy_tokens",
+    "two_images_logits",
+    "drawing_embeddings",
+    "drawing_logits_cond",
+    "drawing_logits_uncond",
+    "drawing_loss",
+    "greedy_scale1",
+    "greedy_scale5",
+    "vq_indices",
+    "vq_decoded",
+    "vq_decoded_bytes",
+];
+
+#[test]
+fn janus_of_both_layouts() {
+    equals("janus", "janus/io.safetensors", &JANUS);
+    equals("janus/original", "janus/io.safetensors", &JANUS);
+}
+
+#[test]
+fn chameleon_with_either_norm() {
+    let names = [
+        "image_ids",
+        "expanded_ids",
+        "logits",
+        "loss",
+        "greedy_words",
+        "drawing_guided",
+        "drawing_unguided",
+        "interleaved_tokens",
+        "words_guided",
+        "vq_indices",
+    ];
+    equals("chameleon/swin", "chameleon/swin/io.safetensors", &names);
+    let painted = [&names[..], &["vq_decoded", "drawing_guided_pixels"]].concat();
+    equals("chameleon/plain", "chameleon/plain/io.safetensors", &painted);
+}
+
+#[test]
+fn emu3_pictures_and_videos() {
+    let names = [
+        "image_ids",
+        "expanded_ids",
+        "logits",
+        "loss",
+        "greedy_tokens",
+        "drawing_scale1",
+        "drawing_scale3",
+        "vq_indices",
+        "vq_decoded",
+        "vq_video_indices",
+        "vq_video_decoded",
+    ];
+    equals("emu3", "emu3/io.safetensors", &names);
+}
+
+/// Each input by itself is enough for what it tells.
+#[test]
+fn any_subset_of_inputs_will_do() {
+    for (folder, given, gives) in [
+        ("janus", &["vq_pixels"][..], "vq_indices"),
+        ("janus", &["drawing_tokens"], "drawing_embeddings"),
+        ("janus", &["drawing_ids", "drawing_mask"], "greedy_scale1"),
+        ("chameleon/plain", &["words_prompt"], "words_guided"),
+        ("chameleon/swin", &["pixel_values"], "image_ids"),
+        ("emu3", &["vq_video_pixels"], "vq_video_decoded"),
+        ("emu3", &["drawing_prompt"], "drawing_scale1"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let all = nn::checkpoint::load(&fixture(&format!("{folder}/io.safetensors"))).unwrap();
+        let some = all.into_iter().filter(|(k, _)| given.contains(&k.as_str())).collect();
+        nn::checkpoint::save(&dir.path().join("in.safetensors"), &some, &[]).unwrap();
+        let model = fixture(folder).display().to_string();
+        ok(dir.path(), &["forward", &model, "in.safetensors", "-o", "out.safetensors"]);
+        let out = nn::checkpoint::load(&dir.path().join("out.safetensors")).unwrap();
+        assert!(out.contains_key(gives), "{folder} {given:?}: {:?}", out.keys());
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+}
+
+/// A tokenizer of single letters with the marks of the tiny model.
+fn tokenizer(dir: &Path) {
+    let mut vocab = serde_json::Map::new();
+    for (i, c) in (32u8..127).enumerate() {
+        vocab.insert(char::from(c).to_string(), i.into());
+    }
+    let marks = [
+        (111, "<｜begin▁of▁sentence｜>"),
+        (112, "<｜end▁of▁sentence｜>"),
+        (113, "<｜▁pad▁｜>"),
+        (114, "<begin_of_image>"),
+        (116, "<end_of_image>"),
+        (118, "<image_placeholder>"),
+        (100, "<|User|>"),
+        (101, "<|Assistant|>"),
+    ];
+    for (id, mark) in marks {
+        vocab.insert(mark.into(), id.into());
+    }
+    let added: Vec<_> = marks
+        .iter()
+        .map(|(id, content)| {
+            serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        })
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": added, "decoder": {"type": "Fuse"},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": false},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": " "},
+    });
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
+}
+
+#[test]
+fn janus_answers_about_pictures_and_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    copy(&fixture("janus"), &d.join("m"));
+    let mut config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(d.join("m/config.json")).unwrap()).unwrap();
+    config["text_config"]["max_position_embeddings"] = 1024.into();
+    std::fs::write(d.join("m/config.json"), config.to_string()).unwrap();
+    tokenizer(&d.join("m"));
+    let photo = fixture("images/photo.jpg").display().to_string();
+    let said = ok(d, &["describe", "--model", "m", &photo, "--json"]);
+    assert!(said.contains("photo.jpg"), "{said}");
+    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "a", "--seed", "3"]);
+    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "b", "--seed", "3", "--batch-size", "1"]);
+    for name in super::files(&d.join("a")) {
+        let read = |folder: &str| qlip::Image::open(&d.join(folder).join(&name)).unwrap();
+        assert_eq!(read("a").rgb(), read("b").rgb(), "{name}");
+        assert_eq!((read("a").width(), read("a").height()), (16, 16));
+    }
+    std::fs::write(d.join("m/model.safetensors"), b"cut").unwrap();
+    fails(d, &["generate", "--model", "m", "a fox", "-o", "c"], &["model.safetensors", "complete?"]);
+    config["vision_config"]["use_qk_norm"] = true.into();
+    std::fs::write(d.join("m/config.json"), config.to_string()).unwrap();
+    std::fs::copy(fixture("janus/model.safetensors"), d.join("m/model.safetensors")).unwrap();
+    fails(d, &["generate", "--model", "m", "a fox", "-o", "c"], &["config.json", "use_qk_norm"]);
+}
