@@ -14,12 +14,12 @@ pub struct Gaussian {
 
 impl Gaussian {
     /// Of two or more vectors of one width.
-    pub fn of(vectors: &[Vec<f32>]) -> Result<Self> {
+    pub fn of<T: Copy + Into<f64>>(vectors: &[Vec<T>]) -> Result<Self> {
         let (n, width) = (vectors.len(), vectors.first().map_or(0, Vec::len));
         if n < 2 || width == 0 || vectors.iter().any(|v| v.len() != width) {
             return Err(Error::invalid(format!("statistics of {n} feature vectors; needs two or more of one width")));
         }
-        let values = vectors.iter().flatten().map(|v| f64::from(*v));
+        let values = vectors.iter().flatten().map(|v| (*v).into());
         // a column a vector
         let mut all = DMatrix::from_iterator(width, n, values);
         let mean = all.column_mean();

@@ -1,7 +1,9 @@
 //! Measures models: metrics with named variants, the embedded scene benchmark, photographs.
 
+pub mod bench;
 pub mod frechet;
 pub mod image;
+pub mod metrics;
 pub mod nano;
 pub mod pictures;
 pub mod probe;

@@ -21,6 +21,12 @@ enum Command {
     Qlip(cli::qlip::Qlip),
     Pictures(Box<cli::pictures::Pictures>),
     Text(cli::text::Text),
+    Score(cli::score::Score),
+    Run(cli::run::Run),
+    Tasks(cli::run::Tasks),
+    Probe(cli::run::Probe),
+    Compare(cli::run::Compare),
+    Gate(cli::run::Gate),
 }
 
 fn main() -> std::process::ExitCode {
@@ -30,6 +36,12 @@ fn main() -> std::process::ExitCode {
         Command::Qlip(q) => q.run(),
         Command::Pictures(p) => p.run(),
         Command::Text(t) => t.run(),
+        Command::Score(s) => s.run(),
+        Command::Run(r) => r.run(),
+        Command::Tasks(t) => t.run(),
+        Command::Probe(p) => p.run(),
+        Command::Compare(c) => c.run(),
+        Command::Gate(g) => g.run(),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

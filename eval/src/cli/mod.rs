@@ -3,6 +3,8 @@
 pub mod nano;
 pub mod pictures;
 pub mod qlip;
+pub mod run;
+pub mod score;
 pub mod text;
 
 /// Says on stderr what is being measured, and how many seconds the command has run.

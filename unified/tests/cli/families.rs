@@ -177,7 +177,7 @@ fn janus_answers_about_pictures_and_draws() {
     let said = ok(d, &["describe", "--model", "m", &photo, "--json"]);
     assert!(said.contains("photo.jpg"), "{said}");
     ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "a", "--seed", "3"]);
-    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "b", "--seed", "3", "--batch-size", "1"]);
+    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "b", "--seed", "3", "--batch", "1"]);
     for name in super::files(&d.join("a")) {
         let read = |folder: &str| qlip::Image::open(&d.join(folder).join(&name)).unwrap();
         assert_eq!(read("a").rgb(), read("b").rgb(), "{name}");

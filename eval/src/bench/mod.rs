@@ -1,0 +1,228 @@
+//! Published benchmarks: their layouts read, their answers scored under every published rule.
+
+pub mod table;
+pub mod captioning;
+pub mod choice;
+pub mod likelihood;
+pub mod matching;
+pub mod run;
+pub mod stats;
+pub mod vqa;
+pub mod yes_no;
+
+use crate::Result;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What was found wrong, and how much was left out for it.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// A line each.
+    pub lines: Vec<String>,
+    /// Rows that are not scored.
+    pub left_out: usize,
+}
+
+impl Notes {
+    /// A row that is left out, and why.
+    pub fn skip(&mut self, why: String) {
+        self.left_out += 1;
+        self.lines.push(why);
+    }
+    /// Something worth saying.
+    pub fn say(&mut self, what: String) {
+        self.lines.push(what);
+    }
+}
+
+/// A question, with what scoring needs to know of it.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// Its id in answer files.
+    pub id: String,
+    /// Other ways in which answer files name it: (field, value) pairs that must all fit.
+    pub also: Vec<(&'static str, String)>,
+    /// What belongs together for statistics: questions about one picture.
+    pub cluster: String,
+    /// The facts.
+    pub facts: Value,
+}
+
+impl Item {
+    /// A question with facts.
+    pub fn new(id: impl Into<String>, cluster: impl Into<String>, facts: Value) -> Self {
+        Self { id: id.into(), also: Vec::new(), cluster: cluster.into(), facts }
+    }
+    /// A fact that is text.
+    pub fn text(&self, fact: &str) -> &str {
+        self.facts[fact].as_str().unwrap_or_default()
+    }
+    /// Texts of a fact that is a list.
+    pub fn texts(&self, fact: &str) -> Vec<String> {
+        let all = self.facts[fact].as_array().into_iter().flatten();
+        all.map(|v| v.as_str().unwrap_or_default().to_owned()).collect()
+    }
+}
+
+/// An answer: the words, and the whole line that they came in.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The words.
+    pub text: String,
+    /// Everything that was said.
+    pub line: Value,
+}
+
+/// A metric's value; where it is a mean, of what by item.
+#[derive(Debug, Clone)]
+pub struct Metric {
+    /// The value.
+    pub value: f64,
+    /// Values of the items that it is the mean of, by their place among the items.
+    pub of: Vec<(usize, f64)>,
+}
+
+/// Metrics by name@variant.
+#[derive(Debug, Default)]
+pub struct Scores(pub BTreeMap<String, Metric>);
+
+impl Scores {
+    /// A value that is no mean.
+    pub fn value(&mut self, name: impl Into<String>, value: f64) {
+        self.0.insert(name.into(), Metric { value, of: Vec::new() });
+    }
+    /// The mean of values by item.
+    pub fn mean(&mut self, name: impl Into<String>, of: Vec<(usize, f64)>) {
+        let value = of.iter().map(|v| v.1).sum::<f64>() / of.len().max(1) as f64;
+        self.0.insert(name.into(), Metric { value, of });
+    }
+}
+
+/// A benchmark.
+pub struct Task {
+    /// Its name.
+    pub name: &'static str,
+    /// What it measures, in a line.
+    pub about: &'static str,
+    /// Reads whichever layout a folder holds.
+    pub load: fn(&Files, &mut Notes) -> Result<Vec<Item>>,
+    /// Scores answers, one for each item.
+    pub score: fn(&[Item], &[Answer], &Files, &mut Notes) -> Result<Scores>,
+}
+
+/// All of them.
+pub const TASKS: &[Task] = &[
+    yes_no::POPE,
+    yes_no::MME,
+    choice::SCIENCEQA,
+    choice::SEED,
+    choice::AI2D,
+    vqa::VQAV2,
+    vqa::TEXTVQA,
+    vqa::GQA,
+    captioning::COCO,
+    captioning::NOCAPS,
+    likelihood::HELLASWAG,
+    likelihood::ARC,
+    matching::CIFAR,
+    matching::FLICKR30K,
+];
+
+/// A file's name.
+pub fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The files of a benchmark's folder.
+pub struct Files {
+    /// The folder.
+    pub dir: PathBuf,
+    all: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Everything below a folder that is no picture.
+    pub fn of(dir: &Path) -> Result<Self> {
+        let mut all = Vec::new();
+        walk(dir, 0, &mut all)?;
+        all.sort();
+        Ok(Self { dir: dir.to_owned(), all })
+    }
+    /// Files whose path below the folder fits.
+    pub fn find(&self, fits: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+        let below = |p: &&PathBuf| {
+            let rest = p.strip_prefix(&self.dir).unwrap_or(p).to_string_lossy().replace('\\', "/");
+            fits(&format!("/{rest}"))
+        };
+        self.all.iter().filter(below).cloned().collect()
+    }
+    /// Parquet files of a split.
+    pub fn parquet(&self, split: &str) -> Vec<PathBuf> {
+        let start = format!("/{split}-");
+        self.find(|p| p.ends_with(".parquet") && p.contains(&start))
+    }
+    /// The first file with one of these names.
+    pub fn named(&self, names: &[&str]) -> Option<PathBuf> {
+        names.iter().find_map(|n| self.all.iter().find(|p| name(p) == *n).cloned())
+    }
+    /// A file in the folder or one above it (answers and features lie beside the layouts).
+    pub fn beside(&self, name: &str) -> Option<PathBuf> {
+        let up = self.dir.parent().map(|p| p.join(name));
+        [Some(self.dir.join(name)), up].into_iter().flatten().find(|p| p.is_file())
+    }
+    /// Says that nothing that fits was found.
+    pub fn nothing(&self, task: &str, wanted: &str) -> crate::Error {
+        crate::Error::bad_file(&self.dir, format!("no data of {task} here: {wanted}"))
+    }
+}
+
+fn walk(dir: &Path, depth: usize, all: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(crate::Error::io(dir))? {
+        let path = entry.map_err(crate::Error::io(dir))?.path();
+        if path.is_dir() {
+            if depth < 6 {
+                walk(&path, depth + 1, all)?;
+            }
+        } else if !["jpg", "jpeg", "png"].iter().any(|e| path.extension().is_some_and(|x| x == *e)) {
+            all.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Leaves out items whose id came before; both rows are named.
+pub fn without_repeats(items: Vec<Item>, notes: &mut Notes) -> Vec<Item> {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut kept = Vec::new();
+    for (i, item) in items.into_iter().enumerate() {
+        match seen.get(&item.id) {
+            Some(first) => notes.skip(format!("duplicate id \"{}\" (rows {first} and {i}): the second is left out", item.id)),
+            None => {
+                seen.insert(item.id.clone(), i);
+                kept.push(item);
+            }
+        }
+    }
+    kept
+}
+
+/// Whether a row's picture is there and can be read; else why not. A path without bytes is looked for beside the data.
+pub fn picture_fault(cell: &table::Cell, dir: &Path) -> Option<String> {
+    use table::Cell;
+    let decode = |bytes: &[u8]| qlip::Image::from_bytes(Path::new("picture"), bytes).err().map(|e| e.to_string());
+    match cell {
+        Cell::Null => Some("picture missing".into()),
+        Cell::Bytes(b) if b.is_empty() => Some("picture missing (empty)".into()),
+        Cell::Bytes(b) => decode(b).map(|e| format!("cannot decode the picture: {e}")),
+        Cell::Group(g) => match (g.get("bytes"), g.text("path")) {
+            (Cell::Bytes(b), _) if !b.is_empty() => {
+                decode(b).map(|e| format!("cannot decode the picture: {}", e.trim_start_matches("picture: ")))
+            }
+            (Cell::Null, Some(path)) if dir.join(&path).is_file() => None,
+            (Cell::Null, Some(path)) => Some(format!("picture missing: no bytes, and no file {path}")),
+            _ => Some("picture missing".into()),
+        },
+        _ => Some("picture missing".into()),
+    }
+}

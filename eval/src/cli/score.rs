@@ -1,0 +1,273 @@
+//! `eval score KIND FILE..`: metrics of given inputs, in the format of tests/fixtures/metrics, for people who port metrics.
+
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Tensor};
+use clap::{Args, ValueEnum};
+use eval::frechet::Gaussian;
+use eval::image::{Ssim, mae, ms_ssim, mse, psnr, ssim_of};
+use eval::metrics::captions::{Case, score};
+use eval::metrics::features::{inception_score, kid, precision_recall};
+use eval::metrics::retrieval::{Ranks, Ties};
+use eval::metrics::vqa::{Rule, accuracy, prepared};
+use eval::metrics::yes_no;
+use qlip::Image;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Compute metrics of given inputs and print the values that their reference files hold, as JSON.
+#[derive(Args)]
+pub struct Score {
+    /// What the files hold.
+    #[arg(value_enum)]
+    kind: Kind,
+    /// images, features, retrieval: a safetensors file (a0, b0, ..; real, fake, logits; similarity, caption_owner). captions: JSON with
+    /// `references` and `hypotheses`. vqa: JSON with `cases`. pope: JSON with `rows`.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Print JSON; there is no other form.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    Images,
+    Features,
+    Retrieval,
+    Captions,
+    Vqa,
+    Pope,
+}
+
+impl Score {
+    pub fn run(&self) -> Result<()> {
+        for path in &self.files {
+            let value = match self.kind {
+                Kind::Images => images(path)?,
+                Kind::Features => features(path)?,
+                Kind::Retrieval => retrieval(path)?,
+                Kind::Captions => captions(path)?,
+                Kind::Vqa => vqa(path)?,
+                Kind::Pope => pope(path)?,
+            };
+            println!("{}", serde_json::to_string_pretty(&value)?);
+        }
+        Ok(())
+    }
+}
+
+fn tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
+    Ok(nn::checkpoint::load(path)?)
+}
+
+fn parse(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(text.trim_start_matches('\u{feff}')).with_context(|| path.display().to_string())
+}
+
+/// A number as JSON has it; infinities by name.
+fn number(v: f64) -> Value {
+    if v.is_finite() { json!(v) } else { json!(v.to_string()) }
+}
+
+fn images(path: &Path) -> Result<Value> {
+    let all = tensors(path)?;
+    let image = |name: &str| -> Result<Option<Image>> {
+        let Some(t) = all.get(name) else { return Ok(None) };
+        let (h, w, c) = t.dims3().with_context(|| format!("{}: `{name}` must be [height, width, 3]", path.display()))?;
+        if c != 3 || t.dtype() != DType::U8 {
+            bail!("{}: `{name}` must be uint8 [height, width, 3]", path.display());
+        }
+        Ok(Some(Image::from_rgb(w, h, t.flatten_all()?.to_vec1()?)))
+    };
+    let mut rows = Vec::new();
+    for i in 0.. {
+        let (Some(a), Some(b)) = (image(&format!("a{i}"))?, image(&format!("b{i}"))?) else { break };
+        if (a.width(), a.height()) != (b.width(), b.height()) {
+            bail!("{}: `a{i}` and `b{i}` differ in size", path.display());
+        }
+        rows.push(pair(json!(i), &a, &b));
+    }
+    if let Some(a) = image("a0")? {
+        rows.push(pair(json!("a0 with itself"), &a, &a));
+    }
+    if rows.is_empty() {
+        bail!("{}: no pairs a0 and b0, a1 and b1, ..", path.display());
+    }
+    Ok(Value::Array(rows))
+}
+
+fn pair(i: Value, a: &Image, b: &Image) -> Value {
+    let mut row = Map::from_iter([
+        ("i".to_owned(), i),
+        ("shape".to_owned(), json!([a.height(), a.width()])),
+        ("mse".to_owned(), number(mse(a, b))),
+        ("mae".to_owned(), number(mae(a, b))),
+        ("psnr".to_owned(), number(psnr(a, b))),
+    ]);
+    for (name, kind) in [
+        ("ssim_gauss11", Ssim::Gauss11),
+        ("ssim_uni7", Ssim::Uni7),
+        ("ssim_llamagen", Ssim::LlamaGen),
+        ("ssim_luma", Ssim::Luma),
+        ("ssim_torchmetrics", Ssim::TorchMetrics),
+    ] {
+        if let Some(v) = ssim_of(a, b, kind) {
+            row.insert(name.into(), number(v));
+        }
+    }
+    for (name, torchmetrics) in [("ms_ssim", false), ("ms_ssim_torchmetrics", true)] {
+        if let Some(v) = ms_ssim(a, b, torchmetrics) {
+            row.insert(name.into(), number(v));
+        }
+    }
+    Value::Object(row)
+}
+
+fn features(path: &Path) -> Result<Value> {
+    let all = tensors(path)?;
+    let rows = |name: &str| -> Result<Option<Vec<Vec<f64>>>> {
+        let t = all.get(name).map(|t| t.to_dtype(DType::F64)?.to_vec2::<f64>()).transpose();
+        t.with_context(|| format!("{}: `{name}` must be [rows, features]", path.display()))
+    };
+    let mut out = Map::new();
+    for (real, fake, fid_name, kid_name) in
+        [("real", "fake", "fid", "kid_full_unbiased"), ("few_real", "few_fake", "fid_few", "kid_few")]
+    {
+        let (Some(real), Some(fake)) = (rows(real)?, rows(fake)?) else { continue };
+        let distance = Gaussian::of(&real)?.distance(&Gaussian::of(&fake)?)?;
+        out.insert(fid_name.into(), number(distance));
+        out.insert(kid_name.into(), number(kid(&real, &fake)));
+        if fid_name == "fid" {
+            let (precision, recall) = precision_recall(&real, &fake, 3);
+            out.insert("precision_recall_k3".into(), json!({"precision": precision, "recall": recall}));
+        }
+    }
+    if let Some(logits) = rows("logits")? {
+        for splits in [1, 10].into_iter().filter(|s| *s <= logits.len()) {
+            let (mean, std) = inception_score(&logits, splits);
+            out.insert(format!("inception_score_{splits}"), json!({"mean": mean, "std": std}));
+        }
+    }
+    if out.is_empty() {
+        bail!("{}: neither `real` and `fake` nor `logits`", path.display());
+    }
+    Ok(Value::Object(out))
+}
+
+fn retrieval(path: &Path) -> Result<Value> {
+    let all = tensors(path)?;
+    let matrix = |name: &str| -> Result<Option<Vec<Vec<f64>>>> {
+        Ok(all.get(name).map(|t| t.to_dtype(DType::F64)?.to_vec2::<f64>()).transpose()?)
+    };
+    let owner = all.get("caption_owner").with_context(|| format!("{}: no tensor `caption_owner`", path.display()))?;
+    let owner: Vec<usize> = owner.to_dtype(DType::I64)?.to_vec1::<i64>()?.into_iter().map(|v| v as usize).collect();
+    let mut out = Map::new();
+    for (name, tensor, ties) in [
+        ("no_ties", "similarity", Ties::Pessimistic),
+        ("ties_pessimistic", "similarity_with_ties", Ties::Pessimistic),
+        ("ties_optimistic", "similarity_with_ties", Ties::Optimistic),
+    ] {
+        let Some(scores) = matrix(tensor)? else { continue };
+        let pictures = scores.first().map_or(0, Vec::len);
+        if scores.len() != owner.len() || owner.iter().any(|&o| o >= pictures) {
+            bail!("{}: `{tensor}` [captions, pictures] and `caption_owner` do not fit", path.display());
+        }
+        let ranks = Ranks::of(&scores, &owner, ties);
+        let mut one: Map<String, Value> = ranks.scores().into_iter().map(|(k, v)| (k, number(v))).collect();
+        one.insert("image_ranks".into(), json!(ranks.images));
+        one.insert("text_ranks".into(), json!(ranks.texts));
+        out.insert(name.into(), Value::Object(one));
+    }
+    Ok(Value::Object(out))
+}
+
+fn captions(path: &Path) -> Result<Value> {
+    let json = parse(path)?;
+    let (Some(references), Some(hypotheses)) = (json["references"].as_object(), json["hypotheses"].as_object()) else {
+        bail!("{}: needs `references` and `hypotheses`, by picture", path.display());
+    };
+    let mut cases = Vec::new();
+    for (id, refs) in references {
+        let text = |v: &Value| v.as_str().map(str::to_owned);
+        let hypothesis = hypotheses.get(id).and_then(text);
+        let refs = refs.as_array().and_then(|r| r.iter().map(text).collect::<Option<Vec<_>>>());
+        let (Some(hypothesis), Some(references)) = (hypothesis, refs) else {
+            bail!("{}: picture `{id}` has no hypothesis or no list of references", path.display());
+        };
+        cases.push(Case { hypothesis, references });
+    }
+    let s = score(&cases);
+    let bleu = |m: &BTreeMap<&str, f64>| json!([m["bleu1"], m["bleu2"], m["bleu3"], m["bleu4"]]);
+    let one = |m: &BTreeMap<&'static str, f64>| json!({"cider": m["cider"], "rouge_l": m["rouge_l"], "bleu": bleu(m)});
+    let each: Map<String, Value> = references.keys().cloned().zip(s.each.iter().map(one)).collect();
+    let mut all = one(&s.corpus);
+    all["per_image"] = Value::Object(each);
+    Ok(json!({"expected": all}))
+}
+
+fn vqa(path: &Path) -> Result<Value> {
+    let json = parse(path)?;
+    let cases = json["cases"].as_array().with_context(|| format!("{}: no list `cases`", path.display()))?;
+    const RULES: [(&str, &str, Rule); 3] = [
+        ("official", "processed", Rule::Official),
+        ("lmms", "processed_lmms", Rule::Lmms),
+        ("textvqa", "processed_textvqa", Rule::M4c),
+    ];
+    let mut sums = BTreeMap::new();
+    let mut out = Vec::new();
+    for (i, case) in cases.iter().enumerate() {
+        let prediction = case["prediction"].as_str().with_context(|| format!("case {i}: no `prediction`"))?;
+        let answers = case["answers"].as_array().and_then(|a| a.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+        let answers: Vec<String> = answers.with_context(|| format!("case {i}: no list `answers` of texts"))?;
+        let mut one = json!({"prediction": prediction, "answers": answers});
+        for (name, processed, rule) in RULES {
+            let value = accuracy(rule, prediction, &answers);
+            *sums.entry(name).or_insert(0.0) += value;
+            one[name] = json!(value);
+            // what the rule makes of it where it processes at all
+            let shown = if rule == Rule::Official { Rule::Lmms } else { rule };
+            one[processed] = json!(prepared(shown, prediction, &answers).0);
+        }
+        out.push(one);
+    }
+    let mean: Map<String, Value> =
+        sums.into_iter().map(|(k, v)| (k.to_owned(), json!(v / cases.len().max(1) as f64))).collect();
+    Ok(json!({"cases": out, "mean": mean}))
+}
+
+fn pope(path: &Path) -> Result<Value> {
+    let json = parse(path)?;
+    let rows = json["rows"].as_array().with_context(|| format!("{}: no list `rows`", path.display()))?;
+    let mut answers = Vec::new();
+    let mut out = Vec::new();
+    let word = |s: yes_no::Said| match s {
+        yes_no::Said::Yes => "yes",
+        yes_no::Said::No => "no",
+        yes_no::Said::Unknown => "other",
+    };
+    for (i, row) in rows.iter().enumerate() {
+        let (Some(text), Some(label)) = (row["text"].as_str(), row["label"].as_str()) else {
+            bail!("{}: row {i} has no `text` and `label`", path.display());
+        };
+        answers.push((text.to_owned(), label == "yes"));
+        // what each program calls an answer that it cannot read
+        let vlmevalkit = word(yes_no::vlmevalkit(text)).replace("other", "unknown");
+        out.push(json!({"text": text, "label": label, "llava": word(yes_no::llava(text)), "lmms": word(yes_no::lmms(text)),
+            "vlmevalkit": vlmevalkit}));
+    }
+    let mut expected = Map::new();
+    for rule in ["llava", "lmms", "vlmevalkit", "strict"] {
+        let mut one: Map<String, Value> =
+            yes_no::pope(rule, &answers).into_iter().map(|(k, v)| (k.to_owned(), json!(v))).collect();
+        if rule == "llava" {
+            let c = yes_no::Counts::of(answers.iter().map(|(t, l)| (yes_no::llava(t), *l)));
+            for (name, v) in [("tp", c.tp), ("fp", c.fp), ("tn", c.tn), ("fn", c.fn_)] {
+                one.insert(name.into(), json!(v as u64));
+            }
+        }
+        expected.insert(rule.into(), Value::Object(one));
+    }
+    Ok(json!({"rows": out, "expected": expected}))
+}

@@ -1,0 +1,8 @@
+//! Metrics of answers, captions, rankings and features, each under the name of the rule that computes it.
+
+pub mod captions;
+pub mod features;
+pub mod ptb;
+pub mod retrieval;
+pub mod vqa;
+pub mod yes_no;
