@@ -5,6 +5,8 @@ pub mod captioning;
 pub mod choice;
 pub mod likelihood;
 pub mod matching;
+pub mod mmbench;
+pub mod mmmu;
 pub mod run;
 pub mod stats;
 pub mod vqa;
@@ -22,6 +24,8 @@ pub struct Notes {
     pub lines: Vec<String>,
     /// Rows that are not scored.
     pub left_out: usize,
+    /// Whether what is there is to be scored although something is missing.
+    pub partial: bool,
 }
 
 impl Notes {
@@ -115,6 +119,8 @@ pub struct Task {
 pub const TASKS: &[Task] = &[
     yes_no::POPE,
     yes_no::MME,
+    mmbench::MMBENCH,
+    mmmu::MMMU,
     choice::SCIENCEQA,
     choice::SEED,
     choice::AI2D,

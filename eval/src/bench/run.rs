@@ -94,7 +94,7 @@ pub struct Outcome {
 /// Scores a replay of a task on a folder. Without `partial` an unanswered item is an error, after which nothing is scored.
 pub fn replay(task: &Task, dir: &Path, answers: &Replay, partial: bool, limit: Option<usize>) -> Result<Outcome> {
     let files = Files::of(dir)?;
-    let mut notes = Notes::default();
+    let mut notes = Notes { partial, ..Notes::default() };
     let mut items = (task.load)(&files, &mut notes)?;
     if items.is_empty() {
         let lines = notes.lines.join("; ");

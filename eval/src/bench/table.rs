@@ -208,7 +208,7 @@ pub fn tsv(path: &Path, notes: &mut Notes, on: &mut dyn FnMut(usize, &Row, &mut 
 
 /// Rows of parquet files in order, numbered through.
 pub fn parquet(paths: &[PathBuf], notes: &mut Notes, on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>) -> Result<()> {
-    shards_are_whole(paths)?;
+    shards_are_whole(paths, notes)?;
     let mut n = 0;
     for path in paths {
         let reader = open_parquet(path)?;
@@ -256,7 +256,7 @@ fn open_parquet(path: &Path) -> Result<SerializedFileReader<std::fs::File>> {
 }
 
 /// Names that say -of-00003 promise three files.
-fn shards_are_whole(paths: &[PathBuf]) -> Result<()> {
+fn shards_are_whole(paths: &[PathBuf], notes: &mut Notes) -> Result<()> {
     for path in paths {
         let name = super::name(path);
         let Some((start, rest)) = name.split_once("-of-") else { continue };
@@ -265,8 +265,13 @@ fn shards_are_whole(paths: &[PathBuf]) -> Result<()> {
         for i in 0..all.min(100_000) {
             let wanted = path.with_file_name(format!("{prefix}-{i:05}-of-{count}.parquet"));
             if !wanted.is_file() {
-                let why = format!("shard {i} of {all} missing (names say -of-{count}): complete the download");
-                return Err(Error::bad_file(wanted, why));
+                let why = format!("shard {i} of {all} missing (names say -of-{count})");
+                if !notes.partial {
+                    return Err(Error::bad_file(wanted, format!("{why}: complete the download, or score what is there by --partial")));
+                }
+                if !notes.lines.contains(&why) {
+                    notes.say(why);
+                }
             }
         }
     }

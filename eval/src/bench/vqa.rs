@@ -29,7 +29,8 @@ fn load_vqav2(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             return;
         }
         if answers.len() != 10 {
-            notes.say(format!("question {id}: {} answers instead of 10, scored by what is there", answers.len()));
+            notes.skip(format!("question {id}: {} answers instead of 10", answers.len()));
+            return;
         }
         let text = |name: &str| annotation.text(name).unwrap_or_default();
         let facts = json!({"question": question.text("question"), "answers": answers,

@@ -101,7 +101,7 @@ fn load_pope(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     } else if let Some(tsv) = files.named(&["POPE.tsv"]) {
         table::tsv(&tsv, notes, &mut |n, row, notes| {
             needs(row, &["question", "answer", "category"], "pope", "POPE.tsv")?;
-            let id = row.text("question_id").unwrap_or_default();
+            let id = row.text("id").unwrap_or_default();
             match label(row.text("answer")) {
                 Err(why) => notes.skip(format!("row {n}: {why}")),
                 // a pair is asked once and counts in every category of its list
@@ -109,7 +109,7 @@ fn load_pope(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                     for split in row.text("category").unwrap_or_default().split(',') {
                         let facts = json!({"question": question(row), "yes": yes, "split": split});
                         let mut item = Item::new(format!("{split}/{id}"), format!("row {n}"), facts);
-                        item.also = vec![("category", split.to_owned()), ("question_id", id.clone())];
+                        item.also = vec![("id", id.clone())];
                         items.push(item);
                     }
                 }
