@@ -58,7 +58,50 @@ impl Image {
         Self::decode(origin, Cursor::new(bytes))
     }
 
-    fn decode<R: BufRead + Seek>(origin: &Path, reader: R) -> Result<Self> {
+    fn decode<R: BufRead + Seek>(origin: &Path, mut reader: R) -> Result<Self> {
+        if let Some(kind) = unread_kind(reader.fill_buf().map_err(Error::io(origin))?) {
+            return Err(Error::bad_file(origin, format!("{kind}, which is not read here; save it as JPEG or PNG first")));
+        }
+        let reader = ImageReader::new(reader).with_guessed_format().map_err(Error::io(origin))?;
+        if reader.format().is_none() {
+            return Err(Error::bad_file(origin, "not a picture; use a JPEG, PNG, WebP, GIF, BMP or TIFF file"));
+        }
+        if reader.format() == Some(::image::ImageFormat::Jpeg) {
+            return Self::jpeg(origin, reader.into_inner());
+        }
+        Self::decoded(origin, reader)
+    }
+
+    /// A JPEG. The decoder fills what a cut file lacks with grey; here that is an error, but for a missing end mark alone.
+    fn jpeg<R: BufRead + Seek>(origin: &Path, mut reader: R) -> Result<Self> {
+        let mut bytes = Vec::new();
+        reader.rewind().and_then(|()| reader.read_to_end(&mut bytes)).map_err(Error::io(origin))?;
+        let decode = |bytes: &[u8]| {
+            let reader = ImageReader::with_format(Cursor::new(bytes), ::image::ImageFormat::Jpeg);
+            Self::decoded(origin, reader)
+        };
+        let whole = decode(&bytes)?;
+        // after the last scan's beginning: a preview in the file has an end mark of its own
+        let scan = bytes.windows(2).rposition(|w| w == [0xff, 0xda]).unwrap_or(0);
+        if bytes[scan..].windows(2).any(|w| w == [0xff, 0xd9]) {
+            return Ok(whole);
+        }
+        // where the last numbers of the file end up: in the picture's last rows, or in its middle
+        let progressive = bytes.windows(2).any(|w| w == [0xff, 0xc2]);
+        let shorter = decode(&bytes[..bytes.len().saturating_sub(32)]);
+        let width = whole.width() * 3;
+        let first = match &shorter {
+            Ok(s) => s.rgb.chunks(width).zip(whole.rgb.chunks(width)).position(|(a, b)| a != b),
+            Err(_) => Some(0),
+        };
+        // two rows of 16 x 16 blocks
+        if progressive || first.is_some_and(|row| row + 32 < whole.height()) {
+            return Err(Error::bad_file(origin, "a JPEG that is cut short: its last part is missing; fetch it again"));
+        }
+        Ok(whole)
+    }
+
+    fn decoded<R: BufRead + Seek>(origin: &Path, mut reader: ImageReader<R>) -> Result<Self> {
         let bad = |e: ::image::ImageError| {
             let why = e.to_string().replace('\n', " ");
             Error::bad_file(
@@ -66,10 +109,6 @@ impl Image {
                 format!("not a picture that can be read ({why}); use a whole JPEG, PNG, WebP, GIF, BMP or TIFF file"),
             )
         };
-        let mut reader = ImageReader::new(reader).with_guessed_format().map_err(Error::io(origin))?;
-        if reader.format().is_none() {
-            return Err(Error::bad_file(origin, "not a picture; use a JPEG, PNG, WebP, GIF, BMP or TIFF file"));
-        }
         let mut limits = Limits::default();
         limits.max_alloc = Some(2 << 30);
         reader.limits(limits);
@@ -206,6 +245,18 @@ fn edge<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<usize, D:
         Edge::Square { height, width } if height == width && height > 0 => Ok(height),
         _ => Err(D::Error::custom("a size must be one positive side")),
     }
+}
+
+/// What a file is that is no picture that can be read, by its first bytes, whatever its name says.
+fn unread_kind(head: &[u8]) -> Option<&'static str> {
+    let brand = head.get(4..12).filter(|b| b.starts_with(b"ftyp")).map(|b| &b[4..]);
+    match brand {
+        Some(b"heic" | b"heix" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => return Some("a HEIC picture"),
+        Some(b"avif" | b"avis") => return Some("an AVIF picture"),
+        _ => {}
+    }
+    let start = String::from_utf8_lossy(&head[..head.len().min(256)]).trim_start().to_lowercase();
+    (start.starts_with("<svg") || (start.starts_with("<?xml") && start.contains("<svg"))).then_some("an SVG drawing")
 }
 
 /// Longest side of a picture that is padded to a square: its square takes a gigabyte.

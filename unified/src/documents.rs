@@ -42,6 +42,7 @@ pub struct Documents {
     file: Mutex<File>,
     lines: Vec<(u64, usize)>,
     codes: HashMap<String, Vec<u64>>,
+    skipped: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +85,7 @@ impl Documents {
         let path = &config.path;
         let mut reader = BufReader::new(File::open(path).map_err(Error::io(path))?);
         let (mut lines, mut at, mut line) = (Vec::new(), 0u64, Vec::new());
+        let (mut skipped, mut all) = (Vec::new(), 0);
         loop {
             line.clear();
             let n = reader.read_until(b'\n', &mut line).map_err(Error::io(path))?;
@@ -91,12 +93,21 @@ impl Documents {
                 break;
             }
             if !line.trim_ascii().is_empty() {
-                lines.push((at, n));
+                all += 1;
+                // pictures that are encoded already are looked up by their codes, not by their files
+                match config.codes.is_none().then(|| missing(&line, &config.images)).flatten() {
+                    Some(name) => skipped.push(format!("document {all}: no picture {name}")),
+                    None => lines.push((at, n)),
+                }
             }
             at += n as u64;
         }
         if lines.is_empty() {
-            return Err(Error::bad_file(path, "no documents"));
+            let why = match skipped.first() {
+                Some(first) => format!("no document has its pictures; the first: {first}"),
+                None => "no documents".into(),
+            };
+            return Err(Error::bad_file(path, why));
         }
         let mut codes = HashMap::new();
         if let Some(file) = &config.codes {
@@ -109,7 +120,21 @@ impl Documents {
                 codes.insert(name, all.image(i).to_vec());
             }
         }
-        Ok(Self { config: config.clone(), file: Mutex::new(reader.into_inner()), lines, codes })
+        Ok(Self { config: config.clone(), file: Mutex::new(reader.into_inner()), lines, codes, skipped })
+    }
+
+    /// A line that says how many there are, and what was passed over.
+    pub fn summary(&self) -> String {
+        let mut line = format!("{} documents", self.len());
+        if let Some(first) = self.skipped.first() {
+            line.push_str(&format!("; {} passed over, the first: {first}", self.skipped.len()));
+        }
+        line
+    }
+
+    /// What was passed over, a line each.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
     }
 
     /// Number of documents.
@@ -150,12 +175,7 @@ impl Documents {
     }
 
     fn picture(&self, name: &str) -> Result<Piece> {
-        let file = if name.contains("://") {
-            let name = name.split(['?', '#']).next().unwrap_or(name);
-            name.rsplit('/').next().unwrap_or(name)
-        } else {
-            name
-        };
+        let file = file_of(name);
         if self.config.codes.is_some() {
             let stem = Path::new(file).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
             let codes =
@@ -169,6 +189,25 @@ impl Documents {
         }
         Ok(Piece::Image(Image::open(&self.config.images.join(file))?, true))
     }
+}
+
+/// The file's name in an address, or the name itself.
+fn file_of(name: &str) -> &str {
+    if !name.contains("://") {
+        return name;
+    }
+    let name = name.split(['?', '#']).next().unwrap_or(name);
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// The first picture of a document that is not in the folder. What else may be wrong with it is said when it is read.
+fn missing(line: &[u8], images: &Path) -> Option<String> {
+    let mut r = rng::keyed(0, &[]);
+    let parts = parts(line, &mut r).ok()?;
+    parts.into_iter().find_map(|p| match p {
+        Part::Image(name) if !images.join(file_of(&name)).is_file() => Some(name),
+        _ => None,
+    })
 }
 
 /// A line's parts in order.

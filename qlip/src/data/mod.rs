@@ -34,8 +34,23 @@ enum Place {
 struct Item {
     name: PathBuf,
     place: Place,
-    words: Option<String>,
+    /// Captions, of which each showing takes one.
+    words: Vec<String>,
     class: Option<usize>,
+}
+
+/// Captions that hold something.
+fn spoken(words: impl IntoIterator<Item = String>) -> Vec<String> {
+    words.into_iter().map(|w| w.trim().to_owned()).filter(|w| !w.is_empty()).collect()
+}
+
+/// Something that is no picture of the source, and why it was passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// Where it is.
+    pub name: String,
+    /// Why it is not used.
+    pub why: String,
 }
 
 /// Pictures with a class or words each, read when they are asked for.
@@ -44,6 +59,10 @@ pub struct Pictures {
     items: Vec<Item>,
     /// Names of the classes; empty where the source has none.
     pub classes: Vec<String>,
+    /// What was passed over when the source was opened.
+    pub skipped: Vec<Skipped>,
+    /// What is taken as picture, words and class.
+    pub taken: String,
     broken: Mutex<BTreeMap<usize, String>>,
     broken_share: f64,
 }
@@ -59,11 +78,18 @@ impl Pictures {
         } else if path.is_dir() {
             let files = parquet::files(path, split)?;
             if files.is_empty() { folder::open(path, split)? } else { parquet::open(&files)? }
+        } else if text.to_ascii_lowercase().ends_with(".parquet") {
+            parquet::open(&[path.to_owned()])?
         } else {
             table::open(path)?
         };
         if found.items.is_empty() {
-            return Err(Error::bad_file(path, "no pictures here"));
+            let shown: Vec<String> = found.skipped.iter().take(3).map(|s| format!("{}: {}", s.name, s.why)).collect();
+            let passed = match shown.is_empty() {
+                true => format!("; endings that count are {}", ENDINGS.join(", ")),
+                false => format!("; passed over: {}", shown.join("; ")),
+            };
+            return Err(Error::bad_file(path, format!("no pictures here{passed}")));
         }
         if found.items.iter().any(|i| i.class.is_some_and(|c| c >= found.classes.len())) {
             return Err(Error::bad_file(path, "a picture's class has no name"));
@@ -115,14 +141,59 @@ impl Pictures {
         self.items.iter().map(label).collect()
     }
 
-    /// A picture's words: its caption, or "a photo of a CLASS".
+    /// A picture's words: its (first) caption, or "a photo of a CLASS".
     pub fn words(&self, i: usize) -> String {
+        self.words_at(i, 0)
+    }
+
+    /// The same with the caption of this number, round and round: a picture with several shows another each time.
+    pub fn words_at(&self, i: usize, n: usize) -> String {
         let item = &self.items[i];
-        match (&item.words, item.class) {
-            (Some(words), _) => words.clone(),
-            (None, Some(class)) => caption(&self.classes[class]),
-            (None, None) => String::new(),
+        match (item.words.as_slice(), item.class) {
+            ([], Some(class)) => caption(&self.classes[class]),
+            ([], None) => String::new(),
+            (words, _) => words[n % words.len()].clone(),
         }
+    }
+
+    /// Pictures with captions of their own.
+    pub fn with_words(&self) -> usize {
+        self.items.iter().filter(|i| !i.words.is_empty()).count()
+    }
+
+    /// Whether a picture has captions of its own.
+    pub fn has_words(&self, i: usize) -> bool {
+        !self.items[i].words.is_empty()
+    }
+
+    /// A picture's name.
+    pub fn name(&self, i: usize) -> &Path {
+        &self.items[i].name
+    }
+
+    /// An error where no picture has words or a class, for a training whose loss needs them.
+    pub fn needs_words(&self, path: &Path) -> Result<()> {
+        if self.items.iter().any(|i| !i.words.is_empty() || i.class.is_some()) {
+            return Ok(());
+        }
+        let n = self.items.len();
+        let why = format!(
+            "0 of {n} pictures have words, which this training's loss needs; write captions beside them (NAME.txt, \
+             metadata.jsonl), or set the loss's weight to 0"
+        );
+        Err(Error::bad_file(path, why))
+    }
+
+    /// A line that says what the source holds.
+    pub fn summary(&self) -> String {
+        let mut line = format!("{} pictures, {} with words, {} classes", self.len(), self.with_words(), self.classes.len());
+        if !self.taken.is_empty() {
+            line.push_str(&format!(" ({})", self.taken));
+        }
+        if let Some(first) = self.skipped.first() {
+            line.push_str(&format!("; {} passed over, the first: {}: {}", self.skipped.len(), first.name, first.why));
+        }
+        line
     }
 
     /// A picture at random. One that cannot be read is noted and another is drawn, until more than the allowed share is
@@ -163,9 +234,22 @@ pub fn caption(class: &str) -> String {
     format!("a photo of {article} {class}")
 }
 
+/// Endings of pictures' names.
+const ENDINGS: [&str; 10] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff"];
+
+/// Files that systems leave among pictures: AppleDouble, __MACOSX, .DS_Store.
+fn is_litter(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    name.starts_with("._") || name == ".DS_Store" || path.components().any(|c| c.as_os_str() == "__MACOSX")
+}
+
+/// A text without a byte-order mark.
+pub fn without_mark(text: String) -> String {
+    text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)
+}
+
 /// Whether a file's name ends as pictures' do.
 fn is_picture(path: &Path) -> bool {
-    const ENDINGS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     ENDINGS.contains(&ending.as_str())
 }

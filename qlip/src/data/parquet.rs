@@ -1,27 +1,64 @@
-//! Parquet files in the Hugging Face layout: an image struct {bytes, path}, an integer label or a caption, class names in
-//! metadata. The compressed pictures are held in memory.
+//! Parquet files in the Hugging Face layout: an image struct {bytes, path} or plain bytes, the schema's ClassLabel, captions as text or
+//! lists. The compressed pictures are held in memory.
 
 use super::table::WORDS;
-use super::{Item, Pictures, Place};
+use super::{Item, Pictures, Place, Skipped, spoken};
 use nn::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use std::path::{Path, PathBuf};
 
-/// All files `SPLIT-*.parquet` of a folder, in order.
+/// All files `SPLIT-*.parquet` of a folder or of its `data`, in order.
 pub(super) fn files(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).map_err(Error::io(dir))?;
     let start = format!("{split}-");
     let named = |p: &PathBuf| {
         let name = p.file_name().and_then(|n| n.to_str()).unwrap_or("");
         name.starts_with(&start) && name.ends_with(".parquet")
     };
-    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).filter(named).collect();
-    files.sort();
-    Ok(files)
+    for dir in [dir.to_owned(), dir.join("data")].iter().filter(|d| d.is_dir()) {
+        let entries = std::fs::read_dir(dir).map_err(Error::io(dir))?;
+        let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).filter(named).collect();
+        if !files.is_empty() {
+            files.sort();
+            return Ok(files);
+        }
+    }
+    Ok(Vec::new())
 }
 
-/// Reads the first struct column with `bytes`, the first integer column where classes have names, and captions.
+/// Which columns hold what.
+struct Columns {
+    image: Option<String>,
+    words: Option<String>,
+    label: Option<String>,
+    there: String,
+}
+
+/// The first column of pictures, the schema's ClassLabel (or the first whole number where nothing says more), and captions.
+fn columns(row: &Row, label: Option<String>) -> Columns {
+    let mut found = Columns { image: None, words: None, label: None, there: String::new() };
+    let mut there = Vec::new();
+    for (name, field) in row.get_column_iter() {
+        there.push(name.as_str());
+        let picture = match field {
+            Field::Group(g) => g.get_column_iter().any(|(n, _)| n == "bytes"),
+            // a picture's bytes by themselves
+            Field::Bytes(_) => true,
+            _ => false,
+        };
+        let null_picture = matches!(field, Field::Null) && ["image", "img"].contains(&name.as_str());
+        if picture || null_picture {
+            found.image.get_or_insert(name.clone());
+        } else if WORDS.contains(&name.as_str()) {
+            found.words.get_or_insert(name.clone());
+        }
+    }
+    found.there = there.join(", ");
+    found.label = label.filter(|l| there.contains(&l.as_str()));
+    found
+}
+
+/// Reads the pictures of the files; a row without one is passed over.
 pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
     let mut all = Pictures::default();
     for path in paths {
@@ -32,40 +69,75 @@ pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
         if !columns_lie_within(&reader, size) {
             return Err(bad("damaged: a column lies outside the file".into()));
         }
+        let (label, names) = class_label(&reader);
         if all.classes.is_empty() {
-            all.classes = class_names(&reader);
+            all.classes = names;
         }
+        let mut known: Option<Columns> = None;
         for (n, row) in reader.get_row_iter(None).map_err(|e| bad(e.to_string()))?.enumerate() {
             let row = row.map_err(|e| bad(e.to_string()))?;
+            let columns = known.get_or_insert_with(|| columns(&row, label.clone()));
+            let Some(image) = &columns.image else {
+                let there = &columns.there;
+                return Err(bad(format!("no column of pictures {{bytes, path}} (has: {there}); one of them is needed")));
+            };
             let name = path.join(format!("row {n}"));
-            all.items.push(
-                parse(&row, name, !all.classes.is_empty())
-                    .ok_or_else(|| bad(format!("row {n}: no image {{bytes, path}} with a label or a caption")))?,
-            );
+            match picture(&row, image) {
+                Some(bytes) => {
+                    let words = columns.words.as_ref().map(|w| texts(&row, w)).unwrap_or_default();
+                    let class = columns.label.as_ref().and_then(|l| whole(&row, l)).and_then(|c| usize::try_from(c).ok());
+                    all.items.push(Item { name, place: Place::Memory(bytes), words: spoken(words), class });
+                }
+                None => all.skipped.push(Skipped { name: name.display().to_string(), why: format!("no picture in `{image}`") }),
+            }
+        }
+        if let Some(c) = known.filter(|_| all.taken.is_empty()) {
+            let shown = |what: &str, column: &Option<String>| column.as_ref().map(|c| format!("{what} from `{c}`"));
+            let parts = [shown("pictures", &c.image), shown("words", &c.words), shown("classes", &c.label)];
+            all.taken = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+            if c.words.is_none() && c.label.is_none() {
+                all.taken.push_str(&format!("; no words among the columns {}", c.there));
+            }
         }
     }
     Ok(all)
 }
 
-/// Integers are classes where the file names classes.
-fn parse(row: &Row, name: PathBuf, named: bool) -> Option<Item> {
-    let (mut bytes, mut class, mut words) = (None, None, None);
-    for (column, field) in row.get_column_iter() {
-        match field {
-            Field::Group(g) => {
-                for (name, f) in g.get_column_iter() {
-                    if let (true, Field::Bytes(b)) = (name == "bytes", f) {
-                        bytes = Some(b.data().to_vec());
-                    }
-                }
-            }
-            Field::Long(v) if named => class = class.or(usize::try_from(*v).ok()),
-            Field::Int(v) if named => class = class.or(usize::try_from(*v).ok()),
-            Field::Str(v) if WORDS.contains(&column.as_str()) => words = words.or(Some(v.clone())),
-            _ => {}
+fn field<'a>(row: &'a Row, column: &str) -> Option<&'a Field> {
+    row.get_column_iter().find(|(n, _)| *n == column).map(|(_, f)| f)
+}
+
+fn picture(row: &Row, column: &str) -> Option<Vec<u8>> {
+    let bytes = match field(row, column)? {
+        Field::Bytes(b) => b.data().to_vec(),
+        Field::Group(g) => g.get_column_iter().find_map(|(n, f)| match f {
+            Field::Bytes(b) if n == "bytes" => Some(b.data().to_vec()),
+            _ => None,
+        })?,
+        _ => return None,
+    };
+    (!bytes.is_empty()).then_some(bytes)
+}
+
+fn texts(row: &Row, column: &str) -> Vec<String> {
+    match field(row, column) {
+        Some(Field::Str(s)) => vec![s.clone()],
+        Some(Field::ListInternal(l)) => {
+            let text = |f: &Field| if let Field::Str(s) = f { Some(s.clone()) } else { None };
+            l.elements().iter().filter_map(text).collect()
         }
+        _ => Vec::new(),
     }
-    (class.is_some() || words.is_some()).then_some(Item { name, place: Place::Memory(bytes?), words, class })
+}
+
+fn whole(row: &Row, column: &str) -> Option<i64> {
+    match field(row, column)? {
+        Field::Long(v) => Some(*v),
+        Field::Int(v) => Some(i64::from(*v)),
+        Field::Short(v) => Some(i64::from(*v)),
+        Field::Byte(v) => Some(i64::from(*v)),
+        _ => None,
+    }
 }
 
 /// Whether every column's bytes are in the file: the library takes their places on trust and panics on negative ones.
@@ -78,11 +150,15 @@ fn columns_lie_within(reader: &SerializedFileReader<std::fs::File>, size: u64) -
     })
 }
 
-fn class_names(reader: &SerializedFileReader<std::fs::File>) -> Vec<String> {
+/// The column that the schema's metadata says is a class, and the classes' names.
+fn class_label(reader: &SerializedFileReader<std::fs::File>) -> (Option<String>, Vec<String>) {
     let meta = reader.metadata().file_metadata().key_value_metadata();
     let text = meta.into_iter().flatten().find(|kv| kv.key == "huggingface").and_then(|kv| kv.value.as_deref());
     let json: serde_json::Value = text.and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
     let features = json["info"]["features"].as_object();
-    let names = features.into_iter().flatten().find_map(|(_, f)| f["names"].as_array());
-    names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).collect()
+    let found = features.into_iter().flatten().find_map(|(column, f)| Some((column.clone(), f["names"].as_array()?.clone())));
+    match found {
+        Some((column, names)) => (Some(column), names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect()),
+        None => (None, Vec::new()),
+    }
 }

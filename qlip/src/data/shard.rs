@@ -1,8 +1,10 @@
-//! WebDataset shards: tar files in which neighbours with one stem are a sample (NAME.jpg, NAME.txt, NAME.json, NAME.cls).
+//! WebDataset shards: tar files in which members with one stem are a sample (NAME.jpg, NAME.txt, NAME.json, NAME.cls).
 //! The heads of all members are read once; pictures are read in place, so no shuffle buffer is needed.
 
-use super::{Item, Pictures, Place, is_picture};
+use super::table::{WORDS, captions};
+use super::{ENDINGS, Item, Pictures, Place, Skipped, is_litter, spoken, without_mark};
 use nn::{Error, Result};
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -61,57 +63,86 @@ fn braces(pattern: &str) -> Vec<String> {
     choices.iter().flat_map(|c| rest.iter().map(move |r| format!("{before}{c}{r}"))).collect()
 }
 
-/// Stem and ending of a member, as WebDataset splits them: at the first dot of the file's name.
-fn split(name: &Path) -> Option<(PathBuf, String)> {
+/// Stem and ending of a member, as WebDataset splits them: at the first dot of the file's name; or at the last.
+fn split(name: &Path, last: bool) -> Option<(PathBuf, String)> {
     let file = name.file_name()?.to_str()?;
-    let (stem, ending) = file.split_once('.')?;
+    let (stem, ending) = if last { file.rsplit_once('.')? } else { file.split_once('.')? };
     Some((name.with_file_name(stem), ending.to_ascii_lowercase()))
 }
 
+/// Samples of a shard. Members with one stem are a sample wherever they stand; a picture is what ends as one exactly: K.png, and not
+/// K.seg.png beside it. Where no member does, names have dots of their own, and are split at the last one.
 fn read(path: &Path, out: &mut Pictures) -> Result<()> {
+    let mut members = Vec::new();
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let bad = |e: std::io::Error| Error::bad_file(path, format!("not a tar file, or a cut one ({e})"));
     let mut archive = tar::Archive::new(std::io::BufReader::new(file));
-    let mut sample = Sample::default();
     for entry in archive.entries().map_err(bad)? {
         let mut entry = entry.map_err(bad)?;
         if !entry.header().entry_type().is_file() {
             continue;
         }
         let name = entry.path().map_err(bad)?.into_owned();
-        let Some((stem, ending)) = split(&name) else { continue };
-        if stem != sample.stem {
-            out.items.extend(std::mem::take(&mut sample).item());
-            sample.stem = stem;
-        }
-        if is_picture(&name) {
-            let place = Place::Within(path.to_owned(), entry.raw_file_position(), entry.size() as usize);
-            sample.picture = Some((path.join(&name), place));
+        if is_litter(&name) {
+            out.skipped.push(Skipped { name: path.join(&name).display().to_string(), why: "left by the system".into() });
             continue;
         }
+        let place = (entry.raw_file_position(), entry.size() as usize);
+        let ending = name.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let mut text = String::new();
-        let readable = entry.size() <= MOST_WORDS && entry.read_to_string(&mut text).is_ok();
-        match ending.as_str() {
-            "txt" | "caption" if readable => sample.words = Some(text.trim().to_owned()),
-            "cls" if readable => sample.class = text.trim().parse().ok().filter(|c| *c < MOST_CLASSES),
-            "json" if readable => {
-                let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-                let found = ["caption", "text"].iter().find_map(|k| json[*k].as_str());
-                sample.words = sample.words.or(found.map(str::to_owned));
+        let spoken = ["txt", "caption", "cls", "json"].contains(&ending.as_str());
+        let readable = spoken && entry.size() <= MOST_WORDS && entry.read_to_string(&mut text).is_ok();
+        members.push((name, place, readable.then_some(text)));
+    }
+    let exact = |name: &Path| split(name, false).is_some_and(|(_, e)| ENDINGS.contains(&e.as_str()));
+    let last = !members.iter().any(|m| exact(&m.0));
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut of_stem: HashMap<PathBuf, usize> = HashMap::new();
+    let mut others = 0;
+    let mut other = None;
+    for (name, (start, size), text) in members {
+        let Some((stem, ending)) = split(&name, last) else { continue };
+        let at = *of_stem.entry(stem).or_insert_with(|| {
+            samples.push(Sample::default());
+            samples.len() - 1
+        });
+        let sample = &mut samples[at];
+        match (ending.as_str(), text) {
+            (e, _) if ENDINGS.contains(&e) => {
+                if let Some((before, _)) = &sample.picture {
+                    let why = format!("two pictures of one sample: {} and {}", before.display(), name.display());
+                    return Err(Error::bad_file(path, why));
+                }
+                sample.picture = Some((path.join(&name), Place::Within(path.to_owned(), start, size)));
             }
-            _ => {}
+            ("txt" | "caption", Some(text)) => sample.words = spoken([without_mark(text)]),
+            ("cls", Some(text)) => sample.class = text.trim().parse().ok().filter(|c| *c < MOST_CLASSES),
+            ("json", Some(text)) => {
+                let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+                let found = WORDS.iter().find_map(|k| json.get(*k)).map(captions).unwrap_or_default();
+                if sample.words.is_empty() {
+                    sample.words = spoken(found);
+                }
+            }
+            _ => {
+                others += 1;
+                other.get_or_insert(name);
+            }
         }
     }
-    out.items.extend(sample.item());
+    if let Some(name) = other {
+        let why = format!("{others} members that are neither pictures nor words");
+        out.skipped.push(Skipped { name: path.join(name).display().to_string(), why });
+    }
+    out.items.extend(samples.into_iter().filter_map(Sample::item));
     Ok(())
 }
 
-/// What neighbours with one stem have said so far.
+/// What members with one stem have said so far.
 #[derive(Default)]
 struct Sample {
-    stem: PathBuf,
     picture: Option<(PathBuf, Place)>,
-    words: Option<String>,
+    words: Vec<String>,
     class: Option<usize>,
 }
 

@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod common;
+mod data;
 mod features;
 mod forward;
 mod generate;
@@ -34,6 +35,7 @@ enum Command {
     Classify(images::Classify),
     Features(features::Features),
     Train(train::Train),
+    Data(data::Data),
     Forward(forward::Forward),
     Info(info::Info),
     Export(info::Export),
@@ -83,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Classify(c) => c.run(),
         Command::Features(c) => c.run(),
         Command::Train(c) => c.run(),
+        Command::Data(c) => c.run(),
         Command::Forward(c) => c.run(),
         Command::Info(c) => c.run(),
         Command::Export(c) => c.run(),

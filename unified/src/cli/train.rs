@@ -52,8 +52,9 @@ impl Train {
             bar.set_position(p.step as u64);
             bar.set_message(format!("{:.4}", p.loss));
         };
+        let mut say = |line: &str| bar.suspend(|| eprintln!("{line}"));
         let device = self.device.device()?;
-        let done = training.run(&mut Run { out, resume: self.resume, device, progress: &mut progress })?;
+        let done = training.run(&mut Run { out, resume: self.resume, device, progress: &mut progress, say: &mut say })?;
         bar.finish_and_clear();
         if let Some(s) = &done {
             summarise(s);

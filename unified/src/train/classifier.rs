@@ -48,6 +48,7 @@ impl ClassifierTraining {
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
         share("smallest_crop", f64::from(self.smallest_crop))?;
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
+        (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
         photos.labels()?;
         let config = ClassifierConfig {
             model_type: ModelType::Classifier,

@@ -166,6 +166,7 @@ impl LlamaGenTraining {
         let visual = VisualTokenizer::load(&self.tokenizer, self.group_bits, self.grid, &placement)?;
         let visual = if self.head == Head::Bits { visual.with_whole_codes()? } else { visual };
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
+        (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
         let texts = self.texts(&photos, run.out)?;
         let config = self.config(&visual, photos.classes.len(), texts.as_ref())?;
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;

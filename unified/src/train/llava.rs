@@ -63,6 +63,9 @@ pub struct LlavaTraining {
     pub data: PathBuf,
     /// Folder that the pictures' paths start from.
     pub images: PathBuf,
+    /// Share of the conversations that may miss their pictures.
+    #[serde(default = "super::pictures::broken")]
+    pub broken_share: f64,
     /// Tokens a row; short conversations share one, longer ones lose their end, but no picture.
     pub sequence_length: usize,
     /// Adapters instead of the language model's own weights (stage 2).
@@ -91,7 +94,20 @@ impl LlavaTraining {
         if self.lora.is_some_and(|l| l.rank == 0) || (self.lora.is_some() && self.stage == 1) {
             return Err(Error::invalid("[lora] belongs to stage 2 and needs a rank of 1 or more"));
         }
-        let entries = read(&self.data)?;
+        let (entries, missing) = conversations(&self.data, &self.images)?;
+        let (n, all) = (missing.len(), entries.len() + missing.len());
+        let mut line = format!("{}: {} conversations", self.data.display(), entries.len());
+        if let Some(first) = missing.first() {
+            line.push_str(&format!("; {n} passed over, the first: {first}"));
+            let text = missing.join("\n") + "\n";
+            nn::checkpoint::write_atomic(&run.out.join("broken.txt"), text.as_bytes())?;
+        }
+        (run.say)(&line);
+        if n as f64 > self.broken_share * all as f64 && n > 3.min(all - 1) {
+            let share = self.broken_share;
+            let why = format!("{n} of {all} conversations miss their pictures, more than the allowed broken_share {share}");
+            return Err(Error::bad_file(&self.data, why));
+        }
         let base = self.base()?;
         let words = Words::from_bytes(&base.tokenizer.0, &base.tokenizer.1)?;
         let template = Template::new(&base.template)?;
@@ -354,15 +370,32 @@ struct Order {
     seed: u64,
 }
 
-/// Batches that are sorted by length together, as LLaVA's sampler does it.
+/// The conversations of a file whose pictures are there, and what is missing of the others.
+pub fn conversations(path: &Path, images: &Path) -> Result<(Vec<Entry>, Vec<String>)> {
+    let entries = read(path)?;
+    let mut missing = Vec::new();
+    let mut there = |e: &Entry| match e.images().iter().find(|p| !images.join(p).is_file()) {
+        Some(p) => {
+            missing.push(format!("entry {}: no picture {}", e.id, images.join(p).display()));
+            false
+        }
+        None => true,
+    };
+    let kept = entries.into_iter().filter(|e| there(e)).collect();
+    Ok((kept, missing))
+}
+
+/// Most batches that are sorted by length together, as LLaVA's sampler does it.
 const GROUP: usize = 16;
 
 impl Order {
     fn batch(&self, step: usize) -> Vec<usize> {
-        let (group, within) = (step / GROUP, step % GROUP);
-        let mut chosen = self.stream(group * GROUP * self.batch, GROUP * self.batch);
+        // of one epoch, or the same conversation would come several times in a row, its length being its own
+        let size = (self.lengths.len() / self.batch.max(1)).clamp(1, GROUP);
+        let (group, within) = (step / size, step % size);
+        let mut chosen = self.stream(group * size * self.batch, size * self.batch);
         chosen.sort_by_key(|&i| (self.lengths[i], i));
-        let mut places: Vec<usize> = (0..GROUP).collect();
+        let mut places: Vec<usize> = (0..size).collect();
         rng::shuffle(&mut rng::keyed(self.seed, &[1, group as u64]), &mut places);
         chosen[places[within] * self.batch..][..self.batch].to_vec()
     }
@@ -399,5 +432,15 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, (0..64).collect::<Vec<_>>());
         assert_ne!(order.batch(0), order.batch(16), "the second epoch is in another order");
+    }
+
+    #[test]
+    fn a_batch_of_a_small_set_holds_different_conversations() {
+        let order = Order { lengths: (0..8).collect(), batch: 8, seed: 3 };
+        for step in 0..5 {
+            let mut batch = order.batch(step);
+            batch.sort_unstable();
+            assert_eq!(batch, (0..8).collect::<Vec<_>>(), "step {step}");
+        }
     }
 }

@@ -12,7 +12,8 @@ mod vq;
 
 pub use classifier::ClassifierTraining;
 pub use llamagen::LlamaGenTraining;
-pub use llava::LlavaTraining;
+pub use llava::{LlavaTraining, conversations};
+pub use llava_data::{Entry, Turn};
 pub use qlip_stage::QlipTraining;
 pub use tokenizer::TokenizerTraining;
 pub use um::UnifiedTraining;
@@ -53,6 +54,8 @@ pub struct Run<'a> {
     pub device: candle_core::Device,
     /// Called after every step.
     pub progress: &'a mut dyn FnMut(&Progress),
+    /// Told a line about each source of data before the first step: what it holds, and what was passed over.
+    pub say: &'a mut dyn FnMut(&str),
 }
 
 impl Training {

@@ -48,7 +48,7 @@ impl PictureSource<'_> {
             }
             let (at, image) = self.photos.draw(&mut r)?;
             let image = augment(&image, self.side, self.smallest_crop, &mut r);
-            Ok(Shown { image, words: self.photos.words(at), class: self.photos.class(at) })
+            Ok(Shown { image, words: self.photos.words_at(at, n), class: self.photos.class(at) })
         };
         (0..size).into_par_iter().map(draw).collect()
     }

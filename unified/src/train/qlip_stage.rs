@@ -115,6 +115,10 @@ impl QlipTraining {
         let objective =
             Objective::new(&params, model, self.stage, &self.loss.clone().unwrap_or_default(), &preprocess, parts)?;
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
+        (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
+        if self.loss.as_ref().is_none_or(|l| l.alignment > 0.0) {
+            photos.needs_words(&self.photos)?;
+        }
         let out = run.out;
         let json = serde_json::to_string_pretty(&config.published()).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&out.join("config.json"), json.as_bytes())?;

@@ -174,6 +174,7 @@ impl UnifiedTraining {
         let photos = match (&self.photos, self.mixture.photos > 0.0) {
             (Some(dir), true) => {
                 let photos = Pictures::open(dir, "train")?;
+                (run.say)(&format!("{}: {}", dir.display(), photos.summary()));
                 // photographs are asked for by class
                 photos.labels()?;
                 Some(photos)
@@ -189,6 +190,9 @@ impl UnifiedTraining {
         };
         let open = |d| Documents::open(d, vocab.bits, vocab.grid);
         let documents = self.mixture.documents.iter().map(open).collect::<Result<Vec<_>>>()?;
+        for (config, documents) in self.mixture.documents.iter().zip(&documents) {
+            (run.say)(&format!("{}: {}", config.path.display(), documents.summary()));
+        }
         let source = Source {
             photos: photos.as_ref(),
             mixture: &self.mixture,

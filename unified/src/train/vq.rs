@@ -82,6 +82,7 @@ impl VqTraining {
         let lpips = self.lpips.as_ref().map(|c| Lpips::load(c, &run.device)).transpose()?;
         let objective = VqObjective::new(&params, model, &self.loss, lpips, self.adversary.as_ref(), self.image_size)?;
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
+        (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
         let out = run.out;
         checkpoint::write_atomic(&out.join("config.json"), json.as_bytes())?;
