@@ -19,7 +19,7 @@ const IMAGE_TOKENIZER: &[&str] =
     &["qlip/config.json", "qlip/preprocessor_config.json", "qlip/tokenizer.json", "qlip/model.safetensors"];
 
 /// The folder of a model: a path that exists, or a hub id `owner/name` or `owner/name@revision`, which is downloaded to
-/// the hub's cache. With HF_HUB_OFFLINE=1 only the cache is asked.
+/// the hub's cache. With HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE true (1, True, on, ..) only the cache is asked.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
@@ -41,9 +41,13 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
     fetch(id, parts[0], parts[1], revision)
 }
 
+/// Every spelling of true that transformers and the hub's own client take.
+fn is_true(value: &str) -> bool {
+    ["1", "true", "yes", "on", "y", "t"].contains(&value.trim().to_ascii_lowercase().as_str())
+}
+
 fn fetch(id: &str, owner: &str, name: &str, revision: Option<String>) -> Result<PathBuf> {
-    let offline =
-        std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| matches!(v.as_str(), "1" | "true" | "TRUE" | "yes" | "ON"));
+    let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| std::env::var(name).is_ok_and(|v| is_true(&v)));
     let failed = |what: &str, e: String| {
         let hint = if offline {
             "HF_HUB_OFFLINE is set and the cache lacks it"

@@ -136,3 +136,76 @@ fn legacy(bytes: &[u8]) -> std::result::Result<Parsed, String> {
     }
     Ok((tree, storages))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(t: &str) -> Vec<u8> {
+        [&[b'X'], (t.len() as u32).to_le_bytes().as_slice(), t.as_bytes()].concat()
+    }
+
+    /// A tensor of torch.save before 1.6, under `ema` and behind two wrappers.
+    fn old_file() -> Vec<u8> {
+        let mut out = LEGACY.to_vec();
+        out.push(b'.');
+        out.extend(*b"\x80\x02M\xe9\x03."); // version 1001
+        out.extend(*b"\x80\x02}."); // system
+        let mut object = vec![0x80, 2, b'}', b'('];
+        object.extend(text("ema"));
+        object.extend(*b"}(");
+        object.extend(text("module._orig_mod.w"));
+        object.extend(*b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        object.extend(text("storage"));
+        object.extend(*b"ctorch\nFloatStorage\n");
+        object.extend(text("7"));
+        object.extend(text("cpu"));
+        object.extend(*b"K\x06NtQ"); // six numbers
+        object.extend(*b"K\x02(K\x02K\x02t(K\x02K\x01t\x89ccollections\nOrderedDict\n)RtR"); // from the third on, [2, 2]
+        object.extend(*b"u");
+        object.extend(text("args"));
+        object.extend(*b"cargparse\nNamespace\n)\x81}b");
+        object.extend(*b"u.");
+        out.extend(object);
+        out.extend([vec![0x80, 2, b']', b'('], text("7"), b"e.".to_vec()].concat());
+        out.extend(6u64.to_le_bytes());
+        (0..6).for_each(|i| out.extend((i as f32).to_le_bytes()));
+        out
+    }
+
+    #[test]
+    fn an_old_file_with_an_average_behind_wrappers() {
+        let file = old_file();
+        assert!(is_torch(&file));
+        let found = tensors(Path::new("x.pt"), &file).unwrap();
+        let (dtype, shape, bytes) = &found["w"];
+        assert_eq!((found.len(), *dtype, shape.as_slice()), (1, Dtype::F32, &[2, 2][..]));
+        let values: Vec<f32> = file[bytes.clone()].chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        assert_eq!(values, [2.0, 3.0, 4.0, 5.0]);
+    }
+
+    /// Files that were changed or cut are read or refused, and never end the program.
+    #[test]
+    fn changed_files_are_refused_or_read() {
+        let zip = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/janus/original/pytorch_model.bin"));
+        for whole in [old_file(), zip.unwrap()] {
+            assert!(tensors(Path::new("x.pt"), &whole).is_ok());
+            for case in 0..3000u64 {
+                let mut r = crate::rng::keyed(9, &[case]);
+                let mut file = whole.clone();
+                for _ in 0..1 + crate::rng::below(&mut r, 8) {
+                    // pickles stand at the beginning of old files, and among the first and last bytes of archives
+                    let near = crate::rng::below(&mut r, file.len().min(20_000));
+                    let at = if crate::rng::below(&mut r, 3) == 0 { file.len() - 1 - near } else { near };
+                    file[at] = crate::rng::below(&mut r, 256) as u8;
+                }
+                if case % 5 == 0 {
+                    file.truncate(crate::rng::below(&mut r, whole.len()));
+                }
+                for (_, _, bytes) in tensors(Path::new("x.pt"), &file).into_iter().flat_map(HashMap::into_values) {
+                    assert!(bytes.end <= file.len());
+                }
+            }
+        }
+    }
+}

@@ -23,7 +23,25 @@ pub struct Chat {
     prompt: Option<String>,
     /// Picture that goes with the prompt.
     #[arg(long, requires = "prompt")]
-    image: Option<PathBuf>,
+    image: Vec<PathBuf>,
+    /// Temperature of the words; 0 takes the likeliest. As the model says if absent, like the next ones.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Keep this many likeliest words; 0 keeps all.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Keep the likeliest words whose probabilities reach this sum.
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Keep words at least this share as likely as the likeliest.
+    #[arg(long)]
+    min_p: Option<f32>,
+    /// Words that were said are so many times less likely to come again; 1 is none.
+    #[arg(long)]
+    repeat_penalty: Option<f32>,
+    /// Words that end an answer; may be given several times.
+    #[arg(long, value_name = "WORDS")]
+    stop: Vec<String>,
     /// Most words (text tokens) of an answer.
     #[arg(long, default_value_t = 512)]
     max_tokens: usize,
@@ -40,9 +58,12 @@ const HELP: &str = "\
 /draw TEXT    draw TEXT
 /save [FILE]  save the last picture as PNG
 /seed [N]     use seed N from here on, or say which is used
+/retry        answer the last message again, with the next seed
+/undo         take the last message and its answer back
 /new          start a new conversation
+/quit         leave, as Ctrl-D does
 /help         this list
-Ctrl-C stops an answer, Ctrl-D leaves.";
+Ctrl-C stops an answer.";
 
 impl Chat {
     pub fn run(&self) -> Result<()> {
@@ -63,16 +84,18 @@ impl Chat {
             json: self.common.json,
             out: &self.out,
             stop: stop.clone(),
+            sampling: self,
+            left: false,
         };
+        session.request().generation.text.check()?;
         if let Some(prompt) = &self.prompt {
-            if let Some(path) = &self.image {
+            for path in &self.image {
                 session.pending.push(Image::open(path)?);
             }
             return session.say(prompt);
         }
         if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
-            ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed)).context("Ctrl-C cannot be caught")?;
-            session.interactive()
+            session.interactive(stop)
         } else {
             session.lines()
         }
@@ -90,13 +113,19 @@ struct Session<'a> {
     json: bool,
     out: &'a Path,
     stop: Arc<AtomicBool>,
+    /// How the person wants words to be drawn.
+    sampling: &'a Chat,
+    /// Whether the person is done.
+    left: bool,
 }
 
 impl Session<'_> {
     /// Line editing and history.
-    fn interactive(&mut self) -> Result<()> {
+    fn interactive(&mut self, stop: Arc<AtomicBool>) -> Result<()> {
         use rustyline::error::ReadlineError;
         let mut editor = rustyline::DefaultEditor::new()?;
+        // after the editor, which takes the signal for itself when it begins
+        ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed)).context("Ctrl-C cannot be caught")?;
         let history = history_file();
         if let Some(h) = &history {
             let _ = editor.load_history(h);
@@ -113,6 +142,9 @@ impl Session<'_> {
                     if let Err(e) = self.line(line.trim()) {
                         eprintln!("error: {}", super::one_line(&e));
                     }
+                    if self.left {
+                        return Ok(());
+                    }
                 }
                 Err(ReadlineError::Interrupted) => {}
                 Err(ReadlineError::Eof) => return Ok(()),
@@ -128,18 +160,29 @@ impl Session<'_> {
             if !line.trim().is_empty() {
                 self.line(line.trim())?;
             }
+            if self.left {
+                break;
+            }
         }
         Ok(())
     }
 
     fn line(&mut self, line: &str) -> Result<()> {
-        let Some(command) = line.strip_prefix('/') else { return self.say(line) };
+        let Some(command) = line.strip_prefix('/') else {
+            // what people type to leave other programs
+            self.left = ["quit", "exit"].contains(&line);
+            return if self.left { Ok(()) } else { self.say(line) };
+        };
+        // a path that was pasted or dropped is no command
+        if command.contains('/') && typed_path(line).is_file() {
+            return self.line(&format!("/image {line}"));
+        }
         let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         let rest = rest.trim();
         match name {
             "image" if rest.is_empty() => bail!("/image needs a file"),
             "image" => {
-                let image = Image::open(Path::new(rest))?;
+                let image = Image::open(&typed_path(rest))?;
                 show(&image);
                 self.pending.push(image);
             }
@@ -147,7 +190,11 @@ impl Session<'_> {
             "draw" => return self.say(&format!("draw {rest}")),
             "save" => {
                 let image = self.last.as_ref().context("there is no picture to save yet")?;
-                let path = if rest.is_empty() { free_name(self.out) } else { PathBuf::from(rest) };
+                let path = if rest.is_empty() { free_name(self.out) } else { typed_path(rest) };
+                let ending = path.extension().and_then(|e| e.to_str()).unwrap_or("png").to_ascii_lowercase();
+                if ending != "png" {
+                    bail!("/save {}: pictures are saved as PNG; name it .png", path.display());
+                }
                 image.save_png(&path)?;
                 println!("{}", path.display());
             }
@@ -157,19 +204,49 @@ impl Session<'_> {
                 self.messages.clear();
                 self.pending.clear();
             }
+            "undo" | "retry" => {
+                let last = self.messages.iter().rposition(|m| m.role == Role::User);
+                let at = last.with_context(|| format!("/{name}: nothing was said yet"))?;
+                let asked = self.messages.drain(at..).next();
+                if let (Some(asked), "retry") = (asked, name) {
+                    // another draw of the same
+                    self.seed = self.seed.wrapping_add(1);
+                    return self.ask(asked);
+                }
+            }
+            "quit" | "exit" => self.left = true,
             "help" => println!("{HELP}"),
             _ => bail!("/{name} is no command; /help lists them"),
         }
         Ok(())
     }
 
-    /// One turn: the words with the pictures shown since the last, and the answer as it comes.
+    /// One turn: the words with the pictures shown since the last.
     fn say(&mut self, text: &str) -> Result<()> {
         let mut content: Vec<Content> = self.pending.drain(..).map(Content::Image).collect();
         content.push(Content::Text(text.to_owned()));
-        self.messages.push(Message { role: Role::User, content });
+        self.ask(Message { role: Role::User, content })
+    }
+
+    /// The model's own settings, and what the person wants otherwise.
+    fn request(&self) -> Request {
+        let asked = self.sampling;
+        let mut r = self.model.request(self.seed);
+        (r.max_tokens, r.window, r.stop) = (self.max_tokens, self.window, asked.stop.clone());
+        let text = &mut r.generation.text;
+        text.temperature = asked.temperature.unwrap_or(text.temperature);
+        text.top_k = asked.top_k.unwrap_or(text.top_k);
+        text.top_p = asked.top_p.unwrap_or(text.top_p);
+        text.min_p = asked.min_p.unwrap_or(text.min_p);
+        text.repetition_penalty = asked.repeat_penalty.unwrap_or(text.repetition_penalty);
+        r
+    }
+
+    /// A turn of the person's, and the answer as it comes.
+    fn ask(&mut self, message: Message) -> Result<()> {
+        self.messages.push(message);
         self.stop.store(false, Ordering::Relaxed);
-        let request = Request { max_tokens: self.max_tokens, window: self.window, ..self.model.request(self.seed) };
+        let request = self.request();
         let mut paths = Vec::new();
         let mut failed = None;
         let clock = Instant::now();
@@ -234,9 +311,66 @@ impl Session<'_> {
     }
 }
 
+/// A path as people type, paste and drop it: quotes around it, blanks behind backslashes, `~`, `file://`.
+fn typed_path(text: &str) -> PathBuf {
+    let text = text.trim();
+    let quoted = ['\'', '"'].iter().find_map(|q| text.strip_prefix(*q)?.strip_suffix(*q));
+    let plain = match (quoted, text.strip_prefix("file://")) {
+        (Some(inner), _) => inner.to_owned(),
+        (None, Some(url)) => percent_decoded(url),
+        (None, None) if cfg!(unix) => text.replace("\\ ", " ").replace("\\(", "(").replace("\\)", ")").replace("\\'", "'"),
+        (None, None) => text.to_owned(),
+    };
+    match (plain.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => PathBuf::from(plain),
+    }
+}
+
+/// %20 and its like as what they stand for.
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (bytes[i], hex) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                i += 3;
+            }
+            (byte, _) => {
+                out.push(byte);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let dir = state.or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".local/state")))?.join("unified");
     std::fs::create_dir_all(&dir).ok()?;
     Some(dir.join("history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_as_they_are_pasted() {
+        for (typed, path) in [
+            ("'/a b/c.png'", "/a b/c.png"),
+            ("\"/a b/c.png\"", "/a b/c.png"),
+            ("/a\\ b/c\\(1\\).png ", "/a b/c(1).png"),
+            ("file:///a%20b/c.png", "/a b/c.png"),
+            ("plain.png", "plain.png"),
+        ] {
+            assert_eq!(typed_path(typed), Path::new(path), "{typed}");
+        }
+        let home = std::env::var("HOME").unwrap_or_default();
+        assert_eq!(typed_path("~/x.png"), Path::new(&home).join("x.png"));
+    }
 }

@@ -8,6 +8,7 @@ mod field;
 mod forward;
 mod llamagen;
 mod llava;
+mod terminal;
 mod training;
 
 use std::path::{Path, PathBuf};
