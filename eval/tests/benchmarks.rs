@@ -123,7 +123,10 @@ fn malformed_data_are_said_and_the_rest_is_scored() {
     let torn = evaldata("bad/answers_torn/answers.jsonl");
     let run = replay("pope", &evaldata("pope/hf"), &torn, &out, &[]);
     let err = String::from_utf8_lossy(&run.stderr).into_owned();
-    assert!(!run.status.success() && err.contains("line 21: torn line") && err.contains("no score without --partial"), "{err}");
+    assert!(
+        !run.status.success() && err.contains("line 21: torn line") && err.contains("no score without --partial"),
+        "{err}"
+    );
     let odd = evaldata("bad/answers_odd/answers.jsonl");
     let run = replay("pope", &evaldata("pope/hf"), &odd, &out, &[]);
     let err = String::from_utf8_lossy(&run.stderr).into_owned();

@@ -190,9 +190,7 @@ impl HeadNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Same(norm) => norm.forward(x),
-            Self::Each { plain, weight, bias } => {
-                Ok(plain.forward(x)?.broadcast_mul(weight)?.broadcast_add(bias)?)
-            }
+            Self::Each { plain, weight, bias } => Ok(plain.forward(x)?.broadcast_mul(weight)?.broadcast_add(bias)?),
         }
     }
 }

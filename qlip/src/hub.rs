@@ -47,7 +47,8 @@ fn is_true(value: &str) -> bool {
 }
 
 fn fetch(id: &str, owner: &str, name: &str, revision: Option<String>) -> Result<PathBuf> {
-    let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| std::env::var(name).is_ok_and(|v| is_true(&v)));
+    let offline =
+        ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| std::env::var(name).is_ok_and(|v| is_true(&v)));
     let failed = |what: &str, e: String| {
         let hint = if offline {
             "HF_HUB_OFFLINE is set and the cache lacks it"

@@ -60,7 +60,10 @@ impl Image {
 
     fn decode<R: BufRead + Seek>(origin: &Path, mut reader: R) -> Result<Self> {
         if let Some(kind) = unread_kind(reader.fill_buf().map_err(Error::io(origin))?) {
-            return Err(Error::bad_file(origin, format!("{kind}, which is not read here; save it as JPEG or PNG first")));
+            return Err(Error::bad_file(
+                origin,
+                format!("{kind}, which is not read here; save it as JPEG or PNG first"),
+            ));
         }
         let reader = ImageReader::new(reader).with_guessed_format().map_err(Error::io(origin))?;
         if reader.format().is_none() {

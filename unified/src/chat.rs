@@ -34,7 +34,10 @@ impl ChatModel {
             Some("llama") => Ok(Self::Llama(Box::new(LlamaChat::load(files, placement)?))),
             other => {
                 let found = other.unwrap_or("nothing");
-                Err(Error::bad_file(&path, format!("model_type says {found}; um3, llava, janus and llama can be talked with")))
+                Err(Error::bad_file(
+                    &path,
+                    format!("model_type says {found}; um3, llava, janus and llama can be talked with"),
+                ))
             }
         }
     }

@@ -40,7 +40,8 @@ pub struct DocumentsConfig {
 pub struct Documents {
     config: DocumentsConfig,
     file: Mutex<File>,
-    lines: Vec<(u64, usize)>,
+    /// Where each document begins, its length, and its number in the file.
+    lines: Vec<(u64, usize, usize)>,
     codes: HashMap<String, Vec<u64>>,
     skipped: Vec<String>,
 }
@@ -97,7 +98,7 @@ impl Documents {
                 // pictures that are encoded already are looked up by their codes, not by their files
                 match config.codes.is_none().then(|| missing(&line, &config.images)).flatten() {
                     Some(name) => skipped.push(format!("document {all}: no picture {name}")),
-                    None => lines.push((at, n)),
+                    None => lines.push((at, n, all)),
                 }
             }
             at += n as u64;
@@ -150,8 +151,8 @@ impl Documents {
     /// The pieces of one document, all of them learned; `end` closes it.
     pub fn sample(&self, n: usize, end: &str, r: &mut Rng) -> Result<Sample> {
         let path = &self.config.path;
-        let bad = |why: String| Error::bad_file(path, format!("document {}: {why}", n + 1));
-        let (at, length) = self.lines[n];
+        let (at, length, number) = self.lines[n];
+        let bad = |why: String| Error::bad_file(path, format!("document {number}: {why}"));
         let mut bytes = vec![0; length];
         {
             let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -290,13 +291,18 @@ mod tests {
         let config =
             DocumentsConfig { path: path.clone(), images: dir.path().into(), codes: None, start: 1.0, end: 1.0 };
         let docs = Documents::open(&config, 20, 8).unwrap();
-        assert_eq!(docs.len(), 3);
+        assert_eq!((docs.len(), docs.skipped()), (2, &["document 2: no picture ../secret.png".to_owned()][..]));
         let mut r = rng::keyed(0, &[]);
         assert_eq!(docs.sample(0, "<end>", &mut r).unwrap().pieces.len(), 2);
-        for (n, want) in [(1, "outside the folder"), (2, "document 3: neither")] {
-            let error = docs.sample(n, "<end>", &mut r).unwrap_err().to_string();
-            assert!(error.contains(want) && error.contains("docs.jsonl"), "{error}");
-        }
+        let error = docs.sample(1, "<end>", &mut r).unwrap_err().to_string();
+        assert!(error.contains("document 3: neither") && error.contains("docs.jsonl"), "{error}");
+        // a picture that is there, and not in the folder
+        std::fs::create_dir(dir.path().join("inside")).unwrap();
+        std::fs::write(dir.path().join("secret.png"), b"x").unwrap();
+        let config = DocumentsConfig { images: dir.path().join("inside"), ..config };
+        let docs = Documents::open(&config, 20, 8).unwrap();
+        let error = docs.sample(1, "<end>", &mut r).unwrap_err().to_string();
+        assert!(error.contains("document 2") && error.contains("outside the folder"), "{error}");
         std::fs::write(&path, "\n").unwrap();
         assert!(Documents::open(&config, 20, 8).is_err());
     }

@@ -17,7 +17,9 @@ fn train(config: &str, out: &Path, set: &[String]) {
     let photos = format!("photos={}", root("tests/fixtures/photos").display());
     let set: Vec<String> = set.iter().cloned().chain([photos, "steps=1".into(), "batch_size=2".into()]).collect();
     let training = Training::from_file(&root(config), &set).unwrap();
-    training.run(&mut Run { out, resume: false, device: Device::Cpu, progress: &mut |_| {}, say: &mut |_| {} }).unwrap();
+    training
+        .run(&mut Run { out, resume: false, device: Device::Cpu, progress: &mut |_| {}, say: &mut |_| {} })
+        .unwrap();
 }
 
 /// Four patches a picture, the real vocabulary of marks and bytes.
@@ -33,6 +35,7 @@ fn tiny(dir: &Path) -> Unified {
         .iter()
         .map(|s| format!("model.{s}"))
         .chain([tokenizer, format!("qlip={}", dir.join("qlip").display())])
+        .chain(["head=tokens".to_owned(), "group_bits=10".to_owned()])
         .collect();
     train("configs/nano/unified.toml", &dir.join("um"), &set);
     Unified::load(&ModelFiles::Dir(dir.join("um")), &Placement::cpu()).unwrap()

@@ -12,7 +12,12 @@ use std::collections::BTreeMap;
 /// COCO captions.
 pub const COCO: Task = Task { name: "coco_caption", about: "captions (COCO)", load: load_coco, score: score_captions };
 /// NoCaps.
-pub const NOCAPS: Task = Task { name: "nocaps", about: "captions of objects that COCO has not (NoCaps)", load: load_nocaps, score: score_captions };
+pub const NOCAPS: Task = Task {
+    name: "nocaps",
+    about: "captions of objects that COCO has not (NoCaps)",
+    load: load_nocaps,
+    score: score_captions,
+};
 
 /// Pictures of a COCO annotation file in its order, references in theirs.
 fn coco_json(path: &std::path::Path, notes: &mut Notes) -> Result<Vec<Item>> {
@@ -75,7 +80,8 @@ fn load_nocaps(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
 fn score_captions(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut out = Scores::default();
     let plain = |t: &str| t.to_owned();
-    let rules: [(&str, &dyn Fn(&str) -> String); 2] = [("pycocoevalcap", &tokenised), ("vlmevalkit_untokenised", &plain)];
+    let rules: [(&str, &dyn Fn(&str) -> String); 2] =
+        [("pycocoevalcap", &tokenised), ("vlmevalkit_untokenised", &plain)];
     for (rule, words) in rules {
         let case = |(i, a): (&Item, &Answer)| Case {
             hypothesis: words(&a.text),

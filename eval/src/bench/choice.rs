@@ -8,10 +8,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// ScienceQA.
-pub const SCIENCEQA: Task =
-    Task { name: "scienceqa", about: "science questions with and without pictures (ScienceQA)", load: load_sqa, score: score_sqa };
+pub const SCIENCEQA: Task = Task {
+    name: "scienceqa",
+    about: "science questions with and without pictures (ScienceQA)",
+    load: load_sqa,
+    score: score_sqa,
+};
 /// SEED-Bench.
-pub const SEED: Task = Task { name: "seed", about: "twelve kinds of questions (SEED-Bench)", load: load_seed, score: score_seed };
+pub const SEED: Task =
+    Task { name: "seed", about: "twelve kinds of questions (SEED-Bench)", load: load_seed, score: score_seed };
 /// AI2D.
 pub const AI2D: Task = Task { name: "ai2d", about: "diagrams (AI2D)", load: load_ai2d, score: score_ai2d };
 
@@ -204,7 +209,8 @@ fn score_sqa(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Re
             into("no_context");
         }
     }
-    let img: BTreeMap<String, Vec<usize>> = groups.iter().filter(|g| g.0 == "img").map(|(k, v)| (k.clone(), v.clone())).collect();
+    let img: BTreeMap<String, Vec<usize>> =
+        groups.iter().filter(|g| g.0 == "img").map(|(k, v)| (k.clone(), v.clone())).collect();
     let among = |l: &str| ["A", "B", "C", "D", "E"].contains(&l);
     let llava = |text: &str| -> Option<String> {
         let start: String = text.chars().take(1).collect();
@@ -228,9 +234,8 @@ fn score_sqa(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Re
     let there = |item: &Item, said: &Option<String>| {
         said.as_ref().is_some_and(|s| (0..item.texts("choices").len()).any(|i| letter(i) == *s))
     };
-    let unread = |r: &[Option<String>]| {
-        items.iter().zip(r).filter(|p| !there(p.0, p.1)).count() as f64 / r.len().max(1) as f64
-    };
+    let unread =
+        |r: &[Option<String>]| items.iter().zip(r).filter(|p| !there(p.0, p.1)).count() as f64 / r.len().max(1) as f64;
     out.value("unparsed_rate@llava", unread(&of_llava));
     let of_lmms = read(&|t, item| {
         let t = t.trim();
@@ -267,7 +272,8 @@ fn load_seed(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut names: BTreeMap<i64, String> = (1..).zip(SEED_TYPES.map(str::to_owned)).collect();
     let mut take = |n: usize, row: &table::Row, names: &BTreeMap<i64, String>, notes: &mut Notes| {
         let id = row.text("question_id").unwrap_or_default();
-        let options: Vec<String> = ["choice_a", "choice_b", "choice_c", "choice_d"].iter().filter_map(|c| row.text(c)).collect();
+        let options: Vec<String> =
+            ["choice_a", "choice_b", "choice_c", "choice_d"].iter().filter_map(|c| row.text(c)).collect();
         let label = row.text("answer").unwrap_or_default();
         let kind = row.get("question_type_id").int().and_then(|t| names.get(&t).cloned());
         match ((0..options.len()).any(|i| letter(i) == label), kind) {
@@ -327,7 +333,12 @@ fn score_seed(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> R
 
 fn load_ai2d(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    let mut take = |n: usize, id: String, options: Vec<String>, label: Option<String>, question: Option<String>, notes: &mut Notes| {
+    let mut take = |n: usize,
+                    id: String,
+                    options: Vec<String>,
+                    label: Option<String>,
+                    question: Option<String>,
+                    notes: &mut Notes| {
         match label.filter(|l| (0..options.len()).any(|i| letter(i) == *l)) {
             None => notes.skip(format!("row {n}: answer outside the options")),
             Some(label) => {
@@ -348,7 +359,8 @@ fn load_ai2d(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     } else if let Some(tsv) = files.named(&["AI2D_TEST.tsv"]) {
         table::tsv(&tsv, notes, &mut |n, row, notes| {
             needs(row, &["index", "question", "answer", "A"], "ai2d", "AI2D_TEST.tsv")?;
-            let options = ["A", "B", "C", "D", "E"].iter().filter_map(|c| row.text(c)).filter(|t| !t.is_empty()).collect();
+            let options =
+                ["A", "B", "C", "D", "E"].iter().filter_map(|c| row.text(c)).filter(|t| !t.is_empty()).collect();
             take(n, row.text("index").unwrap_or_default(), options, row.text("answer"), row.text("question"), notes);
             Ok(())
         })?;

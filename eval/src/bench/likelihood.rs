@@ -8,7 +8,8 @@ use crate::{Error, Result};
 use serde_json::json;
 
 /// HellaSwag.
-pub const HELLASWAG: Task = Task { name: "hellaswag", about: "how a text goes on (HellaSwag)", load: load_hellaswag, score };
+pub const HELLASWAG: Task =
+    Task { name: "hellaswag", about: "how a text goes on (HellaSwag)", load: load_hellaswag, score };
 /// ARC.
 pub const ARC: Task = Task { name: "arc", about: "school science (ARC)", load: load_arc, score };
 
@@ -97,7 +98,8 @@ fn score(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result
             let choices = item.texts("choices");
             let ll: Vec<f64> = answer.line["ll"].as_array().into_iter().flatten().filter_map(|v| v.as_f64()).collect();
             if ll.len() != choices.len() {
-                let why = format!("answer {}: {} log-likelihoods `ll` for {} choices", item.id, ll.len(), choices.len());
+                let why =
+                    format!("answer {}: {} log-likelihoods `ll` for {} choices", item.id, ll.len(), choices.len());
                 return Err(Error::invalid(why));
             }
             let scores = ll.iter().zip(&choices).map(|(l, c)| l / length(c));

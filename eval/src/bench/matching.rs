@@ -10,9 +10,11 @@ use serde_json::json;
 use std::path::Path;
 
 /// CIFAR-10.
-pub const CIFAR: Task = Task { name: "cifar", about: "zero-shot classes (CIFAR-10's layout)", load: load_cifar, score: score_cifar };
+pub const CIFAR: Task =
+    Task { name: "cifar", about: "zero-shot classes (CIFAR-10's layout)", load: load_cifar, score: score_cifar };
 /// Flickr30k.
-pub const FLICKR30K: Task = Task { name: "flickr30k", about: "retrieval both ways (Flickr30k)", load: load_flickr, score: score_flickr };
+pub const FLICKR30K: Task =
+    Task { name: "flickr30k", about: "retrieval both ways (Flickr30k)", load: load_flickr, score: score_flickr };
 
 /// A .npy file of float32 or float64: shape and values.
 pub fn npy(path: &Path) -> Result<(Vec<usize>, Vec<f64>)> {
@@ -47,7 +49,9 @@ pub fn npy(path: &Path) -> Result<(Vec<usize>, Vec<f64>)> {
 }
 
 fn wanted(files: &Files, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
-    let path = files.beside(name).ok_or_else(|| Error::bad_file(files.dir.join(name), "no such file here or one folder up"))?;
+    let path = files
+        .beside(name)
+        .ok_or_else(|| Error::bad_file(files.dir.join(name), "no such file here or one folder up"))?;
     npy(&path)
 }
 
@@ -56,7 +60,8 @@ fn load_cifar(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let Some(first) = parquet.first() else { return Err(files.nothing("cifar", "plain_text/test-*.parquet")) };
     let names = table::class_names(first, "label")?;
     if names.is_empty() {
-        let why = "no class names in the file (schema metadata `huggingface`): labels alone cannot be asked for in words";
+        let why =
+            "no class names in the file (schema metadata `huggingface`): labels alone cannot be asked for in words";
         return Err(Error::bad_file(first, why));
     }
     let file = shown(files, first);
@@ -65,7 +70,11 @@ fn load_cifar(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         needs(row, &["label"], "cifar", &file)?;
         match row.get("label").int() {
             Some(l) if usize::try_from(l).is_ok_and(|l| l < names.len()) => {
-                items.push(Item::new(n.to_string(), n.to_string(), json!({"label": l, "name": names[l as usize], "row": n})));
+                items.push(Item::new(
+                    n.to_string(),
+                    n.to_string(),
+                    json!({"label": l, "name": names[l as usize], "row": n}),
+                ));
             }
             Some(l) => notes.skip(format!("row {n}: label {l} outside 0..{}", names.len() - 1)),
             None => notes.skip(format!("row {n}: no label")),
@@ -84,7 +93,9 @@ fn score_cifar(items: &[Item], _: &[Answer], files: &Files, _: &mut Notes) -> Re
     let (image_shape, images) = wanted(files, "image_features.npy")?;
     let (text_shape, texts) = wanted(files, "text_features.npy")?;
     let (&[n, d], &[classes, templates, width]) = (image_shape.as_slice(), text_shape.as_slice()) else {
-        return Err(Error::invalid("image_features.npy must be [pictures, width], text_features.npy [classes, templates, width]"));
+        return Err(Error::invalid(
+            "image_features.npy must be [pictures, width], text_features.npy [classes, templates, width]",
+        ));
     };
     if d != width || items.iter().any(|i| i.facts["row"].as_u64().is_none_or(|r| r as usize >= n)) {
         return Err(Error::invalid("features do not fit each other, or the pictures"));
@@ -107,7 +118,8 @@ fn score_cifar(items: &[Item], _: &[Answer], files: &Files, _: &mut Notes) -> Re
         let image = unit(&images[row * d..(row + 1) * d]);
         let score = |c: &Vec<f64>| c.iter().zip(&image).map(|(a, b)| a * b).sum::<f64>();
         let scores: Vec<f64> = class.iter().map(score).collect();
-        let better = scores.iter().enumerate().filter(|(c, s)| **s > scores[label] || (**s == scores[label] && *c < label));
+        let better =
+            scores.iter().enumerate().filter(|(c, s)| **s > scores[label] || (**s == scores[label] && *c < label));
         let rank = better.count();
         first.push((i, f64::from(rank == 0)));
         five.push((i, f64::from(rank < 5)));

@@ -10,7 +10,8 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
 /// MMBench.
-pub const MMBENCH: Task = Task { name: "mmbench", about: "multiple choice under rotations of its options (MMBench)", load, score };
+pub const MMBENCH: Task =
+    Task { name: "mmbench", about: "multiple choice under rotations of its options (MMBench)", load, score };
 
 /// Rotation k of question i has index i + k x this.
 const ROTATION: i64 = 1_000_000;
@@ -117,7 +118,8 @@ fn fault(text: &str) -> Option<String> {
 fn lmms(text: &str, options: &[String], nan: bool) -> Option<String> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let all = ["A", "B", "C", "D", "E"];
-    let shapes = [("", ""), ("(", ")"), ("(", ")."), ("", "."), ("", ")"), ("", ","), ("", ":"), ("", ")."), ("", ".)")];
+    let shapes =
+        [("", ""), ("(", ")"), ("(", ")."), ("", "."), ("", ")"), ("", ","), ("", ":"), ("", ")."), ("", ".)")];
     for (before, after) in shapes {
         let shape = |l: &str| format!("{before}{l}{after}");
         let found: Vec<&str> = all.iter().copied().filter(|l| words.contains(&shape(l).as_str())).collect();
@@ -183,7 +185,8 @@ fn score(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result
         if rule == "vlmevalkit" {
             let value = |i: usize| (i, f64::from(right[i]));
             out.mean("vanilla/all@vlmevalkit", (0..items.len()).map(value).collect());
-            let of = |k: u64| (0..items.len()).filter(|&i| items[i].facts["rotation"] == k).map(value).collect::<Vec<_>>();
+            let of =
+                |k: u64| (0..items.len()).filter(|&i| items[i].facts["rotation"] == k).map(value).collect::<Vec<_>>();
             out.mean("vanilla/first@vlmevalkit", of(0));
             for k in 0..4 {
                 let of = of(k);

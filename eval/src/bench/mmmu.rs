@@ -65,7 +65,8 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                 return Ok(());
             };
             let all = format!("{} {}", text("question"), options.join(" "));
-            let lost = (1..=7).find(|k| all.contains(&format!("<image {k}>")) && *row.get(&format!("image_{k}")) == Cell::Null);
+            let lost = (1..=7)
+                .find(|k| all.contains(&format!("<image {k}>")) && *row.get(&format!("image_{k}")) == Cell::Null);
             if let Some(k) = lost {
                 notes.skip(format!("row {}, id {id}: picture {k} missing", n - 1));
                 return Ok(());
@@ -76,7 +77,8 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                 notes.skip(format!("row {}, id {id}: answer \"{answer}\" outside the options", n - 1));
                 return Ok(());
             }
-            let answers = if open { python_list(&answer).unwrap_or_else(|| vec![answer.clone()]) } else { vec![answer.clone()] };
+            let answers =
+                if open { python_list(&answer).unwrap_or_else(|| vec![answer.clone()]) } else { vec![answer.clone()] };
             let subject = id.split_once('_').map_or("", |p| p.1).rsplit_once('_').map_or("", |p| p.0).to_owned();
             let facts = json!({"question": text("question"), "choices": options, "answers": answers, "label": answer,
                 "open": open, "subject": subject});

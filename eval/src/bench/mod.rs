@@ -1,6 +1,5 @@
 //! Published benchmarks: their layouts read, their answers scored under every published rule.
 
-pub mod table;
 pub mod captioning;
 pub mod choice;
 pub mod likelihood;
@@ -9,6 +8,7 @@ pub mod mmbench;
 pub mod mmmu;
 pub mod run;
 pub mod stats;
+pub mod table;
 pub mod vqa;
 pub mod yes_no;
 
@@ -203,7 +203,9 @@ pub fn without_repeats(items: Vec<Item>, notes: &mut Notes) -> Vec<Item> {
     let mut kept = Vec::new();
     for (i, item) in items.into_iter().enumerate() {
         match seen.get(&item.id) {
-            Some(first) => notes.skip(format!("duplicate id \"{}\" (rows {first} and {i}): the second is left out", item.id)),
+            Some(first) => {
+                notes.skip(format!("duplicate id \"{}\" (rows {first} and {i}): the second is left out", item.id))
+            }
             None => {
                 seen.insert(item.id.clone(), i);
                 kept.push(item);

@@ -165,7 +165,9 @@ fn samples(scores: &Scores, items: &[Item], answers: &[Answer]) -> String {
         }
     }
     let line = |((item, answer), scores): ((&Item, &Answer), &Map<String, Value>)| {
-        json!({"id": item.id, "cluster": item.cluster, "answer": answer.text, "facts": item.facts, "scores": scores}).to_string() + "\n"
+        json!({"id": item.id, "cluster": item.cluster, "answer": answer.text, "facts": item.facts, "scores": scores})
+            .to_string()
+            + "\n"
     };
     items.iter().zip(answers).zip(&each).map(line).collect()
 }
@@ -181,7 +183,10 @@ pub fn write(out: &Path, model: &str, outcomes: &[(&Task, Outcome)]) -> Result<(
         results.insert(task.name.into(), o.results.clone());
         let about = json!({"scored": o.scored, "unanswered": o.unanswered, "left_out": o.notes.left_out, "notes": o.notes.lines});
         tasks.insert(task.name.into(), about);
-        report.push_str(&format!("\n## {}: {}\n\n| metric | value | 95% | n |\n|---|---|---|---|\n", task.name, task.about));
+        report.push_str(&format!(
+            "\n## {}: {}\n\n| metric | value | 95% | n |\n|---|---|---|---|\n",
+            task.name, task.about
+        ));
         for (name, m) in o.results.as_object().into_iter().flatten() {
             let number = |k: &str| m[k].as_f64().map_or(String::new(), |v| format!("{v:.4}"));
             let range = match (m["low"].as_f64(), m["high"].as_f64()) {

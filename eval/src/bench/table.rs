@@ -170,7 +170,11 @@ pub fn json(path: &Path) -> Result<Value> {
 }
 
 /// JSON lines, each with its number from 1. A line that is not JSON is noted, and the rest is read.
-pub fn json_lines(path: &Path, notes: &mut Notes, on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>) -> Result<()> {
+pub fn json_lines(
+    path: &Path,
+    notes: &mut Notes,
+    on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>,
+) -> Result<()> {
     let text = text_of(path)?;
     let (name, whole) = (super::name(path), text.ends_with('\n'));
     let lines: Vec<&str> = text.lines().collect();
@@ -178,7 +182,9 @@ pub fn json_lines(path: &Path, notes: &mut Notes, on: &mut dyn FnMut(usize, &Row
         match serde_json::from_str::<Value>(line) {
             Ok(Value::Object(o)) => on(i + 1, &row_of(&o), notes)?,
             Ok(_) => notes.skip(format!("{name} line {}: not an object", i + 1)),
-            Err(_) if i + 1 == lines.len() && !whole => notes.skip(format!("{name} line {}: torn line left out", i + 1)),
+            Err(_) if i + 1 == lines.len() && !whole => {
+                notes.skip(format!("{name} line {}: torn line left out", i + 1))
+            }
             Err(e) => notes.skip(format!("{name} line {}, column {}: not JSON", i + 1, e.column())),
         }
     }
@@ -207,7 +213,11 @@ pub fn tsv(path: &Path, notes: &mut Notes, on: &mut dyn FnMut(usize, &Row, &mut 
 }
 
 /// Rows of parquet files in order, numbered through.
-pub fn parquet(paths: &[PathBuf], notes: &mut Notes, on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>) -> Result<()> {
+pub fn parquet(
+    paths: &[PathBuf],
+    notes: &mut Notes,
+    on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>,
+) -> Result<()> {
     shards_are_whole(paths, notes)?;
     let mut n = 0;
     for path in paths {
@@ -239,9 +249,8 @@ fn open_parquet(path: &Path) -> Result<SerializedFileReader<std::fs::File>> {
     }
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
-    let reader = SerializedFileReader::new(file).map_err(|_| {
-        Error::bad_file(path, "not a complete parquet file (no PAR1 at the end; download again)")
-    })?;
+    let reader = SerializedFileReader::new(file)
+        .map_err(|_| Error::bad_file(path, "not a complete parquet file (no PAR1 at the end; download again)"))?;
     // the library takes the columns' places on trust
     let mut columns = reader.metadata().row_groups().iter().flat_map(|g| g.columns());
     let within = columns.all(|c| {
@@ -267,7 +276,10 @@ fn shards_are_whole(paths: &[PathBuf], notes: &mut Notes) -> Result<()> {
             if !wanted.is_file() {
                 let why = format!("shard {i} of {all} missing (names say -of-{count})");
                 if !notes.partial {
-                    return Err(Error::bad_file(wanted, format!("{why}: complete the download, or score what is there by --partial")));
+                    return Err(Error::bad_file(
+                        wanted,
+                        format!("{why}: complete the download, or score what is there by --partial"),
+                    ));
                 }
                 if !notes.lines.contains(&why) {
                     notes.say(why);

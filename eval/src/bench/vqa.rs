@@ -9,9 +9,19 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 
 /// VQAv2.
-pub const VQAV2: Task = Task { name: "vqav2", about: "open questions with ten people's answers (VQAv2)", load: load_vqav2, score: score_vqav2 };
+pub const VQAV2: Task = Task {
+    name: "vqav2",
+    about: "open questions with ten people's answers (VQAv2)",
+    load: load_vqav2,
+    score: score_vqav2,
+};
 /// TextVQA.
-pub const TEXTVQA: Task = Task { name: "textvqa", about: "questions about text in pictures (TextVQA)", load: load_textvqa, score: score_textvqa };
+pub const TEXTVQA: Task = Task {
+    name: "textvqa",
+    about: "questions about text in pictures (TextVQA)",
+    load: load_textvqa,
+    score: score_textvqa,
+};
 /// GQA.
 pub const GQA: Task = Task { name: "gqa", about: "compositional questions (GQA)", load: load_gqa, score: score_gqa };
 
@@ -169,7 +179,9 @@ fn load_gqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     } else {
         let parquet = files.find(|p| p.contains("instructions") && p.contains("/testdev-") && p.ends_with(".parquet"));
         let Some(first) = parquet.first() else {
-            return Err(files.nothing("gqa", "testdev_balanced_questions.json or testdev_balanced_instructions/*.parquet"));
+            return Err(
+                files.nothing("gqa", "testdev_balanced_questions.json or testdev_balanced_instructions/*.parquet")
+            );
         };
         let file = shown(files, first);
         table::parquet(&parquet, notes, &mut |_, row, _| {

@@ -8,9 +8,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// POPE.
-pub const POPE: Task = Task { name: "pope", about: "objects that are not there (POPE)", load: load_pope, score: score_pope };
+pub const POPE: Task =
+    Task { name: "pope", about: "objects that are not there (POPE)", load: load_pope, score: score_pope };
 /// MME.
-pub const MME: Task = Task { name: "mme", about: "perception and cognition by pairs of questions (MME)", load: load_mme, score: score_mme };
+pub const MME: Task = Task {
+    name: "mme",
+    about: "perception and cognition by pairs of questions (MME)",
+    load: load_mme,
+    score: score_mme,
+};
 
 /// The label of a row; nothing where it is neither.
 fn label(cell: Option<String>) -> std::result::Result<bool, String> {
@@ -25,7 +31,8 @@ fn label(cell: Option<String>) -> std::result::Result<bool, String> {
 /// A column that must be there; the nearest name where it is not.
 pub(super) fn needs(row: &Row, columns: &[&str], task: &str, file: &str) -> Result<()> {
     for column in columns.iter().filter(|c| !row.has(c)) {
-        let near = row.0.iter().map(|c| c.0.as_str()).min_by_key(|c| distance(c, column)).filter(|c| distance(c, column) <= 2);
+        let near =
+            row.0.iter().map(|c| c.0.as_str()).min_by_key(|c| distance(c, column)).filter(|c| distance(c, column) <= 2);
         let near = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
         let why = format!("column `{column}` missing in {file} (has: {}){near}", row.columns());
         return Err(Error::invalid(format!("{task}: {why}")));
@@ -89,8 +96,7 @@ fn load_pope(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                     Err(why) => notes.skip(format!("{stem} line {line}: {why}")),
                     Ok(yes) => {
                         let facts = json!({"question": question(row), "yes": yes, "split": split});
-                        let mut item =
-                            Item::new(format!("{split}/{id}"), row.text("image").unwrap_or_default(), facts);
+                        let mut item = Item::new(format!("{split}/{id}"), row.text("image").unwrap_or_default(), facts);
                         item.also = vec![("category", split.clone()), ("question_id", id)];
                         items.push(item);
                     }
@@ -163,7 +169,8 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         let file = shown(files, first);
         table::parquet(&parquet, notes, &mut |n, row, notes| {
             needs(row, &["question_id", "question", "answer", "category"], "mme", &file)?;
-            let (id, category) = (row.text("question_id").unwrap_or_default(), row.text("category").unwrap_or_default());
+            let (id, category) =
+                (row.text("question_id").unwrap_or_default(), row.text("category").unwrap_or_default());
             let known = || PERCEPTION.iter().chain(&COGNITION);
             if !known().any(|c| *c == category) {
                 let near = known().min_by_key(|c| distance(c, &category)).copied().unwrap_or_default();
@@ -186,7 +193,8 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             let category = super::name(folder);
             let pictures = if questions { folder.join("images") } else { folder.to_owned() };
             let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let picture = ["jpg", "png", "jpeg"].iter().map(|e| format!("{stem}.{e}")).find(|n| pictures.join(n).is_file());
+            let picture =
+                ["jpg", "png", "jpeg"].iter().map(|e| format!("{stem}.{e}")).find(|n| pictures.join(n).is_file());
             let Some(picture) = picture else {
                 notes.skip(format!("{}: picture missing", shown(files, path)));
                 continue;
@@ -245,7 +253,11 @@ fn score_mme(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Re
             let acc = questions.iter().filter(|r| **r).count() as f64 / questions.len() as f64;
             let plus = pictures.values().filter(|p| p.iter().all(|r| *r)).count() as f64 / pictures.len() as f64;
             let score = 100.0 * (acc + plus);
-            if PERCEPTION.contains(category) { perception += score } else { cognition += score }
+            if PERCEPTION.contains(category) {
+                perception += score
+            } else {
+                cognition += score
+            }
             out.value(format!("{category}@{rule}"), score);
         }
         out.value(format!("perception@{rule}"), perception);

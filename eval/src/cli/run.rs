@@ -176,10 +176,8 @@ fn compared(a: &Path, b: &Path, draws: usize) -> Result<Vec<Row>> {
         let both: Vec<(&Sample, &Sample)> = of_a.iter().filter_map(|(id, s)| Some((s, of_b.get(id)?))).collect();
         let metrics: std::collections::BTreeSet<&String> = both.iter().flat_map(|p| p.0.1.keys()).collect();
         for metric in metrics {
-            let of: Vec<(f64, f64, &str)> = both
-                .iter()
-                .filter_map(|(x, y)| Some((*x.1.get(metric)?, *y.1.get(metric)?, x.0.as_str())))
-                .collect();
+            let of: Vec<(f64, f64, &str)> =
+                both.iter().filter_map(|(x, y)| Some((*x.1.get(metric)?, *y.1.get(metric)?, x.0.as_str()))).collect();
             let (x, y): (Vec<f64>, Vec<f64>) = of.iter().map(|o| (o.0, o.1)).unzip();
             let clusters: Vec<&str> = of.iter().map(|o| o.2).collect();
             if let Some(d) = difference(&x, &y, &clusters, draws, 0) {
@@ -206,7 +204,10 @@ impl Compare {
             println!("{}", serde_json::to_string_pretty(&rows.iter().map(one).collect::<Vec<_>>())?);
             return Ok(());
         }
-        println!("{:<14} {:<40} {:>6} {:>9}  {:<20} {:>8} {:>8} {:>8}", "task", "metric", "n", "B - A", "95%", "p", "Holm", "80% at");
+        println!(
+            "{:<14} {:<40} {:>6} {:>9}  {:<20} {:>8} {:>8} {:>8}",
+            "task", "metric", "n", "B - A", "95%", "p", "Holm", "80% at"
+        );
         for r in &rows {
             let range = format!("{:+.4} to {:+.4}", r.d.low, r.d.high);
             println!(
@@ -243,7 +244,13 @@ impl Gate {
                 bail!("--max-drop {rule}: the runs have no task `{name}` in common");
             }
             for r in of.into_iter().filter(|r| r.d.high * 100.0 < -points) {
-                failed.push(format!("{name} {}: {:+.2} points (95%: {:+.2} to {:+.2})", r.metric, r.d.delta * 100.0, r.d.low * 100.0, r.d.high * 100.0));
+                failed.push(format!(
+                    "{name} {}: {:+.2} points (95%: {:+.2} to {:+.2})",
+                    r.metric,
+                    r.d.delta * 100.0,
+                    r.d.low * 100.0,
+                    r.d.high * 100.0
+                ));
             }
         }
         if failed.is_empty() {

@@ -75,7 +75,8 @@ fn images(path: &Path) -> Result<Value> {
     let all = tensors(path)?;
     let image = |name: &str| -> Result<Option<Image>> {
         let Some(t) = all.get(name) else { return Ok(None) };
-        let (h, w, c) = t.dims3().with_context(|| format!("{}: `{name}` must be [height, width, 3]", path.display()))?;
+        let (h, w, c) =
+            t.dims3().with_context(|| format!("{}: `{name}` must be [height, width, 3]", path.display()))?;
         if c != 3 || t.dtype() != DType::U8 {
             bail!("{}: `{name}` must be uint8 [height, width, 3]", path.display());
         }
@@ -219,7 +220,8 @@ fn vqa(path: &Path) -> Result<Value> {
     let mut out = Vec::new();
     for (i, case) in cases.iter().enumerate() {
         let prediction = case["prediction"].as_str().with_context(|| format!("case {i}: no `prediction`"))?;
-        let answers = case["answers"].as_array().and_then(|a| a.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+        let answers =
+            case["answers"].as_array().and_then(|a| a.iter().map(|v| v.as_str().map(str::to_owned)).collect());
         let answers: Vec<String> = answers.with_context(|| format!("case {i}: no list `answers` of texts"))?;
         let mut one = json!({"prediction": prediction, "answers": answers});
         for (name, processed, rule) in RULES {
@@ -254,8 +256,10 @@ fn pope(path: &Path) -> Result<Value> {
         answers.push((text.to_owned(), label == "yes"));
         // what each program calls an answer that it cannot read
         let vlmevalkit = word(yes_no::vlmevalkit(text)).replace("other", "unknown");
-        out.push(json!({"text": text, "label": label, "llava": word(yes_no::llava(text)), "lmms": word(yes_no::lmms(text)),
-            "vlmevalkit": vlmevalkit}));
+        out.push(
+            json!({"text": text, "label": label, "llava": word(yes_no::llava(text)), "lmms": word(yes_no::lmms(text)),
+            "vlmevalkit": vlmevalkit}),
+        );
     }
     let mut expected = Map::new();
     for rule in ["llava", "lmms", "vlmevalkit", "strict"] {

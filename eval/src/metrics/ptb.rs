@@ -1,9 +1,8 @@
 //! Words of captions as Stanford's PTB tokenizer 3.4.1 parts them (lower case, punctuation dropped): the rules that captions need.
 
 /// What pycocoevalcap drops after the tokenizer.
-const DROPPED: [&str; 18] = [
-    "''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";", "\"",
-];
+const DROPPED: [&str; 18] =
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";", "\""];
 
 /// Words that are written as one and are two.
 const SPLIT: [(&str, usize); 10] = [
@@ -24,8 +23,8 @@ const ENDINGS: [&str; 7] = ["n't", "'s", "'m", "'d", "'ll", "'re", "'ve"];
 
 /// Abbreviations that keep their full stop.
 const ABBREVIATIONS: [&str; 22] = [
-    "mr.", "mrs.", "ms.", "dr.", "st.", "jr.", "sr.", "vs.", "etc.", "inc.", "co.", "corp.", "ltd.", "prof.", "gen.", "sen.", "rep.", "gov.",
-    "mt.", "ave.", "blvd.", "no.",
+    "mr.", "mrs.", "ms.", "dr.", "st.", "jr.", "sr.", "vs.", "etc.", "inc.", "co.", "corp.", "ltd.", "prof.", "gen.",
+    "sen.", "rep.", "gov.", "mt.", "ave.", "blvd.", "no.",
 ];
 
 /// A caption's words, parted by single blanks.
@@ -79,7 +78,8 @@ fn pieces(chunk: &str, out: &mut Vec<String>) {
         // a full stop belongs to abbreviations and to letters that are parted by stops
         if chars.get(i) == Some(&'.') {
             let dotted = format!("{word}.");
-            let letters = word.contains('.') && word.split('.').all(|p| p.chars().count() == 1 && p.chars().all(char::is_alphabetic));
+            let letters = word.contains('.')
+                && word.split('.').all(|p| p.chars().count() == 1 && p.chars().all(char::is_alphabetic));
             if letters || ABBREVIATIONS.contains(&dotted.as_str()) {
                 i += 1;
                 out.push(dotted);
@@ -107,10 +107,12 @@ fn joins(chars: &[char], i: usize, j: usize) -> bool {
         '-' => next_word && is_word(chars[j - 1]),
         '.' | ',' | ':' if digit(next) && digit(Some(chars[j - 1])) => true,
         // letters parted by stops: p.m, u.s
-        '.' => next.is_some_and(char::is_alphabetic) && chars[i..j].iter().filter(|c| **c != '.').count() <= 3 && {
-            let last = chars[i..j].iter().rposition(|c| *c == '.').map_or(i, |p| i + p + 1);
-            j - last == 1
-        },
+        '.' => {
+            next.is_some_and(char::is_alphabetic) && chars[i..j].iter().filter(|c| **c != '.').count() <= 3 && {
+                let last = chars[i..j].iter().rposition(|c| *c == '.').map_or(i, |p| i + p + 1);
+                j - last == 1
+            }
+        }
         '&' | '/' => next_word && c == '&' && chars[i..j].iter().all(|c| c.is_alphabetic()) && j - i <= 2,
         '@' => next_word,
         _ => false,

@@ -35,10 +35,7 @@ impl Ranks {
             let best = own.iter().map(|&i| scores[i][picture]).fold(f64::NEG_INFINITY, f64::max);
             1 + (0..owner.len()).filter(|&i| owner[i] != picture && before(scores[i][picture], best)).count()
         };
-        Self {
-            images: scores.iter().zip(owner).map(image).collect(),
-            texts: (0..pictures).map(text).collect(),
-        }
+        Self { images: scores.iter().zip(owner).map(image).collect(), texts: (0..pictures).map(text).collect() }
     }
 
     /// R@1, 5, 10, median and mean ranks of both ways, by the names of tests/fixtures/metrics.

@@ -64,8 +64,7 @@ pub fn flat(text: &str) -> String {
 /// count); `after_digits` keeps those that follow a digit (VLMEvalKit).
 pub fn punctuation(text: &str, after_digits: bool) -> String {
     let chars: Vec<char> = text.chars().collect();
-    let comma_in_number =
-        chars.windows(3).any(|w| w[1] == ',' && w[0].is_numeric() && w[2].is_numeric());
+    let comma_in_number = chars.windows(3).any(|w| w[1] == ',' && w[0].is_numeric() && w[2].is_numeric());
     let mut out = text.to_owned();
     for p in PUNCTUATION {
         let beside_blank = text.contains(&format!("{p} ")) || text.contains(&format!(" {p}"));

@@ -30,7 +30,8 @@ pub(crate) fn is_torch(bytes: &[u8]) -> bool {
 
 /// Tensors of a file by name; `path` names it in errors.
 pub(crate) fn tensors(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Place>> {
-    let bad = |why: String| Error::bad_file(path, format!("not a file of torch.save ({why}); was the download complete?"));
+    let bad =
+        |why: String| Error::bad_file(path, format!("not a file of torch.save ({why}); was the download complete?"));
     let (tree, storages) = if bytes.starts_with(b"PK") { zipped(bytes) } else { legacy(bytes) }.map_err(bad)?;
     let held = weights(&tree);
     if held.is_empty() {
@@ -180,14 +181,16 @@ mod tests {
         let found = tensors(Path::new("x.pt"), &file).unwrap();
         let (dtype, shape, bytes) = &found["w"];
         assert_eq!((found.len(), *dtype, shape.as_slice()), (1, Dtype::F32, &[2, 2][..]));
-        let values: Vec<f32> = file[bytes.clone()].chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let values: Vec<f32> =
+            file[bytes.clone()].chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         assert_eq!(values, [2.0, 3.0, 4.0, 5.0]);
     }
 
     /// Files that were changed or cut are read or refused, and never end the program.
     #[test]
     fn changed_files_are_refused_or_read() {
-        let zip = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/janus/original/pytorch_model.bin"));
+        let zip =
+            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/janus/original/pytorch_model.bin"));
         for whole in [old_file(), zip.unwrap()] {
             assert!(tensors(Path::new("x.pt"), &whole).is_ok());
             for case in 0..3000u64 {

@@ -186,7 +186,8 @@ impl Pictures {
 
     /// A line that says what the source holds.
     pub fn summary(&self) -> String {
-        let mut line = format!("{} pictures, {} with words, {} classes", self.len(), self.with_words(), self.classes.len());
+        let mut line =
+            format!("{} pictures, {} with words, {} classes", self.len(), self.with_words(), self.classes.len());
         if !self.taken.is_empty() {
             line.push_str(&format!(" ({})", self.taken));
         }

@@ -79,16 +79,21 @@ pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
             let columns = known.get_or_insert_with(|| columns(&row, label.clone()));
             let Some(image) = &columns.image else {
                 let there = &columns.there;
-                return Err(bad(format!("no column of pictures {{bytes, path}} (has: {there}); one of them is needed")));
+                return Err(bad(format!(
+                    "no column of pictures {{bytes, path}} (has: {there}); one of them is needed"
+                )));
             };
             let name = path.join(format!("row {n}"));
             match picture(&row, image) {
                 Some(bytes) => {
                     let words = columns.words.as_ref().map(|w| texts(&row, w)).unwrap_or_default();
-                    let class = columns.label.as_ref().and_then(|l| whole(&row, l)).and_then(|c| usize::try_from(c).ok());
+                    let class =
+                        columns.label.as_ref().and_then(|l| whole(&row, l)).and_then(|c| usize::try_from(c).ok());
                     all.items.push(Item { name, place: Place::Memory(bytes), words: spoken(words), class });
                 }
-                None => all.skipped.push(Skipped { name: name.display().to_string(), why: format!("no picture in `{image}`") }),
+                None => all
+                    .skipped
+                    .push(Skipped { name: name.display().to_string(), why: format!("no picture in `{image}`") }),
             }
         }
         if let Some(c) = known.filter(|_| all.taken.is_empty()) {
@@ -156,7 +161,8 @@ fn class_label(reader: &SerializedFileReader<std::fs::File>) -> (Option<String>,
     let text = meta.into_iter().flatten().find(|kv| kv.key == "huggingface").and_then(|kv| kv.value.as_deref());
     let json: serde_json::Value = text.and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
     let features = json["info"]["features"].as_object();
-    let found = features.into_iter().flatten().find_map(|(column, f)| Some((column.clone(), f["names"].as_array()?.clone())));
+    let found =
+        features.into_iter().flatten().find_map(|(column, f)| Some((column.clone(), f["names"].as_array()?.clone())));
     match found {
         Some((column, names)) => (Some(column), names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect()),
         None => (None, Vec::new()),

@@ -84,7 +84,8 @@ fn read(path: &Path, out: &mut Pictures) -> Result<()> {
         }
         let name = entry.path().map_err(bad)?.into_owned();
         if is_litter(&name) {
-            out.skipped.push(Skipped { name: path.join(&name).display().to_string(), why: "left by the system".into() });
+            out.skipped
+                .push(Skipped { name: path.join(&name).display().to_string(), why: "left by the system".into() });
             continue;
         }
         let place = (entry.raw_file_position(), entry.size() as usize);

@@ -242,4 +242,3 @@ impl Emu3Tokenizer {
         Ok(Pixels(self.decode(codes, (1, rows, columns))?.i((.., 0))?.contiguous()?))
     }
 }
-

@@ -221,7 +221,9 @@ impl VqTokenizer {
     }
 
     fn painter(&self) -> Result<&Painter> {
-        self.painter.as_ref().ok_or_else(|| Error::invalid("this image tokenizer has no decoder: it reads pictures only"))
+        self.painter
+            .as_ref()
+            .ok_or_else(|| Error::invalid("this image tokenizer has no decoder: it reads pictures only"))
     }
 
     /// Where it computes.

@@ -61,14 +61,8 @@ mod tests {
     #[test]
     fn levels_count_from_the_end_that_the_publication_counts_from() {
         let name = "decoder.up.0.block.1.nin_shortcut.bias";
-        assert_eq!(
-            llamagen_name(name, DecoderLevels::FromCoarsest),
-            "decoder.conv_blocks.0.res.1.nin_shortcut.bias"
-        );
-        assert_eq!(
-            llamagen_name(name, DecoderLevels::FromFinest(3)),
-            "decoder.conv_blocks.2.res.1.nin_shortcut.bias"
-        );
+        assert_eq!(llamagen_name(name, DecoderLevels::FromCoarsest), "decoder.conv_blocks.0.res.1.nin_shortcut.bias");
+        assert_eq!(llamagen_name(name, DecoderLevels::FromFinest(3)), "decoder.conv_blocks.2.res.1.nin_shortcut.bias");
         let emu = "encoder.down_block.down.2.attn_norms.0.weight";
         assert_eq!(llamagen_name(emu, DecoderLevels::FromFinest(3)), "encoder.conv_blocks.2.attn.0.norm.weight");
         let mid = "decoder.middle_block.attn_norm.conv_y.bias";

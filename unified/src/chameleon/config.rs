@@ -98,7 +98,8 @@ impl ChameleonConfig {
         }
         let vq: Vq = serde_json::from_value(vq).map_err(|e| bad(format!("vq_config: {e}")))?;
         if vq.attn_type != "vanilla" || vq.double_latent || (vq.in_channels, vq.out_channels) != (3, 3) {
-            let why = "vq_config: attn_type other than vanilla, double_latent and channels other than 3 are not known here";
+            let why =
+                "vq_config: attn_type other than vanilla, double_latent and channels other than 3 are not known here";
             return Err(bad(why.into()));
         }
         let _ = (vq.dropout, vq.initializer_range, vq.model_type);

@@ -89,7 +89,14 @@ impl Chameleon {
     }
 
     /// At most `most` words after a context, up to the text's end, and a picture's beginning where pictures may come.
-    pub fn words(&self, context: Vec<u32>, pictures: bool, most: usize, s: SampleSettings, seed: (u64, u64)) -> Request {
+    pub fn words(
+        &self,
+        context: Vec<u32>,
+        pictures: bool,
+        most: usize,
+        s: SampleSettings,
+        seed: (u64, u64),
+    ) -> Request {
         let rows = Source::rows(0..self.config.text.vocab_size);
         let (eos, begin) = (self.eos, self.begin);
         let grammar = Box::new(move |tokens: &[u32]| match tokens.last() {

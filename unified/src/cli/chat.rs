@@ -318,7 +318,9 @@ fn typed_path(text: &str) -> PathBuf {
     let plain = match (quoted, text.strip_prefix("file://")) {
         (Some(inner), _) => inner.to_owned(),
         (None, Some(url)) => percent_decoded(url),
-        (None, None) if cfg!(unix) => text.replace("\\ ", " ").replace("\\(", "(").replace("\\)", ")").replace("\\'", "'"),
+        (None, None) if cfg!(unix) => {
+            text.replace("\\ ", " ").replace("\\(", "(").replace("\\)", ")").replace("\\'", "'")
+        }
         (None, None) => text.to_owned(),
     };
     match (plain.strip_prefix("~/"), std::env::var_os("HOME")) {
@@ -333,7 +335,10 @@ fn percent_decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let hex = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        let hex = bytes
+            .get(i + 1..i + 3)
+            .and_then(|h| std::str::from_utf8(h).ok())
+            .and_then(|h| u8::from_str_radix(h, 16).ok());
         match (bytes[i], hex) {
             (b'%', Some(byte)) => {
                 out.push(byte);

@@ -66,7 +66,13 @@ impl Data {
             println!("  {}: {}", s["name"].as_str().unwrap_or_default(), s["why"].as_str().unwrap_or_default());
         }
         for s in report["samples"].as_array().into_iter().flatten() {
-            println!("  {} {}x{} {:?}", s["name"].as_str().unwrap_or_default(), s["width"], s["height"], s["words"].as_str().unwrap_or_default());
+            println!(
+                "  {} {}x{} {:?}",
+                s["name"].as_str().unwrap_or_default(),
+                s["width"],
+                s["height"],
+                s["words"].as_str().unwrap_or_default()
+            );
         }
         Ok(())
     }
@@ -115,8 +121,10 @@ impl Data {
                 v
             })
             .collect();
-        Ok(json!({"version": 1, "pictures": pictures, "with_words": with_words, "classes": found.classes, "conversations": 0,
-            "taken": found.taken, "skipped": skipped, "samples": samples}))
+        Ok(
+            json!({"version": 1, "pictures": pictures, "with_words": with_words, "classes": found.classes, "conversations": 0,
+            "taken": found.taken, "skipped": skipped, "samples": samples}),
+        )
     }
 
     fn conversations(&self) -> Result<Value> {
@@ -130,8 +138,10 @@ impl Data {
             })
             .collect();
         let pictures: usize = entries.iter().map(|e| e.images().len()).sum();
-        Ok(json!({"version": 1, "pictures": pictures, "with_words": pictures, "classes": [], "conversations": entries.len(),
-            "skipped": skipped, "samples": []}))
+        Ok(
+            json!({"version": 1, "pictures": pictures, "with_words": pictures, "classes": [], "conversations": entries.len(),
+            "skipped": skipped, "samples": []}),
+        )
     }
 
     fn documents(&self) -> Result<Value> {

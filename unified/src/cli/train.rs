@@ -54,7 +54,8 @@ impl Train {
         };
         let mut say = |line: &str| bar.suspend(|| eprintln!("{line}"));
         let device = self.device.device()?;
-        let done = training.run(&mut Run { out, resume: self.resume, device, progress: &mut progress, say: &mut say })?;
+        let done =
+            training.run(&mut Run { out, resume: self.resume, device, progress: &mut progress, say: &mut say })?;
         bar.finish_and_clear();
         if let Some(s) = &done {
             summarise(s);

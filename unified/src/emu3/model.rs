@@ -119,7 +119,8 @@ impl Emu3 {
 
     /// Rows and columns that a prompt asks for: the words between the picture's beginning and its codes, "90*90".
     pub fn asked(&self, prompt: &[u32]) -> Result<(usize, usize)> {
-        let missing = || Error::invalid("the prompt has no size of a picture, as in <|image start|>90*90<|image token|>");
+        let missing =
+            || Error::invalid("the prompt has no size of a picture, as in <|image start|>90*90<|image token|>");
         let from = prompt.iter().rposition(|&t| t == self.begin).ok_or_else(missing)?;
         let to = prompt[from..].iter().position(|&t| t == self.codes_begin).ok_or_else(missing)?;
         let ids = &prompt[from + 1..from + to];

@@ -224,11 +224,15 @@ mod tests {
     #[test]
     fn turns_are_written_as_the_authors_write_them() {
         let pro = ["<|User|>", "<|Assistant|>"];
-        let turns = [(pro[0], "<image_placeholder>\nWhat is this?"), (pro[1], "A cat. "), (pro[0], "And?"), (pro[1], "")];
+        let turns =
+            [(pro[0], "<image_placeholder>\nWhat is this?"), (pro[1], "A cat. "), (pro[0], "And?"), (pro[1], "")];
         assert_eq!(
             prompt("", &turns),
             "<|User|>: <image_placeholder>\nWhat is this?\n\n<|Assistant|>: A cat.<｜end▁of▁sentence｜><|User|>: And?\n\n<|Assistant|>:"
         );
-        assert_eq!(prompt("S", &[("User", "  Hello there \n"), ("Assistant", "")]), "S\n\nUser: Hello there\n\nAssistant:");
+        assert_eq!(
+            prompt("S", &[("User", "  Hello there \n"), ("Assistant", "")]),
+            "S\n\nUser: Hello there\n\nAssistant:"
+        );
     }
 }

@@ -170,7 +170,9 @@ impl JanusConfig {
             return refuse("vision_config.use_qk_norm = true");
         }
         if !v.attention_bias || v.hidden_act != "gelu" || v.num_channels != 3 {
-            return refuse("a vision_config without attention_bias, with another hidden_act than gelu or other num_channels than 3");
+            return refuse(
+                "a vision_config without attention_bias, with another hidden_act than gelu or other num_channels than 3",
+            );
         }
         if q.double_latent || q.hidden_act != "gelu" || (q.in_channels, q.out_channels) != (3, 3) {
             return refuse("a vq_config with double_latent, another hidden_act than gelu or other channels than 3");
@@ -185,10 +187,9 @@ impl JanusConfig {
             layer_norm_eps: v.layer_norm_eps,
         };
         let width = text_config.hidden_size;
-        for (what, found) in [
-            ("vision_config.projection_dim", v.projection_dim),
-            ("vq_config.projection_dim", q.projection_dim),
-        ] {
+        for (what, found) in
+            [("vision_config.projection_dim", v.projection_dim), ("vq_config.projection_dim", q.projection_dim)]
+        {
             if found != width {
                 return refuse(&format!("{what} {found} beside a language model of width {width}"));
             }
@@ -197,7 +198,10 @@ impl JanusConfig {
         let _ = (v.attention_dropout, v.hidden_dropout_rate, v.projection_dropout, q.dropout, v.use_vision_head);
         let _ = (v.num_image_tokens, v.initializer_range, q.initializer_range);
         Ok(Self {
-            text: LlamaConfig { tie_word_embeddings: tie_word_embeddings || text_config.tie_word_embeddings, ..text_config },
+            text: LlamaConfig {
+                tie_word_embeddings: tie_word_embeddings || text_config.tie_word_embeddings,
+                ..text_config
+            },
             vision,
             aligner_depth: v.depth,
             gen_aligner_depth: q.num_hidden_layers,
@@ -226,7 +230,9 @@ impl JanusConfig {
         for part in ["aligner_config", "gen_aligner_config"] {
             let kind = json[part]["params"]["projector_type"].as_str();
             if kind != Some("mlp_gelu") {
-                return Err(Error::invalid(format!("{part}.params.projector_type {kind:?} is not known; use mlp_gelu")));
+                return Err(Error::invalid(format!(
+                    "{part}.params.projector_type {kind:?} is not known; use mlp_gelu"
+                )));
             }
         }
         let mut text = json["language_config"].as_object().cloned().unwrap_or_default();
@@ -234,14 +240,15 @@ impl JanusConfig {
             text.remove(key);
         }
         one_spelling(&mut text);
-        let text: LlamaConfig = serde_json::from_value(text.into())
-            .map_err(|e| Error::invalid(format!("language_config: {e}")))?;
+        let text: LlamaConfig =
+            serde_json::from_value(text.into()).map_err(|e| Error::invalid(format!("language_config: {e}")))?;
         let depth = |part: &str| json[part]["params"]["depth"].as_u64().unwrap_or(2) as usize;
         let shapes: std::collections::HashMap<&str, &[usize]> = stored.shapes().into_iter().collect();
         let tower = SiglipConfig::large_384();
         let params = &json["vision_config"]["params"];
         let name = params["model_name"].as_str().unwrap_or_default();
-        let fits = shapes.get("vision_model.embeddings.patch_embedding.weight").is_none_or(|d| d[0] == tower.hidden_size);
+        let fits =
+            shapes.get("vision_model.embeddings.patch_embedding.weight").is_none_or(|d| d[0] == tower.hidden_size);
         if name != "siglip_large_patch16_384" || !fits {
             return Err(Error::invalid(format!(
                 "vision_config.params.model_name `{name}`: its sizes are known for siglip_large_patch16_384 alone, which does not fit this file"

@@ -23,7 +23,8 @@ struct Mlp(Vec<Linear>);
 
 impl Mlp {
     fn new(p: &Params, input: usize, width: usize, depth: usize) -> Result<Self> {
-        let layer = |i: usize| Linear::new(&p.at("layers").at(2 * i), if i == 0 { input } else { width }, width, true, 0.02);
+        let layer =
+            |i: usize| Linear::new(&p.at("layers").at(2 * i), if i == 0 { input } else { width }, width, true, 0.02);
         Ok(Self((0..depth).map(layer).collect::<Result<_>>()?))
     }
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

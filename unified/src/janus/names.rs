@@ -35,7 +35,8 @@ pub fn published_name(name: &str) -> String {
     if let Some(rest) = name.strip_prefix("model.vqmodel.") {
         return format!("gen_vision_model.{}", llamagen_name(rest, DecoderLevels::FromCoarsest));
     }
-    let Some(name) = TRANSFORMERS.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?))) else {
+    let Some(name) = TRANSFORMERS.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
+    else {
         return name.to_owned();
     };
     let name = name.replace(".self_attn.projection_layer.", ".self_attn.out_proj.");

@@ -105,7 +105,8 @@ impl LlavaTraining {
         (run.say)(&line);
         if n as f64 > self.broken_share * all as f64 && n > 3.min(all - 1) {
             let share = self.broken_share;
-            let why = format!("{n} of {all} conversations miss their pictures, more than the allowed broken_share {share}");
+            let why =
+                format!("{n} of {all} conversations miss their pictures, more than the allowed broken_share {share}");
             return Err(Error::bad_file(&self.data, why));
         }
         let base = self.base()?;

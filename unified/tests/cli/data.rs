@@ -40,9 +40,17 @@ fn shards_lose_no_words_and_take_no_masks() {
 
 #[test]
 fn folders_tables_and_lines() {
-    for name in ["folders/metadata", "folders/jfif", "tables/ref.csv", "tables/UPPER.CSV", "tables/quote.tsv", "tables/newline.csv",
-        "jsonl/ref.jsonl", "jsonl/bom.jsonl", "jsonl/crlf.jsonl"]
-    {
+    for name in [
+        "folders/metadata",
+        "folders/jfif",
+        "tables/ref.csv",
+        "tables/UPPER.CSV",
+        "tables/quote.tsv",
+        "tables/newline.csv",
+        "jsonl/ref.jsonl",
+        "jsonl/bom.jsonl",
+        "jsonl/crlf.jsonl",
+    ] {
         assert_eq!(holds(name, 8, 8, 0, 0)["samples"][0]["words"], FIRST, "{name}");
     }
     holds("folders/dsstore", 8, 8, 0, 9);
@@ -129,7 +137,20 @@ fn trainings_say_what_they_find_before_they_begin() {
     let tokenizer = format!("tokenizer={}", super::nano().join("tokenizer.json").display());
     fails(
         d,
-        &["train", &qlip, "--out", "q", "--set", &photos, "--set", &tokenizer, "--set", "steps=1", "--set", "batch_size=2"],
+        &[
+            "train",
+            &qlip,
+            "--out",
+            "q",
+            "--set",
+            &photos,
+            "--set",
+            &tokenizer,
+            "--set",
+            "steps=1",
+            "--set",
+            "batch_size=2",
+        ],
         &["0 of 8 pictures have words"],
     );
 }

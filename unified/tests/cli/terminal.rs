@@ -22,7 +22,9 @@ impl Tmux {
         let begin = Instant::now();
         loop {
             let screen = self.screen();
-            if screen.trim_end().lines().last().map(str::trim_end) == Some(last) || begin.elapsed() > Duration::from_secs(60) {
+            if screen.trim_end().lines().last().map(str::trim_end) == Some(last)
+                || begin.elapsed() > Duration::from_secs(60)
+            {
                 return screen;
             }
             std::thread::sleep(Duration::from_millis(30));
@@ -43,7 +45,10 @@ fn ctrl_c_stops_an_answer_and_quit_leaves() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let whole = ok(dir.path(), &["chat", "--model", &nano().display().to_string(), "--prompt", QUESTION, "--max-tokens", "1800"]);
+    let whole = ok(
+        dir.path(),
+        &["chat", "--model", &nano().display().to_string(), "--prompt", QUESTION, "--max-tokens", "1800"],
+    );
     let tmux = Tmux(format!("unified-test-{}", std::process::id()));
     let program = env!("CARGO_BIN_EXE_unified");
     let command = format!("cd {0}; HOME={0} {program} chat --max-tokens 1800; echo left", dir.path().display());
@@ -53,7 +58,9 @@ fn ctrl_c_stops_an_answer_and_quit_leaves() {
     tmux.run(&["send-keys", QUESTION, "Enter"]);
     // until something of the answer is there
     let begin = Instant::now();
-    while tmux.screen().trim_end().lines().last().is_none_or(|l| l.starts_with('>')) && begin.elapsed() < Duration::from_secs(20) {
+    while tmux.screen().trim_end().lines().last().is_none_or(|l| l.starts_with('>'))
+        && begin.elapsed() < Duration::from_secs(20)
+    {
         std::thread::sleep(Duration::from_millis(5));
     }
     tmux.run(&["send-keys", "C-c"]);

@@ -100,6 +100,8 @@ fn a_text_model_grows_into_a_unified_one() {
         format!("tokenizer={}", nano().join("tokenizer.json").display()),
         format!("qlip={}", nano().join("qlip").display()),
         "start=llama".to_owned(),
+        "head=tokens".to_owned(),
+        "group_bits=10".to_owned(),
         "steps=2".to_owned(),
         "batch_size=2".to_owned(),
     ];

@@ -31,7 +31,8 @@ pub fn outputs(model: &Emu3, inputs: &Inputs, max_tokens: Option<usize>) -> Resu
         if video.rank() != 5 {
             bail!("{}: `vq_video_pixels` must be [videos, frames, 3, height, width]", inputs.path.display());
         }
-        let pre = model.vq.pre_quant(&model.vq.encoder_out(&video.to_device(&inputs.device)?.to_dtype(DType::F32)?)?)?;
+        let pre =
+            model.vq.pre_quant(&model.vq.encoder_out(&video.to_device(&inputs.device)?.to_dtype(DType::F32)?)?)?;
         let (n, time, _, rows, columns) = pre.dims5()?;
         let codes = model.vq.codes(&pre)?;
         out.insert("vq_video_indices".into(), integers(&codes, (n, time, rows, columns))?);

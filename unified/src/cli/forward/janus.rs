@@ -56,7 +56,10 @@ impl Seeing<'_> {
     fn embed(&self, ids: &[u32], tokens: usize, next: &mut usize) -> Result<(Tensor, Vec<u64>)> {
         let per = self.model.tokens_per_picture();
         let Some(image) = self.model.config.image_token.or_else(|| longest_run(ids, per)) else {
-            bail!("{}: config.json has no image_token_id and no token is there {per} times in a row", self.inputs.path.display());
+            bail!(
+                "{}: config.json has no image_token_id and no token is there {per} times in a row",
+                self.inputs.path.display()
+            );
         };
         let mut parts = Vec::new();
         for run in ids.chunk_by(|a, b| (*a == image) == (*b == image)) {
@@ -64,7 +67,8 @@ impl Seeing<'_> {
                 parts.push(self.model.lm.embed(run, 1)?.squeeze(0)?);
                 continue;
             }
-            let Some(features) = self.features.as_ref().filter(|f| *next + run.len() / per <= f.dim(0).unwrap_or(0)) else {
+            let Some(features) = self.features.as_ref().filter(|f| *next + run.len() / per <= f.dim(0).unwrap_or(0))
+            else {
                 bail!("{}: more placeholders than `pixel_values` has pictures", self.inputs.path.display());
             };
             if !run.len().is_multiple_of(per) {
