@@ -68,7 +68,7 @@ fn plane_ssim(x: &[f64], y: &[f64], (w, h): (usize, usize), kind: Ssim) -> Optio
 /// A plane with `reach` pixels more on every side, mirrored at the outermost ones.
 fn reflected(p: &[f64], w: usize, h: usize, reach: usize) -> Vec<f64> {
     let inner = |i: usize, n: usize| {
-        let i = (i as i64 - reach as i64).abs() as usize;
+        let i = i.abs_diff(reach);
         if i >= n { 2 * (n - 1) - i } else { i }
     };
     let row = |y: usize| (0..w + 2 * reach).map(move |x| p[inner(y, h) * w + inner(x, w)]);

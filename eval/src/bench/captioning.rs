@@ -77,11 +77,13 @@ fn load_nocaps(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     Ok(without_repeats(items, notes))
 }
 
+/// What becomes of a text before it is compared.
+type Reading<'a> = &'a dyn Fn(&str) -> String;
+
 fn score_captions(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut out = Scores::default();
     let plain = |t: &str| t.to_owned();
-    let rules: [(&str, &dyn Fn(&str) -> String); 2] =
-        [("pycocoevalcap", &tokenised), ("vlmevalkit_untokenised", &plain)];
+    let rules: [(&str, Reading); 2] = [("pycocoevalcap", &tokenised), ("vlmevalkit_untokenised", &plain)];
     for (rule, words) in rules {
         let case = |(i, a): (&Item, &Answer)| Case {
             hypothesis: words(&a.text),

@@ -311,9 +311,12 @@ fn load_seed(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     Ok(without_repeats(items, notes))
 }
 
+/// What an answer says, by a program's rule.
+type Reading<'a> = &'a dyn Fn(&str, &Item) -> Option<String>;
+
 fn score_seed(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut out = Scores::default();
-    let rules: [(&str, &dyn Fn(&str, &Item) -> Option<String>); 3] = [
+    let rules: [(&str, Reading); 3] = [
         ("llava", &|t, _| Some(t.to_owned())),
         ("lmms", &|t, _| t.trim().chars().next().map(|c| c.to_uppercase().to_string())),
         ("vlmevalkit", &|t, item| can_infer(t, &item.texts("choices"))),

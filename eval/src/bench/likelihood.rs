@@ -88,9 +88,12 @@ fn load_arc(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     Ok(without_repeats(items, notes))
 }
 
+/// What a choice's log-likelihood is divided by.
+type Length = fn(&str) -> f64;
+
 fn score(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut out = Scores::default();
-    let kinds: [(&str, fn(&str) -> f64); 3] =
+    let kinds: [(&str, Length); 3] =
         [("acc", |_| 1.0), ("acc_norm", |c| c.chars().count() as f64), ("acc_bytes", |c| c.len() as f64)];
     for (name, length) in kinds {
         let mut each = Vec::new();

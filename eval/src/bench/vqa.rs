@@ -6,6 +6,7 @@ use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::Result;
 use crate::metrics::vqa::{Rule, accuracy};
 use serde_json::{Value, json};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 /// VQAv2.
@@ -55,10 +56,9 @@ fn load_vqav2(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         for a in annotations["annotations"].as_array().into_iter().flatten() {
             if let Cell::Group(row) = Cell::of_json(a) {
                 let id = row.text("question_id").unwrap_or_default();
-                if by_id.contains_key(&id) {
-                    notes.say(format!("question {id}: annotated twice, the first counts"));
-                } else {
-                    by_id.insert(id, row);
+                match by_id.entry(id) {
+                    Entry::Occupied(e) => notes.say(format!("question {}: annotated twice, the first counts", e.key())),
+                    Entry::Vacant(e) => drop(e.insert(row)),
                 }
             }
         }
@@ -193,10 +193,13 @@ fn load_gqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     Ok(without_repeats(items, notes))
 }
 
+/// What becomes of a text before it is compared.
+type Reading<'a> = &'a dyn Fn(&str) -> String;
+
 fn score_gqa(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut out = Scores::default();
     let bare = |t: &str| t.trim().to_lowercase().replace(|c: char| c.is_ascii_punctuation(), "");
-    let rules: [(&str, &dyn Fn(&str) -> String, &dyn Fn(&str) -> String); 4] = [
+    let rules: [(&str, Reading, Reading); 4] = [
         ("llava", &|p| p.trim_end_matches('.').to_lowercase(), &|g| g.to_owned()),
         ("official_raw", &|p| p.to_owned(), &|g| g.to_owned()),
         ("lmms", &bare, &bare),
@@ -224,9 +227,12 @@ fn score_gqa(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Re
     Ok(out)
 }
 
+/// How often each text came.
+type Counts<'a> = BTreeMap<&'a str, f64>;
+
 /// GQA's distance of the answers' distribution from the labels', by global groups: chi-square weighted by counts, over 100.
 fn distribution(items: &[Item], gold: &[String], said: &[String]) -> f64 {
-    let mut groups: BTreeMap<&str, (BTreeMap<&str, f64>, BTreeMap<&str, f64>)> = BTreeMap::new();
+    let mut groups: BTreeMap<&str, (Counts, Counts)> = BTreeMap::new();
     for (i, item) in items.iter().enumerate() {
         if let Value::String(global) = &item.facts["global"] {
             let (labels, answers) = groups.entry(global).or_default();

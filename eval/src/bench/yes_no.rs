@@ -30,7 +30,7 @@ fn label(cell: Option<String>) -> std::result::Result<bool, String> {
 
 /// A column that must be there; the nearest name where it is not.
 pub(super) fn needs(row: &Row, columns: &[&str], task: &str, file: &str) -> Result<()> {
-    for column in columns.iter().filter(|c| !row.has(c)) {
+    if let Some(column) = columns.iter().find(|c| !row.has(c)) {
         let near =
             row.0.iter().map(|c| c.0.as_str()).min_by_key(|c| distance(c, column)).filter(|c| distance(c, column) <= 2);
         let near = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
@@ -231,9 +231,12 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     Ok(items)
 }
 
+/// What an answer says, by a program's rule.
+type Reading = fn(&str) -> Said;
+
 fn score_mme(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut out = Scores::default();
-    let rules: [(&str, fn(&str) -> Said); 3] =
+    let rules: [(&str, Reading); 3] =
         [("lmms", |t| mme(t, true)), ("official", |t| mme(t, false)), ("vlmevalkit", vlmevalkit)];
     for (rule, read) in rules {
         // by category, by picture: whether each question was right

@@ -19,6 +19,9 @@ pub struct Scores {
     pub each: Vec<BTreeMap<&'static str, f64>>,
 }
 
+/// Weights by n-gram.
+type Weights = HashMap<Vec<String>, f64>;
+
 type Grams<'a> = HashMap<Vec<&'a str>, f64>;
 
 fn grams(text: &str, n: usize) -> Grams<'_> {
@@ -59,7 +62,7 @@ fn cider(cases: &[Case]) -> Vec<f64> {
     }
     let log_n = (cases.len().max(1) as f64).ln();
     // weights by length of n-gram, their norms, and the length that the penalty sees
-    let vector = |text: &str| -> (Vec<HashMap<Vec<String>, f64>>, Vec<f64>, f64) {
+    let vector = |text: &str| -> (Vec<Weights>, Vec<f64>, f64) {
         let mut vectors = Vec::new();
         let mut norms = Vec::new();
         let mut length = 0.0;

@@ -49,7 +49,8 @@ fn pieces(chunk: &str, out: &mut Vec<String>) {
     let mut i = 0;
     while i < chars.len() {
         let c = chars[i];
-        if !is_word(c) && !(c == '\'' && starts_elision(&chars[i..])) {
+        let begins = is_word(c) || (c == '\'' && starts_elision(&chars[i..]));
+        if !begins {
             // dots and dashes in a row are one sign
             let mut j = i + 1;
             while j < chars.len() && chars[j] == c && (c == '.' || c == '-') {

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn text(t: &str) -> Vec<u8> {
-        [&[b'X'], (t.len() as u32).to_le_bytes().as_slice(), t.as_bytes()].concat()
+        [b"X".as_slice(), &(t.len() as u32).to_le_bytes(), t.as_bytes()].concat()
     }
 
     /// A tensor of torch.save before 1.6, under `ema` and behind two wrappers.
