@@ -209,6 +209,15 @@ pub fn png_text(bytes: &[u8], keyword: &str) -> Option<String> {
 #[derive(Debug, Clone)]
 pub struct Pixels(pub Tensor);
 
+impl Pixels {
+    /// Values in -1..1 as bytes, in the tensor's order, as the authors of Janus, Emu3 and LlamaGen make them:
+    /// (x + 1) / 2 x 255, clipped, truncated.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let values = self.0.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        Ok(values.into_iter().map(|v| ((v + 1.0) / 2.0 * 255.0).clamp(0.0, 255.0) as u8).collect())
+    }
+}
+
 /// preprocessor_config.json: how a picture becomes pixels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preprocess {

@@ -1,7 +1,6 @@
 //! Captions of COCO and NoCaps.
 
 use super::table::{self, Cell};
-use super::yes_no::{needs, shown};
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::Result;
 use crate::metrics::captions::{Case, score};
@@ -63,17 +62,18 @@ fn load_nocaps(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         return coco_json(path, notes);
     }
     let parquet = files.parquet("validation");
-    let Some(first) = parquet.first() else {
-        return Err(files.nothing("nocaps", "nocaps_val_4500_captions.json or validation-*.parquet"));
-    };
-    let file = shown(files, first);
     let mut items = Vec::new();
-    table::parquet(&parquet, notes, &mut |_, row, _| {
-        needs(row, &["image_id", "annotations_captions"], "nocaps", &file)?;
-        let id = row.text("image_id").unwrap_or_default();
-        items.push(Item::new(id.clone(), id, json!({"references": row.get("annotations_captions").texts()})));
-        Ok(())
-    })?;
+    files.rows(
+        ("nocaps", "nocaps_val_4500_captions.json or validation-*.parquet"),
+        &parquet,
+        &["image_id", "annotations_captions"],
+        notes,
+        &mut |_, row, _| {
+            let id = row.text("image_id").unwrap_or_default();
+            items.push(Item::new(id.clone(), id, json!({"references": row.get("annotations_captions").texts()})));
+            Ok(())
+        },
+    )?;
     Ok(without_repeats(items, notes))
 }
 

@@ -1,7 +1,7 @@
 //! Multiple choice: ScienceQA, SEED-Bench, AI2D. Nothing is ever guessed: an answer that a rule cannot read is wrong, and counted.
 
+use super::needs;
 use super::table::{self, Cell};
-use super::yes_no::{needs, shown};
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::Result;
 use serde_json::json;
@@ -165,22 +165,23 @@ fn load_sqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             (only, field)
         }
     };
-    let Some(first) = parquet.first() else {
-        return Err(files.nothing("scienceqa", "problems.json, or ScienceQA-FULL/test-*.parquet"));
-    };
-    let file = shown(files, first);
-    table::parquet(&parquet, notes, &mut |n, row, notes| {
-        needs(row, &["question", "choices", "answer"], "scienceqa", &file)?;
-        match facts(row, *row.get("image") != Cell::Null) {
-            Err(why) => notes.skip(format!("row {n}: {why}")),
-            Ok(facts) => {
-                let mut item = Item::new(format!("row {n}"), format!("row {n}"), facts);
-                item.also = vec![(field, n.to_string())];
-                items.push(item);
+    files.rows(
+        ("scienceqa", "problems.json, or ScienceQA-FULL/test-*.parquet"),
+        &parquet,
+        &["question", "choices", "answer"],
+        notes,
+        &mut |n, row, notes| {
+            match facts(row, *row.get("image") != Cell::Null) {
+                Err(why) => notes.skip(format!("row {n}: {why}")),
+                Ok(facts) => {
+                    let mut item = Item::new(format!("row {n}"), format!("row {n}"), facts);
+                    item.also = vec![(field, n.to_string())];
+                    items.push(item);
+                }
             }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     Ok(items)
 }
 
@@ -298,15 +299,16 @@ fn load_seed(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         }
     } else {
         let parquet = files.parquet("test");
-        let Some(first) = parquet.first() else {
-            return Err(files.nothing("seed", "SEED-Bench.json or test-*.parquet"));
-        };
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |n, row, notes| {
-            needs(row, &["question_id", "question_type_id", "answer", "choice_a"], "seed", &file)?;
-            take(n, row, &names, notes);
-            Ok(())
-        })?;
+        files.rows(
+            ("seed", "SEED-Bench.json or test-*.parquet"),
+            &parquet,
+            &["question_id", "question_type_id", "answer", "choice_a"],
+            notes,
+            &mut |n, row, notes| {
+                take(n, row, &names, notes);
+                Ok(())
+            },
+        )?;
     }
     Ok(without_repeats(items, notes))
 }
@@ -351,14 +353,18 @@ fn load_ai2d(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         }
     };
     let parquet = files.parquet("test");
-    if let Some(first) = parquet.first() {
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |n, row, notes| {
-            needs(row, &["question", "options", "answer"], "ai2d", &file)?;
-            let label = row.get("answer").int().and_then(|i| usize::try_from(i).ok()).map(letter);
-            take(n, n.to_string(), row.get("options").texts(), label, row.text("question"), notes);
-            Ok(())
-        })?;
+    if !parquet.is_empty() {
+        files.rows(
+            ("ai2d", "parquet files"),
+            &parquet,
+            &["question", "options", "answer"],
+            notes,
+            &mut |n, row, notes| {
+                let label = row.get("answer").int().and_then(|i| usize::try_from(i).ok()).map(letter);
+                take(n, n.to_string(), row.get("options").texts(), label, row.text("question"), notes);
+                Ok(())
+            },
+        )?;
     } else if let Some(tsv) = files.named(&["AI2D_TEST.tsv"]) {
         table::tsv(&tsv, notes, &mut |n, row, notes| {
             needs(row, &["index", "question", "answer", "A"], "ai2d", "AI2D_TEST.tsv")?;

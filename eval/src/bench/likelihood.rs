@@ -1,8 +1,6 @@
 //! Multiple choice by likelihood, as lm-evaluation-harness scores it: HellaSwag, ARC. Answer files hold the sum of log-probabilities of each
 //! continuation, `ll`.
 
-use super::table;
-use super::yes_no::{needs, shown};
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::{Error, Result};
 use serde_json::json;
@@ -35,56 +33,66 @@ pub fn cleaned(text: &str) -> String {
 
 fn load_hellaswag(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let parquet = files.parquet("validation");
-    let Some(first) = parquet.first() else { return Err(files.nothing("hellaswag", "validation-*.parquet")) };
-    let file = shown(files, first);
     let mut items = Vec::new();
-    table::parquet(&parquet, notes, &mut |n, row, notes| {
-        needs(row, &["ctx_a", "ctx_b", "endings", "label"], "hellaswag", &file)?;
-        let id = row.text("ind").unwrap_or_else(|| n.to_string());
-        let endings: Vec<String> = row.get("endings").texts().iter().map(|e| cleaned(e)).collect();
-        let label = row.get("label").int().and_then(|l| usize::try_from(l).ok());
-        match label.filter(|l| *l < endings.len()) {
-            None if endings.is_empty() => notes.skip(format!("row {n}, id {id}: no endings")),
-            None => {
-                let said = row.text("label").unwrap_or_default();
-                notes.skip(format!("row {n}, id {id}: label \"{said}\" outside 0..{}", endings.len() - 1));
+    files.rows(
+        ("hellaswag", "validation-*.parquet"),
+        &parquet,
+        &["ctx_a", "ctx_b", "endings", "label"],
+        notes,
+        &mut |n, row, notes| {
+            let id = row.text("ind").unwrap_or_else(|| n.to_string());
+            let endings: Vec<String> = row.get("endings").texts().iter().map(|e| cleaned(e)).collect();
+            let label = row.get("label").int().and_then(|l| usize::try_from(l).ok());
+            match label.filter(|l| *l < endings.len()) {
+                None if endings.is_empty() => notes.skip(format!("row {n}, id {id}: no endings")),
+                None => {
+                    let said = row.text("label").unwrap_or_default();
+                    notes.skip(format!("row {n}, id {id}: label \"{said}\" outside 0..{}", endings.len() - 1));
+                }
+                Some(gold) => {
+                    let capital: String = {
+                        let b = row.text("ctx_b").unwrap_or_default().to_lowercase();
+                        let mut chars = b.chars();
+                        chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
+                    };
+                    let text = |name: &str| row.text(name).unwrap_or_default();
+                    let context = cleaned(&format!("{}: {} {capital}", text("activity_label"), text("ctx_a")));
+                    items.push(Item::new(
+                        id.clone(),
+                        id,
+                        json!({"context": context, "choices": endings, "gold": gold}),
+                    ));
+                }
             }
-            Some(gold) => {
-                let capital: String = {
-                    let b = row.text("ctx_b").unwrap_or_default().to_lowercase();
-                    let mut chars = b.chars();
-                    chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
-                };
-                let text = |name: &str| row.text(name).unwrap_or_default();
-                let context = cleaned(&format!("{}: {} {capital}", text("activity_label"), text("ctx_a")));
-                items.push(Item::new(id.clone(), id, json!({"context": context, "choices": endings, "gold": gold})));
-            }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     Ok(without_repeats(items, notes))
 }
 
 fn load_arc(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let parquet = files.parquet("test");
-    let Some(first) = parquet.first() else { return Err(files.nothing("arc", "ARC-Challenge/test-*.parquet")) };
-    let file = shown(files, first);
     let mut items = Vec::new();
-    table::parquet(&parquet, notes, &mut |n, row, notes| {
-        needs(row, &["id", "question", "choices", "answerKey"], "arc", &file)?;
-        let id = row.text("id").unwrap_or_default();
-        let choices = row.get("choices").group().cloned().unwrap_or_default();
-        let (texts, labels) = (choices.get("text").texts(), choices.get("label").texts());
-        let key = row.text("answerKey").unwrap_or_default();
-        match labels.iter().position(|l| *l == key).filter(|g| *g < texts.len()) {
-            None => notes.skip(format!("row {n}, id {id}: answer \"{key}\" is none of the labels")),
-            Some(gold) => {
-                let context = format!("Question: {}\nAnswer:", row.text("question").unwrap_or_default());
-                items.push(Item::new(id.clone(), id, json!({"context": context, "choices": texts, "gold": gold})));
+    files.rows(
+        ("arc", "ARC-Challenge/test-*.parquet"),
+        &parquet,
+        &["id", "question", "choices", "answerKey"],
+        notes,
+        &mut |n, row, notes| {
+            let id = row.text("id").unwrap_or_default();
+            let choices = row.get("choices").group().cloned().unwrap_or_default();
+            let (texts, labels) = (choices.get("text").texts(), choices.get("label").texts());
+            let key = row.text("answerKey").unwrap_or_default();
+            match labels.iter().position(|l| *l == key).filter(|g| *g < texts.len()) {
+                None => notes.skip(format!("row {n}, id {id}: answer \"{key}\" is none of the labels")),
+                Some(gold) => {
+                    let context = format!("Question: {}\nAnswer:", row.text("question").unwrap_or_default());
+                    items.push(Item::new(id.clone(), id, json!({"context": context, "choices": texts, "gold": gold})));
+                }
             }
-        }
-        Ok(())
-    })?;
+            Ok(())
+        },
+    )?;
     Ok(without_repeats(items, notes))
 }
 

@@ -2,7 +2,6 @@
 //! the answers as .npy files.
 
 use super::table::{self, Cell};
-use super::yes_no::{needs, shown};
 use super::{Answer, Files, Item, Notes, Scores, Task};
 use crate::metrics::retrieval::{Ranks, Ties};
 use crate::{Error, Result};
@@ -57,17 +56,16 @@ fn wanted(files: &Files, name: &str) -> Result<(Vec<usize>, Vec<f64>)> {
 
 fn load_cifar(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let parquet = files.parquet("test");
-    let Some(first) = parquet.first() else { return Err(files.nothing("cifar", "plain_text/test-*.parquet")) };
+    let task = ("cifar", "plain_text/test-*.parquet");
+    let Some(first) = parquet.first() else { return Err(files.nothing(task.0, task.1)) };
     let names = table::class_names(first, "label")?;
     if names.is_empty() {
         let why =
             "no class names in the file (schema metadata `huggingface`): labels alone cannot be asked for in words";
         return Err(Error::bad_file(first, why));
     }
-    let file = shown(files, first);
     let mut items = Vec::new();
-    table::parquet(&parquet, notes, &mut |n, row, notes| {
-        needs(row, &["label"], "cifar", &file)?;
+    files.rows(task, &parquet, &["label"], notes, &mut |n, row, notes| {
         match row.get("label").int() {
             Some(l) if usize::try_from(l).is_ok_and(|l| l < names.len()) => {
                 items.push(Item::new(
@@ -150,21 +148,22 @@ fn load_flickr(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         }
     } else {
         let parquet = files.parquet("test");
-        let Some(first) = parquet.first() else {
-            return Err(files.nothing("flickr30k", "dataset_flickr30k.json or test-*.parquet"));
-        };
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |_, row, _| {
-            needs(row, &["caption", "filename"], "flickr30k", &file)?;
-            if row.text("split").is_none_or(|s| s == "test") {
-                let captions = match row.get("caption") {
-                    Cell::List(l) => l.len(),
-                    _ => 1,
-                };
-                take(row.text("filename").unwrap_or_default(), captions);
-            }
-            Ok(())
-        })?;
+        files.rows(
+            ("flickr30k", "dataset_flickr30k.json or test-*.parquet"),
+            &parquet,
+            &["caption", "filename"],
+            notes,
+            &mut |_, row, _| {
+                if row.text("split").is_none_or(|s| s == "test") {
+                    let captions = match row.get("caption") {
+                        Cell::List(l) => l.len(),
+                        _ => 1,
+                    };
+                    take(row.text("filename").unwrap_or_default(), captions);
+                }
+                Ok(())
+            },
+        )?;
     }
     Ok(items)
 }

@@ -1,8 +1,8 @@
 //! MMBench (Liu et al. 2023): a question counts only when it is answered rightly under every rotation of its options.
 
 use super::choice::can_infer;
+use super::needs;
 use super::table::{self, Row};
-use super::yes_no::{needs, shown};
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::Result;
 use base64::Engine;
@@ -46,14 +46,19 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             rows.push((n, kept));
             Ok(())
         })?;
-    } else if let Some(first) = parquet.first() {
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |n, row, _| {
-            needs(row, &["index", "question", "answer", "A", "B"], "mmbench", &file)?;
-            pictures.insert(row.text("index").unwrap_or_default(), super::picture_fault(row.get("image"), &files.dir));
-            rows.push((n, Row(row.0.iter().filter(|c| c.0 != "image").cloned().collect())));
-            Ok(())
-        })?;
+    } else if !parquet.is_empty() {
+        files.rows(
+            ("mmbench", "parquet files"),
+            &parquet,
+            &["index", "question", "answer", "A", "B"],
+            notes,
+            &mut |n, row, _| {
+                pictures
+                    .insert(row.text("index").unwrap_or_default(), super::picture_fault(row.get("image"), &files.dir));
+                rows.push((n, Row(row.0.iter().filter(|c| c.0 != "image").cloned().collect())));
+                Ok(())
+            },
+        )?;
     } else {
         return Err(files.nothing("mmbench", "mmbench_*.tsv, MMBench_*.tsv or dev-*.parquet"));
     }

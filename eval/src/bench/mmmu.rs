@@ -2,8 +2,7 @@
 //! answer is wrong, and counted.
 
 use super::choice::can_infer;
-use super::table::{self, Cell};
-use super::yes_no::{needs, shown};
+use super::table::Cell;
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::Result;
 use serde_json::json;
@@ -50,42 +49,36 @@ pub fn python_list(text: &str) -> Option<Vec<String>> {
 
 fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let parquet = files.parquet("validation");
-    let Some(first) = parquet.first() else { return Err(files.nothing("mmmu", "validation-*.parquet")) };
-    let file = shown(files, first);
+    let columns = ["id", "question", "options", "answer", "question_type"];
     let mut items = Vec::new();
-    let mut n = 0;
-    for path in &parquet {
-        table::parquet(std::slice::from_ref(path), notes, &mut |_, row, notes| {
-            needs(row, &["id", "question", "options", "answer", "question_type"], "mmmu", &file)?;
-            let text = |name: &str| row.text(name).unwrap_or_default();
-            let id = text("id");
-            n += 1;
-            let Some(options) = python_list(&text("options")) else {
-                notes.skip(format!("row {}, id {id}: options are not a list of strings", n - 1));
-                return Ok(());
-            };
-            let all = format!("{} {}", text("question"), options.join(" "));
-            let lost = (1..=7)
-                .find(|k| all.contains(&format!("<image {k}>")) && *row.get(&format!("image_{k}")) == Cell::Null);
-            if let Some(k) = lost {
-                notes.skip(format!("row {}, id {id}: picture {k} missing", n - 1));
-                return Ok(());
-            }
-            let answer = text("answer");
-            let open = text("question_type") == "open";
-            if !open && !(0..options.len()).any(|i| answer == letter(i).to_string()) {
-                notes.skip(format!("row {}, id {id}: answer \"{answer}\" outside the options", n - 1));
-                return Ok(());
-            }
-            let answers =
-                if open { python_list(&answer).unwrap_or_else(|| vec![answer.clone()]) } else { vec![answer.clone()] };
-            let subject = id.split_once('_').map_or("", |p| p.1).rsplit_once('_').map_or("", |p| p.0).to_owned();
-            let facts = json!({"question": text("question"), "choices": options, "answers": answers, "label": answer,
-                "open": open, "subject": subject});
-            items.push(Item::new(id.clone(), id, facts));
-            Ok(())
-        })?;
-    }
+    files.rows(("mmmu", "validation-*.parquet"), &parquet, &columns, notes, &mut |n, row, notes| {
+        let text = |name: &str| row.text(name).unwrap_or_default();
+        let id = text("id");
+        let Some(options) = python_list(&text("options")) else {
+            notes.skip(format!("row {}, id {id}: options are not a list of strings", n));
+            return Ok(());
+        };
+        let all = format!("{} {}", text("question"), options.join(" "));
+        let lost =
+            (1..=7).find(|k| all.contains(&format!("<image {k}>")) && *row.get(&format!("image_{k}")) == Cell::Null);
+        if let Some(k) = lost {
+            notes.skip(format!("row {}, id {id}: picture {k} missing", n));
+            return Ok(());
+        }
+        let answer = text("answer");
+        let open = text("question_type") == "open";
+        if !open && !(0..options.len()).any(|i| answer == letter(i).to_string()) {
+            notes.skip(format!("row {}, id {id}: answer \"{answer}\" outside the options", n));
+            return Ok(());
+        }
+        let answers =
+            if open { python_list(&answer).unwrap_or_else(|| vec![answer.clone()]) } else { vec![answer.clone()] };
+        let subject = id.split_once('_').map_or("", |p| p.1).rsplit_once('_').map_or("", |p| p.0).to_owned();
+        let facts = json!({"question": text("question"), "choices": options, "answers": answers, "label": answer,
+            "open": open, "subject": subject});
+        items.push(Item::new(id.clone(), id, facts));
+        Ok(())
+    })?;
     Ok(without_repeats(items, notes))
 }
 

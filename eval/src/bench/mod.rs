@@ -12,10 +12,11 @@ pub mod table;
 pub mod vqa;
 pub mod yes_no;
 
-use crate::Result;
+use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use table::Row;
 
 /// What was found wrong, and how much was left out for it.
 #[derive(Debug, Default)]
@@ -177,15 +178,34 @@ impl Files {
         let up = self.dir.parent().map(|p| p.join(name));
         [Some(self.dir.join(name)), up].into_iter().flatten().find(|p| p.is_file())
     }
+    /// A path below the folder, for messages.
+    pub fn shown(&self, path: &Path) -> String {
+        path.strip_prefix(&self.dir).unwrap_or(path).display().to_string()
+    }
+    /// Rows of a task's parquet files, each with the columns that are needed; `wanted` says what is missing where there is no file.
+    pub fn rows(
+        &self,
+        (task, wanted): (&str, &str),
+        parquet: &[PathBuf],
+        columns: &[&str],
+        notes: &mut Notes,
+        on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>,
+    ) -> Result<()> {
+        let file = self.shown(parquet.first().ok_or_else(|| self.nothing(task, wanted))?);
+        table::parquet(parquet, notes, &mut |n, row, notes| {
+            needs(row, columns, task, &file)?;
+            on(n, row, notes)
+        })
+    }
     /// Says that nothing that fits was found.
-    pub fn nothing(&self, task: &str, wanted: &str) -> crate::Error {
-        crate::Error::bad_file(&self.dir, format!("no data of {task} here: {wanted}"))
+    pub fn nothing(&self, task: &str, wanted: &str) -> Error {
+        Error::bad_file(&self.dir, format!("no data of {task} here: {wanted}"))
     }
 }
 
 fn walk(dir: &Path, depth: usize, all: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(crate::Error::io(dir))? {
-        let path = entry.map_err(crate::Error::io(dir))?.path();
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
         if path.is_dir() {
             if depth < 6 {
                 walk(&path, depth + 1, all)?;
@@ -233,4 +253,31 @@ pub fn picture_fault(cell: &table::Cell, dir: &Path) -> Option<String> {
         },
         _ => Some("picture missing".into()),
     }
+}
+
+/// A column that must be there; the nearest name where it is not.
+fn needs(row: &Row, columns: &[&str], task: &str, file: &str) -> Result<()> {
+    if let Some(column) = columns.iter().find(|c| !row.has(c)) {
+        let near =
+            row.0.iter().map(|c| c.0.as_str()).min_by_key(|c| distance(c, column)).filter(|c| distance(c, column) <= 2);
+        let near = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
+        let why = format!("column `{column}` missing in {file} (has: {}){near}", row.columns());
+        return Err(Error::invalid(format!("{task}: {why}")));
+    }
+    Ok(())
+}
+
+/// Edits between two words.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut last = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let next = (last + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            last = std::mem::replace(&mut row[j + 1], next);
+        }
+    }
+    row[b.len()]
 }

@@ -157,7 +157,7 @@ fn text_of(path: &Path) -> Result<String> {
     }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let text = String::from_utf8(bytes).map_err(|_| Error::bad_file(path, "not UTF-8"))?;
-    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+    Ok(qlip::data::without_mark(text))
 }
 
 /// A whole JSON file.
@@ -236,10 +236,7 @@ pub fn parquet(
 /// Class names in a parquet file's schema metadata.
 pub fn class_names(path: &Path, column: &str) -> Result<Vec<String>> {
     let reader = open_parquet(path)?;
-    let meta = reader.metadata().file_metadata().key_value_metadata();
-    let text = meta.into_iter().flatten().find(|kv| kv.key == "huggingface").and_then(|kv| kv.value.clone());
-    let json: Value = text.and_then(|t| serde_json::from_str(&t).ok()).unwrap_or_default();
-    let names = json["info"]["features"][column]["names"].as_array();
+    let names = qlip::data::huggingface(&reader)["info"]["features"][column]["names"].as_array().cloned();
     Ok(names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).collect())
 }
 
@@ -251,14 +248,7 @@ fn open_parquet(path: &Path) -> Result<SerializedFileReader<std::fs::File>> {
     let size = file.metadata().map_err(Error::io(path))?.len();
     let reader = SerializedFileReader::new(file)
         .map_err(|_| Error::bad_file(path, "not a complete parquet file (no PAR1 at the end; download again)"))?;
-    // the library takes the columns' places on trust
-    let mut columns = reader.metadata().row_groups().iter().flat_map(|g| g.columns());
-    let within = columns.all(|c| {
-        let start = u64::try_from(c.dictionary_page_offset().unwrap_or_else(|| c.data_page_offset()));
-        let length = u64::try_from(c.compressed_size());
-        matches!((start, length), (Ok(s), Ok(l)) if s.checked_add(l).is_some_and(|end| end <= size))
-    });
-    if !within {
+    if !qlip::data::columns_lie_within(&reader, size) {
         return Err(Error::bad_file(path, "damaged: a column lies outside the file"));
     }
     Ok(reader)

@@ -1,7 +1,6 @@
 //! Open questions: VQAv2, TextVQA, GQA.
 
 use super::table::{self, Cell, Row};
-use super::yes_no::{needs, shown};
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::Result;
 use crate::metrics::vqa::{Rule, accuracy};
@@ -77,15 +76,16 @@ fn load_vqav2(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         }
     } else {
         let parquet = files.parquet("validation");
-        let Some(first) = parquet.first() else {
-            return Err(files.nothing("vqav2", "v2_*_questions.json and annotations, or validation-*.parquet"));
-        };
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |_, row, notes| {
-            needs(row, &["question_id", "question", "answers"], "vqav2", &file)?;
-            take(row.text("question_id").unwrap_or_default(), row, row, notes);
-            Ok(())
-        })?;
+        files.rows(
+            ("vqav2", "v2_*_questions.json and annotations, or validation-*.parquet"),
+            &parquet,
+            &["question_id", "question", "answers"],
+            notes,
+            &mut |_, row, notes| {
+                take(row.text("question_id").unwrap_or_default(), row, row, notes);
+                Ok(())
+            },
+        )?;
     }
     Ok(without_repeats(items, notes))
 }
@@ -134,15 +134,16 @@ fn load_textvqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         }
     } else {
         let parquet = files.parquet("validation");
-        let Some(first) = parquet.first() else {
-            return Err(files.nothing("textvqa", "TextVQA_0.5.1_val.json or validation-*.parquet"));
-        };
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |_, row, _| {
-            needs(row, &["question_id", "question", "answers"], "textvqa", &file)?;
-            take(row);
-            Ok(())
-        })?;
+        files.rows(
+            ("textvqa", "TextVQA_0.5.1_val.json or validation-*.parquet"),
+            &parquet,
+            &["question_id", "question", "answers"],
+            notes,
+            &mut |_, row, _| {
+                take(row);
+                Ok(())
+            },
+        )?;
     }
     Ok(without_repeats(items, notes))
 }
@@ -178,14 +179,8 @@ fn load_gqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         }
     } else {
         let parquet = files.find(|p| p.contains("instructions") && p.contains("/testdev-") && p.ends_with(".parquet"));
-        let Some(first) = parquet.first() else {
-            return Err(
-                files.nothing("gqa", "testdev_balanced_questions.json or testdev_balanced_instructions/*.parquet")
-            );
-        };
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |_, row, _| {
-            needs(row, &["id", "imageId", "question", "answer"], "gqa", &file)?;
+        let task = ("gqa", "testdev_balanced_questions.json or testdev_balanced_instructions/*.parquet");
+        files.rows(task, &parquet, &["id", "imageId", "question", "answer"], notes, &mut |_, row, _| {
             take(row.text("id").unwrap_or_default(), row);
             Ok(())
         })?;

@@ -2,6 +2,7 @@
 
 use super::table::{self, Row};
 use super::{Answer, Files, Item, Notes, Scores, Task, picture_fault, without_repeats};
+use super::{distance, needs};
 use crate::metrics::yes_no::{Said, mme, pope, vlmevalkit};
 use crate::{Error, Result};
 use serde_json::json;
@@ -28,64 +29,36 @@ fn label(cell: Option<String>) -> std::result::Result<bool, String> {
     }
 }
 
-/// A column that must be there; the nearest name where it is not.
-pub(super) fn needs(row: &Row, columns: &[&str], task: &str, file: &str) -> Result<()> {
-    if let Some(column) = columns.iter().find(|c| !row.has(c)) {
-        let near =
-            row.0.iter().map(|c| c.0.as_str()).min_by_key(|c| distance(c, column)).filter(|c| distance(c, column) <= 2);
-        let near = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
-        let why = format!("column `{column}` missing in {file} (has: {}){near}", row.columns());
-        return Err(Error::invalid(format!("{task}: {why}")));
-    }
-    Ok(())
-}
-
-/// Edits between two words.
-pub(super) fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut last = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let next = (last + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            last = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
-}
-
-/// The first parquet file's name below the folder, for messages.
-pub(super) fn shown(files: &Files, path: &std::path::Path) -> String {
-    path.strip_prefix(&files.dir).unwrap_or(path).display().to_string()
-}
-
 fn load_pope(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     let question = |row: &Row| row.text("question").or_else(|| row.text("text")).unwrap_or_default();
     let data = files.parquet("test");
     let parquet = if data.is_empty() { files.find(|p| p.contains("/Full/") && p.ends_with(".parquet")) } else { data };
     let lines = files.find(|p| p.contains("coco_pope_") && p.ends_with(".json"));
-    if let Some(first) = parquet.first() {
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |n, row, notes| {
-            needs(row, &["question", "answer", "category"], "pope", &file)?;
-            let id = row.text("id").unwrap_or_else(|| n.to_string());
-            if let Some(why) = picture_fault(row.get("image"), &files.dir) {
-                notes.skip(format!("row {n}, id {id}: {why}"));
-                return Ok(());
-            }
-            match label(row.text("answer")) {
-                Err(why) => notes.skip(format!("row {n}, id {id}: {why}")),
-                Ok(yes) => {
-                    let category = row.text("category").unwrap_or_default();
-                    let picture = row.text("image_source").unwrap_or_else(|| id.clone());
-                    let facts = json!({"question": question(row), "yes": yes, "split": category});
-                    items.push(Item::new(id, picture, facts));
+    if !parquet.is_empty() {
+        files.rows(
+            ("pope", "parquet files"),
+            &parquet,
+            &["question", "answer", "category"],
+            notes,
+            &mut |n, row, notes| {
+                let id = row.text("id").unwrap_or_else(|| n.to_string());
+                if let Some(why) = picture_fault(row.get("image"), &files.dir) {
+                    notes.skip(format!("row {n}, id {id}: {why}"));
+                    return Ok(());
                 }
-            }
-            Ok(())
-        })?;
+                match label(row.text("answer")) {
+                    Err(why) => notes.skip(format!("row {n}, id {id}: {why}")),
+                    Ok(yes) => {
+                        let category = row.text("category").unwrap_or_default();
+                        let picture = row.text("image_source").unwrap_or_else(|| id.clone());
+                        let facts = json!({"question": question(row), "yes": yes, "split": category});
+                        items.push(Item::new(id, picture, facts));
+                    }
+                }
+                Ok(())
+            },
+        )?;
     } else if !lines.is_empty() {
         for path in &lines {
             let stem = super::name(path);
@@ -165,24 +138,28 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut rows: Vec<(String, String, String, bool)> = Vec::new();
     let parquet = files.parquet("test");
     let texts = files.find(|p| p.ends_with(".txt"));
-    if let Some(first) = parquet.first() {
-        let file = shown(files, first);
-        table::parquet(&parquet, notes, &mut |n, row, notes| {
-            needs(row, &["question_id", "question", "answer", "category"], "mme", &file)?;
-            let (id, category) =
-                (row.text("question_id").unwrap_or_default(), row.text("category").unwrap_or_default());
-            let known = || PERCEPTION.iter().chain(&COGNITION);
-            if !known().any(|c| *c == category) {
-                let near = known().min_by_key(|c| distance(c, &category)).copied().unwrap_or_default();
-                notes.skip(format!("row {n}, {id}: unknown category \"{category}\" (nearest: {near})"));
-                return Ok(());
-            }
-            match label(row.text("answer")) {
-                Err(why) => notes.skip(format!("row {n}, {id}: {why}")),
-                Ok(yes) => rows.push((id, category, row.text("question").unwrap_or_default(), yes)),
-            }
-            Ok(())
-        })?;
+    if !parquet.is_empty() {
+        files.rows(
+            ("mme", "parquet files"),
+            &parquet,
+            &["question_id", "question", "answer", "category"],
+            notes,
+            &mut |n, row, notes| {
+                let (id, category) =
+                    (row.text("question_id").unwrap_or_default(), row.text("category").unwrap_or_default());
+                let known = || PERCEPTION.iter().chain(&COGNITION);
+                if !known().any(|c| *c == category) {
+                    let near = known().min_by_key(|c| distance(c, &category)).copied().unwrap_or_default();
+                    notes.skip(format!("row {n}, {id}: unknown category \"{category}\" (nearest: {near})"));
+                    return Ok(());
+                }
+                match label(row.text("answer")) {
+                    Err(why) => notes.skip(format!("row {n}, {id}: {why}")),
+                    Ok(yes) => rows.push((id, category, row.text("question").unwrap_or_default(), yes)),
+                }
+                Ok(())
+            },
+        )?;
     } else if !texts.is_empty() {
         for path in &texts {
             let mut folder = path.parent().unwrap_or(path);
@@ -196,17 +173,17 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             let picture =
                 ["jpg", "png", "jpeg"].iter().map(|e| format!("{stem}.{e}")).find(|n| pictures.join(n).is_file());
             let Some(picture) = picture else {
-                notes.skip(format!("{}: picture missing", shown(files, path)));
+                notes.skip(format!("{}: picture missing", files.shown(path)));
                 continue;
             };
             let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
             for line in text.lines().filter(|l| !l.trim().is_empty()) {
                 let Some((question, answer)) = line.split_once('\t') else {
-                    notes.skip(format!("{}: a line without a tab", shown(files, path)));
+                    notes.skip(format!("{}: a line without a tab", files.shown(path)));
                     continue;
                 };
                 match label(Some(answer.to_owned())) {
-                    Err(why) => notes.skip(format!("{}: {why}", shown(files, path))),
+                    Err(why) => notes.skip(format!("{}: {why}", files.shown(path))),
                     Ok(yes) => rows.push((format!("{category}/{picture}"), category.clone(), question.to_owned(), yes)),
                 }
             }

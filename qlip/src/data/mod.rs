@@ -9,6 +9,8 @@ mod parquet;
 mod shard;
 mod table;
 
+pub use parquet::{columns_lie_within, huggingface};
+
 use crate::image::Image;
 use nn::rng::{self, Rng};
 use nn::{Error, Result};

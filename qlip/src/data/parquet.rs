@@ -146,7 +146,7 @@ fn whole(row: &Row, column: &str) -> Option<i64> {
 }
 
 /// Whether every column's bytes are in the file: the library takes their places on trust and panics on negative ones.
-fn columns_lie_within(reader: &SerializedFileReader<std::fs::File>, size: u64) -> bool {
+pub fn columns_lie_within(reader: &SerializedFileReader<std::fs::File>, size: u64) -> bool {
     let mut columns = reader.metadata().row_groups().iter().flat_map(|g| g.columns());
     columns.all(|c| {
         let start = u64::try_from(c.dictionary_page_offset().unwrap_or_else(|| c.data_page_offset()));
@@ -155,11 +155,16 @@ fn columns_lie_within(reader: &SerializedFileReader<std::fs::File>, size: u64) -
     })
 }
 
-/// The column that the schema's metadata says is a class, and the classes' names.
-fn class_label(reader: &SerializedFileReader<std::fs::File>) -> (Option<String>, Vec<String>) {
+/// What the `datasets` library wrote of the columns into the schema's metadata; null if there is nothing.
+pub fn huggingface(reader: &SerializedFileReader<std::fs::File>) -> serde_json::Value {
     let meta = reader.metadata().file_metadata().key_value_metadata();
     let text = meta.into_iter().flatten().find(|kv| kv.key == "huggingface").and_then(|kv| kv.value.as_deref());
-    let json: serde_json::Value = text.and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default();
+    text.and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default()
+}
+
+/// The column that the schema's metadata says is a class, and the classes' names.
+fn class_label(reader: &SerializedFileReader<std::fs::File>) -> (Option<String>, Vec<String>) {
+    let json = huggingface(reader);
     let features = json["info"]["features"].as_object();
     let found =
         features.into_iter().flatten().find_map(|(column, f)| Some((column.clone(), f["names"].as_array()?.clone())));

@@ -1,6 +1,6 @@
 //! `unified chat`
 
-use super::common::{Common, free_name, out_dir};
+use super::common::{Common, Sampling, free_name, out_dir};
 use super::terminal::{Preview, show};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -24,18 +24,8 @@ pub struct Chat {
     /// Picture that goes with the prompt.
     #[arg(long, requires = "prompt")]
     image: Vec<PathBuf>,
-    /// Temperature of the words; 0 takes the likeliest. As the model says if absent, like the next ones.
-    #[arg(long)]
-    temperature: Option<f32>,
-    /// Keep this many likeliest words; 0 keeps all.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Keep the likeliest words whose probabilities reach this sum.
-    #[arg(long)]
-    top_p: Option<f32>,
-    /// Keep words at least this share as likely as the likeliest.
-    #[arg(long)]
-    min_p: Option<f32>,
+    #[command(flatten)]
+    sampling: Sampling,
     /// Words that were said are so many times less likely to come again; 1 is none.
     #[arg(long)]
     repeat_penalty: Option<f32>,
@@ -84,7 +74,7 @@ impl Chat {
             json: self.common.json,
             out: &self.out,
             stop: stop.clone(),
-            sampling: self,
+            asked: self,
             left: false,
         };
         session.request().generation.text.check()?;
@@ -114,7 +104,7 @@ struct Session<'a> {
     out: &'a Path,
     stop: Arc<AtomicBool>,
     /// How the person wants words to be drawn.
-    sampling: &'a Chat,
+    asked: &'a Chat,
     /// Whether the person is done.
     left: bool,
 }
@@ -230,14 +220,11 @@ impl Session<'_> {
 
     /// The model's own settings, and what the person wants otherwise.
     fn request(&self) -> Request {
-        let asked = self.sampling;
+        let asked = self.asked;
         let mut r = self.model.request(self.seed);
         (r.max_tokens, r.window, r.stop) = (self.max_tokens, self.window, asked.stop.clone());
         let text = &mut r.generation.text;
-        text.temperature = asked.temperature.unwrap_or(text.temperature);
-        text.top_k = asked.top_k.unwrap_or(text.top_k);
-        text.top_p = asked.top_p.unwrap_or(text.top_p);
-        text.min_p = asked.min_p.unwrap_or(text.min_p);
+        asked.sampling.apply(text);
         text.repetition_penalty = asked.repeat_penalty.unwrap_or(text.repetition_penalty);
         r
     }

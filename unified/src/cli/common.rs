@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
+use lm::SampleSettings;
 use nn::WeightType;
 use qlip::Image;
 use qlip::config::parse_json;
@@ -35,6 +36,33 @@ pub struct Common {
     /// Print JSON for machines.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How tokens are drawn from their probabilities; as the model says where a thing is absent.
+#[derive(Args)]
+pub struct Sampling {
+    /// Temperature; 0 takes the likeliest token. As the model says if absent, like the next ones.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Keep this many likeliest tokens; 0 keeps all.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Keep the likeliest tokens whose probabilities reach this sum.
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Keep tokens at least this share as likely as the likeliest.
+    #[arg(long)]
+    min_p: Option<f32>,
+}
+
+impl Sampling {
+    /// Puts what was asked in place of the model's own settings.
+    pub fn apply(&self, s: &mut SampleSettings) {
+        s.temperature = self.temperature.unwrap_or(s.temperature);
+        s.top_k = self.top_k.unwrap_or(s.top_k);
+        s.top_p = self.top_p.unwrap_or(s.top_p);
+        s.min_p = self.min_p.unwrap_or(s.min_p);
+    }
 }
 
 /// Where to compute.
@@ -123,7 +151,7 @@ impl Common {
     }
 
     /// `model_type` of the model's config.json; nothing for the embedded one.
-    pub fn model_type(&self) -> Result<Option<String>> {
+    fn model_type(&self) -> Result<Option<String>> {
         if self.model.is_none() {
             return Ok(None);
         }
@@ -132,6 +160,11 @@ impl Common {
         let json: serde_json::Value =
             serde_json::from_str(&files.text("config.json")?).with_context(|| path.display().to_string())?;
         Ok(json["model_type"].as_str().map(str::to_owned))
+    }
+
+    /// Whether the asked model is a Janus.
+    pub fn is_janus(&self) -> Result<bool> {
+        Ok(self.model_type()?.is_some_and(|t| t == "janus" || t == "multi_modality"))
     }
 
     /// config.json of the asked unified model.

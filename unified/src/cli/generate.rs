@@ -1,6 +1,6 @@
 //! `unified generate PROMPT`
 
-use super::common::{Common, free_name, out_dir, progress, tick};
+use super::common::{Common, Sampling, free_name, out_dir, progress, tick};
 use super::recipe::Recipe;
 use super::terminal::{Preview, show};
 use anyhow::{Context, Result, bail};
@@ -75,18 +75,8 @@ pub struct Generate {
     /// Guidance scale; 1 is none.
     #[arg(long)]
     guidance: Option<f32>,
-    /// Temperature of the visual tokens; 0 takes the likeliest.
-    #[arg(long)]
-    temperature: Option<f32>,
-    /// Keep this many likeliest tokens; 0 keeps all.
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Keep the likeliest tokens whose probabilities reach this sum.
-    #[arg(long)]
-    top_p: Option<f32>,
-    /// Keep tokens at least this share as likely as the likeliest.
-    #[arg(long)]
-    min_p: Option<f32>,
+    #[command(flatten)]
+    sampling: Sampling,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -139,8 +129,7 @@ impl Generate {
             if self.codes_only {
                 bail!("--codes-only is LlamaGen's: give its --model");
             }
-            let janus = self.common.model_type()?.is_some_and(|t| t == "janus" || t == "multi_modality");
-            let g = match janus {
+            let g = match self.common.is_janus()? {
                 // the authors' settings
                 true => Generation { guidance_scale: 5.0, image: SampleSettings::default(), ..Generation::default() },
                 false => self.common.unified_config()?.generation,
@@ -228,10 +217,10 @@ impl Generate {
     }
 
     fn settings(&self, mut s: SampleSettings, guidance_scale: f32) -> Result<DrawSettings> {
-        s.temperature = if self.greedy { 0.0 } else { self.temperature.unwrap_or(s.temperature) };
-        s.top_k = self.top_k.unwrap_or(s.top_k);
-        s.top_p = self.top_p.unwrap_or(s.top_p);
-        s.min_p = self.min_p.unwrap_or(s.min_p);
+        self.sampling.apply(&mut s);
+        if self.greedy {
+            s.temperature = 0.0;
+        }
         s.check()?;
         Ok(DrawSettings {
             sample: s,
@@ -279,7 +268,7 @@ type OnRow<'a> = &'a mut dyn FnMut(&[Vec<u32>]);
 impl Painter {
     fn load(common: &Common, recipe: &Recipe) -> Result<Self> {
         if let (Some(prompt), false) = (&recipe.prompt, is_llamagen(common.model.as_deref())?) {
-            if common.model_type()?.as_deref().is_some_and(|t| t == "janus" || t == "multi_modality") {
+            if common.is_janus()? {
                 let model = JanusChat::load(&common.files()?, &common.placement()?)?;
                 return Ok(Self::Janus(Box::new(model), prompt.clone()));
             }

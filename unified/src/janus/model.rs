@@ -140,17 +140,11 @@ impl Janus {
     }
 }
 
-/// Pixels in -1..1 to bytes as the authors make them: (x + 1) / 2 x 255, clipped, truncated.
-pub(crate) fn bytes(pixels: &Pixels) -> Result<Vec<u8>> {
-    let values = pixels.0.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values.into_iter().map(|v| ((v + 1.0) / 2.0 * 255.0).clamp(0.0, 255.0) as u8).collect())
-}
-
-/// The same as pictures.
+/// Pixels in -1..1 as pictures.
 pub(crate) fn images(pixels: &Pixels) -> Result<Vec<Image>> {
     let (_, _, h, w) = pixels.0.dims4()?;
     let plane = h * w;
-    let all = bytes(pixels)?;
+    let all = pixels.to_bytes()?;
     let picture = |b: &[u8]| {
         let rgb = (0..plane).flat_map(|i| [b[i], b[plane + i], b[2 * plane + i]]).collect();
         Image::from_rgb(w, h, rgb)

@@ -2,6 +2,7 @@
 
 use crate::template::{Conversation, Template};
 use crate::{Error, Result};
+use qlip::data::without_mark;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -57,8 +58,7 @@ impl Entry {
 
 /// All entries of a JSON list or of a file with one JSON object a line.
 pub fn read(path: &Path) -> Result<Vec<Entry>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
+    let text = without_mark(std::fs::read_to_string(path).map_err(Error::io(path))?);
     let bad = |line: usize, e: serde_json::Error| Error::bad_file(path, format!("line {line}: {e}"));
     let mut entries: Vec<Entry> = if text.trim_start().starts_with('[') {
         serde_json::from_str(&text).map_err(|e| bad(e.line(), e))?

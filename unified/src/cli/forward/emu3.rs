@@ -22,7 +22,7 @@ pub fn outputs(model: &Emu3, inputs: &Inputs, max_tokens: Option<usize>) -> Resu
         let decoded = model.vq.pictures(&codes, rows, columns)?;
         out.insert("image_ids".into(), integers(&pictures, (n, rows * (columns + 1)))?);
         out.insert("vq_indices".into(), integers(&codes, (n, rows, columns))?);
-        out.insert("vq_decoded_bytes".into(), bytes(&decoded.0)?);
+        out.insert("vq_decoded_bytes".into(), bytes(&decoded)?);
         out.insert("vq_decoded".into(), decoded.0);
         out.insert("vq_encoder_out".into(), encoded);
         out.insert("vq_pre_quant".into(), pre);

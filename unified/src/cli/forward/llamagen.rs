@@ -118,7 +118,7 @@ pub fn tokenizer_stages(model: &VqTokenizer, pixels: &::qlip::Pixels) -> Result<
     out.insert("vq_indices".into(), super::integers(&indices, (b, h * w))?);
     if model.paints() {
         let pixels = model.decode(&entries)?;
-        out.insert("vq_decoded_bytes".into(), super::bytes(&pixels.0)?);
+        out.insert("vq_decoded_bytes".into(), super::bytes(&pixels)?);
         out.insert("vq_decoded".into(), pixels.0);
     }
     out.insert("vq_entries".into(), entries);

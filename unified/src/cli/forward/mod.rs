@@ -128,10 +128,8 @@ fn integers(values: &[u32], shape: impl Into<candle_core::Shape>) -> Result<Tens
 }
 
 /// Pixels in -1..1 as bytes: (x + 1) / 2 x 255, clipped, truncated.
-fn bytes(pixels: &Tensor) -> Result<Tensor> {
-    let values = pixels.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    let bytes: Vec<u8> = values.into_iter().map(|v| ((v + 1.0) / 2.0 * 255.0).clamp(0.0, 255.0) as u8).collect();
-    Ok(Tensor::from_vec(bytes, pixels.shape(), &Device::Cpu)?)
+fn bytes(pixels: &Pixels) -> Result<Tensor> {
+    Ok(Tensor::from_vec(pixels.to_bytes()?, pixels.0.shape(), &Device::Cpu)?)
 }
 
 struct Inputs<'a> {
