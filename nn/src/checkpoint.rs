@@ -211,16 +211,21 @@ pub fn files_of(dir: &Path) -> Result<Vec<PathBuf>> {
         (_, _, Some(index)) => index,
         (_, Some(bin), None) => return Ok(vec![bin]),
     };
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&index, e.to_string()))?;
-    let map = json["weight_map"].as_object().ok_or_else(|| Error::bad_file(&index, "no `weight_map`"))?;
+    Ok(shards(&index)?.into_iter().map(|s| dir.join(s)).collect())
+}
+
+/// Names of the files that an index of shards speaks of.
+pub fn shards(index: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(index).map_err(Error::io(index))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(index, e.to_string()))?;
+    let map = json["weight_map"].as_object().ok_or_else(|| Error::bad_file(index, "no `weight_map`"))?;
     let shards: std::collections::BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
     for shard in &shards {
         if Path::new(shard).components().count() != 1 || shard.starts_with("..") {
-            return Err(Error::bad_file(&index, format!("shard name `{shard}` leaves the folder")));
+            return Err(Error::bad_file(index, format!("shard name `{shard}` leaves the folder")));
         }
     }
-    Ok(shards.into_iter().map(|s| dir.join(s)).collect())
+    Ok(shards.into_iter().map(str::to_owned).collect())
 }
 
 #[cfg(test)]

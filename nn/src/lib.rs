@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod dropout;
 mod error;
 pub mod exec;
+pub mod gguf;
 pub mod linear;
 pub mod ops;
 pub mod optim;

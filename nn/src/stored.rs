@@ -36,12 +36,30 @@ struct Place {
     bytes: Range<usize>,
     /// Blocks in the order of our kernels, as [`checkpoint::save_packed`] writes them; `shape` is then the weight's.
     packed: Option<WeightType>,
+    /// Where the file has the weight's rows otherwise than our kernels read them.
+    foreign: Option<Foreign>,
+}
+
+/// A weight in GGUF's order.
+#[derive(Debug, Clone, Copy)]
+struct Foreign {
+    ty: WeightType,
+    /// Heads whose rotary pairs lie side by side in the file, where ours are halves.
+    pairs: Option<usize>,
 }
 
 impl From<HashMap<String, Tensor>> for Stored {
     fn from(tensors: HashMap<String, Tensor>) -> Self {
         Self::Memory(tensors)
     }
+}
+
+/// A file's bytes, mapped.
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    // SAFETY: the mapping is read-only; that nobody shortens the file meanwhile is asked of the caller, as every program that
+    // maps checkpoints does.
+    unsafe { Mmap::map(&file) }.map_err(Error::io(path))
 }
 
 impl Stored {
@@ -51,18 +69,31 @@ impl Stored {
         Self::map_files(checkpoint::files_of(dir)?)
     }
 
-    /// Maps files of either kind.
+    /// Maps files of any kind: safetensors, torch.save's, GGUF.
     pub fn map_files(paths: Vec<PathBuf>) -> Result<Self> {
         let mut mapped = Mapped { files: Vec::new(), places: HashMap::new() };
         for path in paths {
-            let file = std::fs::File::open(&path).map_err(Error::io(&path))?;
-            // SAFETY: the mapping is read-only; that nobody shortens the file meanwhile is asked of the caller, as every
-            // program that maps checkpoints does.
-            let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+            let map = map(&path)?;
             if crate::torch::is_torch(&map) {
                 for (name, (dtype, shape, bytes)) in crate::torch::tensors(&path, &map)? {
-                    let place = Place { file: mapped.files.len(), dtype, shape, bytes, packed: None };
+                    let place = Place { file: mapped.files.len(), dtype, shape, bytes, packed: None, foreign: None };
                     mapped.places.insert(name, place);
+                }
+                mapped.files.push((path, Arc::new(map)));
+                continue;
+            }
+            if crate::gguf::is_gguf(&map) {
+                for (name, p) in crate::gguf::head(&path, &map)?.places {
+                    let dtype = match p.ty {
+                        WeightType::F16 => safetensors::Dtype::F16,
+                        WeightType::Bf16 => safetensors::Dtype::BF16,
+                        _ => safetensors::Dtype::F32,
+                    };
+                    let foreign = p.ty.is_blocks().then_some(Foreign { ty: p.ty, pairs: None });
+                    let file = mapped.files.len();
+                    mapped
+                        .places
+                        .insert(name, Place { file, dtype, shape: p.shape, bytes: p.bytes, packed: None, foreign });
                 }
                 mapped.files.push((path, Arc::new(map)));
                 continue;
@@ -81,6 +112,7 @@ impl Stored {
                     shape: view.shape().to_vec(),
                     bytes: start..start + view.data().len(),
                     packed: None,
+                    foreign: None,
                 };
                 if let Some((ty, rows, cols)) = packed.get(name) {
                     if !cols.is_multiple_of(ty.block()) || ty.bytes(*rows, *cols) != view.data().len() {
@@ -127,18 +159,39 @@ impl Stored {
                 let Some(whole) = m.places.remove(name) else { return Ok(()) };
                 let rows = whole.shape.first().copied().unwrap_or(0);
                 let (each, bytes) = (rows / parts.len().max(1), whole.bytes.len() / parts.len().max(1));
-                if each * parts.len() != rows || whole.packed.is_some() {
+                if each * parts.len() != rows || whole.packed.is_some() || whole.foreign.is_some() {
                     return Err(uneven(rows));
                 }
                 for (i, part) in parts.iter().enumerate() {
                     let start = whole.bytes.start + i * bytes;
                     let mut shape = whole.shape.clone();
                     shape[0] = each;
-                    let place = Place { bytes: start..start + bytes, shape, packed: None, ..whole };
+                    let place = Place { bytes: start..start + bytes, shape, ..whole };
                     m.places.insert(part.clone(), place);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Says that a mapped weight's rows are rotary pairs side by side for each of `heads` heads (llama.cpp's files), where ours
+    /// are a head's first halves and then its second ones; they are put in our order as they are read.
+    pub fn part_pairs(&mut self, name: &str, heads: usize) -> Result<()> {
+        let Self::Mapped(m) = self else { return Ok(()) };
+        let Some(p) = m.places.get_mut(name) else { return Ok(()) };
+        let rows = p.shape.first().copied().unwrap_or(0);
+        if p.shape.len() != 2 || heads == 0 || !rows.is_multiple_of(2 * heads) {
+            return Err(Error::invalid(format!("tensor `{name}`: {rows} rows for {heads} heads of rotary pairs")));
+        }
+        let ty = p.foreign.map_or(
+            match p.dtype {
+                safetensors::Dtype::F16 => WeightType::F16,
+                safetensors::Dtype::BF16 => WeightType::Bf16,
+                _ => WeightType::F32,
+            },
+            |f| f.ty,
+        );
+        p.foreign = Some(Foreign { ty, pairs: Some(heads) });
         Ok(())
     }
 
@@ -182,9 +235,10 @@ impl Stored {
     pub fn dtype(&self, name: &str) -> Option<DType> {
         match self {
             Self::Memory(t) => t.get(name).map(Tensor::dtype),
-            Self::Mapped(m) => m.places.get(name).and_then(|p| match p.packed {
-                Some(_) => Some(DType::F32),
-                None => DType::try_from(p.dtype).ok(),
+            Self::Mapped(m) => m.places.get(name).and_then(|p| match (p.packed, p.foreign) {
+                (None, Some(f)) if f.ty.is_blocks() => Some(DType::F32),
+                (Some(_), _) => Some(DType::F32),
+                (None, _) => DType::try_from(p.dtype).ok(),
             }),
         }
     }
@@ -216,6 +270,9 @@ impl Stored {
             }
             Self::Mapped(m) => {
                 let Some(place) = m.places.get(name).filter(|p| p.shape.len() == 2) else { return Ok(None) };
+                if place.foreign.is_some() {
+                    return m.translated(place).map(Some);
+                }
                 let ty = match (place.packed, place.dtype) {
                     (Some(ty), _) => ty,
                     (None, safetensors::Dtype::F32) => WeightType::F32,
@@ -256,6 +313,23 @@ impl Stored {
 }
 
 impl Mapped {
+    /// A weight that the file holds in GGUF's order, in ours: a copy.
+    fn translated(&self, place: &Place) -> Result<Packed> {
+        let (Some(Foreign { ty, pairs }), &[rows, cols]) = (place.foreign, &place.shape[..]) else {
+            return Err(Error::invalid("a tensor of blocks that is no matrix"));
+        };
+        let data = &self.files[place.file].1[place.bytes.clone()];
+        let half = pairs.map_or(0, |heads| rows / heads / 2);
+        let from = |row: usize| match pairs {
+            // row (head, which half, i) of ours is row (head, i, which half) of theirs
+            Some(_) => row / (2 * half) * 2 * half + row % half * 2 + row % (2 * half) / half,
+            None => row,
+        };
+        let packed = Packed::from_gguf(ty, rows, cols, data, from)?;
+        self.forget(place);
+        Ok(packed)
+    }
+
     fn read(&self, name: &str, place: &Place) -> Result<Tensor> {
         let (path, map) = &self.files[place.file];
         let bad = |e: String| Error::bad_file(path, format!("tensor `{name}`: {e}"));
@@ -263,6 +337,10 @@ impl Mapped {
         if let Some(ty) = place.packed {
             let bytes = Bytes::Mapped(map.clone(), place.bytes.clone());
             let packed = Packed::new(ty, bytes, place.shape[0], place.shape[1])?;
+            return Ok(Tensor::from_vec(packed.values(), place.shape.clone(), &Device::Cpu)?);
+        }
+        if place.foreign.is_some() {
+            let packed = self.translated(place)?;
             return Ok(Tensor::from_vec(packed.values(), place.shape.clone(), &Device::Cpu)?);
         }
         let view = TensorView::new(place.dtype, place.shape.clone(), data).map_err(|e| bad(e.to_string()))?;

@@ -118,6 +118,33 @@ impl Packed {
         })
     }
 
+    /// From rows in GGUF's order; row i is the file's row `from(i)`.
+    pub(crate) fn from_gguf(
+        ty: WeightType,
+        rows: usize,
+        cols: usize,
+        data: &[u8],
+        from: impl Fn(usize) -> usize + Sync,
+    ) -> Result<Self> {
+        ops::check_cols(ty, cols)?;
+        let per = ops::gguf_row_bytes(ty, cols);
+        let row = |i: usize| &data[from(i) * per..][..per];
+        if !ty.is_blocks() {
+            let one = |i: usize, out: &mut [u8]| {
+                out.copy_from_slice(row(i));
+                Ok(())
+            };
+            let bytes = Bytes::filled(ty.bytes(rows, cols), |all| write_in_parts(all, per, one))?;
+            return Self::new(ty, bytes, rows, cols);
+        }
+        Self::by_groups(ty, rows, cols, |group, out| {
+            let count = GROUP.min(rows - group * GROUP);
+            let all: Vec<&[u8]> = (0..count).map(|i| row(group * GROUP + i)).collect();
+            ops::pack_gguf(ty, &all, cols, out);
+            Ok(())
+        })
+    }
+
     /// Small random values, made quickly: what speed and memory are measured with.
     pub fn random(ty: WeightType, rows: usize, cols: usize, seed: u64) -> Result<Self> {
         let pool: Vec<f32> = (0..(1 << 16) + cols as u64)

@@ -11,7 +11,6 @@ pub mod data;
 pub mod decoder;
 pub mod discriminator;
 mod embeddings;
-pub mod hub;
 pub mod image;
 pub mod loss;
 pub mod model;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use unified::files::ModelFiles;
+use unified::artifact::ModelFiles;
 use unified::llava::{LlavaConfig, VisionConfig};
 
 type Shapes = BTreeMap<String, Vec<usize>>;

@@ -1,5 +1,6 @@
 //! Captions as LlamaGen's text condition: features of a T5 encoder, padding first (Sun et al. 2024, section 2.3).
 
+use crate::artifact::{Architecture, Artifact};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -7,7 +8,6 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::t5::{Config, T5EncoderModel};
 use lm::llamagen::Condition;
 use nn::checkpoint;
-use nn::stored::Stored;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -76,13 +76,13 @@ pub struct TextEncoder {
 
 impl TextEncoder {
     /// Reads the encoder's half of the checkpoint.
-    pub fn load(dir: &Path, device: &Device) -> Result<Self> {
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let config: Config =
-            serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, format!("not a T5 config ({e})")))?;
+    pub fn load(artifact: &Artifact, device: &Device) -> Result<Self> {
+        artifact.must("encode captions", artifact.architecture == Architecture::T5)?;
+        let path = artifact.files.path_of("config.json");
+        let config: Config = serde_json::from_str(&artifact.files.text("config.json")?)
+            .map_err(|e| Error::bad_file(&path, format!("not a T5 config ({e})")))?;
         let config = Config { use_cache: false, ..config };
-        let stored = Stored::map_dir(dir)?;
+        let stored = artifact.tensors()?;
         let names: Vec<String> = stored.shapes().iter().map(|(n, _)| (*n).to_owned()).collect();
         let mut tensors = HashMap::new();
         for name in names.into_iter().filter(|n| n.starts_with("shared.") || n.starts_with("encoder.")) {
@@ -91,15 +91,9 @@ impl TextEncoder {
             }
         }
         let weights = VarBuilder::from_tensors(tensors, DType::F32, device);
-        let model = T5EncoderModel::load(weights, &config).map_err(|e| Error::bad_file(dir, e.to_string()))?;
-        let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        Ok(Self {
-            model,
-            words: Words::from_bytes(&path, &bytes)?,
-            end: config.eos_token_id as u32,
-            width: config.d_model,
-        })
+        let model = T5EncoderModel::load(weights, &config)
+            .map_err(|e| Error::bad_file(artifact.files.folder(), e.to_string()))?;
+        Ok(Self { model, words: artifact.text_tokenizer()?, end: config.eos_token_id as u32, width: config.d_model })
     }
 
     /// Features of captions over `positions` positions; longer ones lose their end. Each is encoded by itself at its own

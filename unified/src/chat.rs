@@ -1,7 +1,7 @@
 //! Whatever model a folder holds that can be talked with.
 
+use crate::artifact::{Architecture, Artifact, Placement};
 use crate::conversation::{Event, Message, Reply, Request};
-use crate::files::{ModelFiles, Placement};
 use crate::janus::JanusChat;
 use crate::llama::LlamaChat;
 use crate::llava::LlavaChat;
@@ -22,24 +22,19 @@ pub enum ChatModel {
 }
 
 impl ChatModel {
-    /// Loads what config.json names.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
-        let path = files.path_of("config.json");
-        let json: serde_json::Value =
-            serde_json::from_str(&files.text("config.json")?).map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        match json["model_type"].as_str() {
-            Some("um3") => Ok(Self::Unified(Box::new(Unified::load(files, placement)?))),
-            Some("llava" | "llava_llama") => Ok(Self::Llava(Box::new(LlavaChat::load(files, placement)?))),
-            Some("janus" | "multi_modality") => Ok(Self::Janus(Box::new(JanusChat::load(files, placement)?))),
-            Some("llama") => Ok(Self::Llama(Box::new(LlamaChat::load(files, placement)?))),
+    /// Loads a model that talks.
+    pub fn load(artifact: &Artifact, at: &Placement) -> Result<Self> {
+        artifact.must("answer a conversation", artifact.architecture.can().talk)?;
+        Ok(match artifact.architecture {
+            Architecture::Unified => Self::Unified(Box::new(Unified::load(artifact, at)?)),
+            Architecture::Llava => Self::Llava(Box::new(LlavaChat::load(artifact, at)?)),
+            Architecture::Janus => Self::Janus(Box::new(JanusChat::load(artifact, at)?)),
+            Architecture::Llama => Self::Llama(Box::new(LlamaChat::load(artifact, at)?)),
             other => {
-                let found = other.unwrap_or("nothing");
-                Err(Error::bad_file(
-                    &path,
-                    format!("model_type says {found}; um3, llava, janus and llama can be talked with"),
-                ))
+                let why = format!("a conversation with {} is not built yet; unified forward runs it", other.says());
+                return Err(Error::bad_file(artifact.files.path_of("config.json"), why));
             }
-        }
+        })
     }
 
     /// A request with the model's own settings.

@@ -33,7 +33,33 @@ pub const TALK: &[(&str, &str)] = &[
     ("yes", "good. what shall i draw?"),
     ("no", "all right. what shall i draw?"),
     ("tell me a joke", "i only know shapes: a circle has no point."),
+    ("what can i ask you?", "try: draw a red circle above a blue square. or show me a picture and ask what is in it."),
+    ("draw a house", CANNOT_DRAW),
+    ("draw a person", CANNOT_DRAW),
+    ("draw a tree", CANNOT_DRAW),
+    ("draw a mountain", CANNOT_DRAW),
+    ("draw the sea at night", CANNOT_DRAW),
+    ("paint a portrait of me", CANNOT_DRAW),
+    ("draw something", "what shall i draw? try: draw a red circle above a blue square."),
+    ("write a poem", CANNOT_TALK),
+    ("write a program", CANNOT_TALK),
+    ("what is the capital of france?", CANNOT_TALK),
+    ("who is the president?", CANNOT_TALK),
+    ("what is the weather like?", CANNOT_TALK),
+    ("what is two plus two?", CANNOT_TALK),
+    ("tell me a story", CANNOT_TALK),
+    ("translate this", CANNOT_TALK),
 ];
+
+/// What is said to a request for a drawing that was never learned.
+const CANNOT_DRAW: &str = "i cannot draw that. i draw coloured shapes, and small photos of animals and vehicles.";
+
+/// What is said to a question that is not about pictures.
+const CANNOT_TALK: &str = "i do not know that. i am a small model: i draw shapes and answer questions about pictures.";
+
+/// Ends of a request for a drawing and words about it in one reply.
+pub const THEN_DESCRIBE: &[&str] =
+    &[", then describe it", " and describe it", ", then say what you drew", " and tell me what is in it"];
 
 /// Ways to ask for a drawing of what follows.
 pub const DRAW: &[&str] = &["draw ", "draw ", "draw me ", "please draw ", "paint ", "make a picture of ", "show me "];

@@ -1,12 +1,12 @@
 //! The image tokenizer with its preprocessing and text side: pictures to codes and back, pictures against words.
 
-use crate::files::{ModelFiles, Placement};
+use crate::artifact::{Architecture, Artifact, Placement};
 use crate::{Error, Result};
 use candle_core::{D, DType, Device, Tensor};
 use nn::stored::Stored;
-use nn::{Params, WeightType, checkpoint};
+use nn::{Params, WeightType};
 use qlip::bsq::unit;
-use qlip::config::{QlipConfig, parse_json};
+use qlip::config::QlipConfig;
 use qlip::data::caption;
 use qlip::tokenizer::TextTokenizer;
 use qlip::{Codes, Image, Pixels, Preprocess, Qlip};
@@ -26,34 +26,28 @@ pub struct Eyes {
 }
 
 impl Eyes {
-    /// From the files below `folder` (empty for the top); `with_text` for classification.
-    pub fn load(files: &ModelFiles, folder: &str, placement: &Placement, with_text: bool) -> Result<Self> {
-        Self::with_weights(files, folder, load_weights(files, folder)?, placement, with_text)
+    /// From a QLIP's files; `with_text` for classification.
+    pub fn load(artifact: &Artifact, placement: &Placement, with_text: bool) -> Result<Self> {
+        Self::with_weights(artifact, artifact.tensors()?, placement, with_text)
     }
 
     /// The same with other weights of the same names and shapes.
-    pub fn with_weights(
-        files: &ModelFiles,
-        folder: &str,
-        weights: Stored,
-        placement: &Placement,
-        with_text: bool,
-    ) -> Result<Self> {
-        let at = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-        let path = files.path_of(&at("config.json"));
-        let config: QlipConfig = parse_json(&path, &files.text(&at("config.json"))?)?;
-        config.check().map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        let preprocess = files.preprocess(folder, config.vision_config.image_size)?;
-        let origin = files.path_of(&at("model.safetensors"));
+    pub fn with_weights(artifact: &Artifact, weights: Stored, placement: &Placement, with_text: bool) -> Result<Self> {
+        artifact.must("make codes of pictures", artifact.architecture == Architecture::Qlip)?;
+        let files = &artifact.files;
+        let config: QlipConfig = artifact.config()?;
+        config.check().map_err(|e| Error::bad_file(files.path_of("config.json"), e.to_string()))?;
+        let preprocess = files.preprocess(config.vision_config.image_size)?;
+        let origin = files.weights_path();
         let params = Params::from_tensors(origin.display().to_string(), weights, placement.dtype, &placement.device)
             .stored_as(placement.weights.map(WeightType::for_pictures));
         let model = Qlip::new(&params, &config, with_text)?;
-        let text = if with_text && files.has(&at("tokenizer.json")) {
+        let text = if with_text && files.has("tokenizer.json") {
             let t = &config.text_config;
-            let path = files.path_of(&at("tokenizer.json"));
+            let path = files.path_of("tokenizer.json");
             Some(TextTokenizer::from_bytes(
                 &path,
-                &files.read(&at("tokenizer.json"))?,
+                &files.read("tokenizer.json")?,
                 t.max_position_embeddings,
                 t.eos_token_id,
             )?)
@@ -135,17 +129,5 @@ impl Eyes {
         let e = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
         let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(DType::F32)?;
         Ok(p.to_vec2::<f32>()?)
-    }
-}
-
-/// The safetensors of a model's folder (shards on disk included).
-pub fn load_weights(files: &ModelFiles, folder: &str) -> Result<Stored> {
-    match files {
-        ModelFiles::Dir(dir) => Ok(Stored::map_dir(&dir.join(folder))?),
-        ModelFiles::Embedded(_) => {
-            let name =
-                if folder.is_empty() { "model.safetensors".to_owned() } else { format!("{folder}/model.safetensors") };
-            Ok(checkpoint::read(&files.path_of(&name), &files.read(&name)?)?.into())
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! generation_config.json: what a checkpoint's authors want of sampling.
 
+use crate::artifact::ModelFiles;
 use crate::config::Generation;
-use crate::files::ModelFiles;
 use crate::words::Words;
 use crate::{Error, Result};
 use lm::SampleSettings;

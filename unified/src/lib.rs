@@ -1,5 +1,6 @@
 //! The mixed-modality runner: one model that understands, draws and chats, and how it is trained.
 
+pub mod artifact;
 mod assets;
 pub mod captions;
 pub mod chameleon;
@@ -13,7 +14,6 @@ pub mod documents;
 mod draw;
 pub mod emu3;
 pub mod eyes;
-pub mod files;
 pub mod generation;
 pub mod grammar;
 pub mod janus;

@@ -1,17 +1,14 @@
 //! A plain Llama checkpoint ready for conversation: words in, words out.
 
+use crate::artifact::{Artifact, Placement};
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role};
-use crate::eyes::load_weights;
-use crate::files::{ModelFiles, Placement};
 use crate::generation::GenerationFile;
 use crate::say::Saying;
 use crate::template::{Conversation, Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
 use lm::{Llama, LlamaConfig, Part, Shared, Source};
-use nn::Params;
-use qlip::config::parse_json;
 use std::sync::Arc;
 
 /// Tokens that a trimmed conversation leaves room for.
@@ -30,29 +27,17 @@ pub struct LlamaChat {
 }
 
 impl LlamaChat {
-    /// Loads a model folder in the Hugging Face layout.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
-        let path = files.path_of("config.json");
-        let config: LlamaConfig = parse_json(&path, &files.text("config.json")?)?;
-        config.check().map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        if !files.has("tokenizer.json") {
-            let why = if files.has("tokenizer.model") {
-                "the folder has tokenizer.model alone; write tokenizer.json beside it: python -c \"from transformers import \
-                 AutoTokenizer as T; T.from_pretrained('DIR').save_pretrained('DIR')\""
-            } else {
-                "no such file: a chat needs the text tokenizer"
-            };
-            return Err(Error::bad_file(files.path_of("tokenizer.json"), why));
-        }
-        let words = Words::from_bytes(&files.path_of("tokenizer.json"), &files.read("tokenizer.json")?)?;
+    /// Loads a folder in the Hugging Face layout, or a GGUF.
+    pub fn load(artifact: &Artifact, placement: &Placement) -> Result<Self> {
+        let files = &artifact.files;
+        let config: LlamaConfig = artifact.config()?;
+        config.check().map_err(|e| Error::bad_file(files.path_of("config.json"), e.to_string()))?;
+        let words = artifact.text_tokenizer()?;
         let Some(template) = Template::of_model(files)? else {
             let why = "no chat template here or in chat_template.jinja: this is a model that continues texts, not one that chats";
             return Err(Error::bad_file(files.path_of("tokenizer_config.json"), why));
         };
-        let origin = files.path_of("model.safetensors").display().to_string();
-        let params = Params::from_tensors(origin, load_weights(files, "")?, placement.dtype, &placement.device)
-            .stored_as(placement.weights);
-        let model = Arc::new(Llama::new(&params, &config)?);
+        let model = Arc::new(Llama::new(&artifact.params(placement)?, &config)?);
         let defaults = GenerationFile::of(files)?;
         let (bos, eos) = marks_of(files)?;
         let (bos, eos) = (bos.unwrap_or_default(), eos.unwrap_or_default());

@@ -2,7 +2,7 @@
 //! by shares that change over the first steps (the calm-down schedule of UM3 section 4.2).
 
 use crate::Result;
-use crate::corpus::{CHECK, DESCRIBE, DRAW, TALK};
+use crate::corpus::{CHECK, DESCRIBE, DRAW, TALK, THEN_DESCRIBE};
 use crate::documents::{Documents, DocumentsConfig};
 use crate::photos::augment;
 use crate::scenes::{self, Category, Scene, SceneRng, Split};
@@ -204,14 +204,19 @@ impl Source<'_> {
             (_, false) => {
                 // two thirds as evaluated; the rest describe richer scenes
                 let (words, scene) = if s.chance(0.8) {
-                    let category = s.pick(&Category::ALL);
+                    let category = s.pick(&Category::PRACTICE);
                     let (p, scene) = scenes::prompt(&mut s, Split::Train, category);
                     (p.text, scene)
                 } else {
                     let scene = Scene::random(&mut s, Split::Train, 1, 3);
                     (scenes::caption(&scene), scene)
                 };
-                self.drawing(&mut out, &words, scenes::render(&scene, self.side), &mut r);
+                let image = scenes::render(&scene, self.side);
+                if kind == Kind::Interleaved && s.chance(0.5) {
+                    self.drawn_and_described(&mut out, &words, image, &scene, &mut s);
+                    return Ok(out);
+                }
+                self.drawing(&mut out, &words, image, &mut r);
                 if kind == Kind::Interleaved {
                     self.scene_words(&mut out, None, &scene, 2, &mut s);
                 }
@@ -265,6 +270,15 @@ impl Source<'_> {
         out.push(Piece::Text(m.end.clone(), learn));
     }
 
+    /// One reply with a picture and words about it.
+    fn drawn_and_described(&self, out: &mut Sample, words: &str, image: Image, scene: &Scene, s: &mut SceneRng) {
+        let m = self.marks;
+        let ask = format!("{}{words}{}", s.pick(DRAW), s.pick(THEN_DESCRIBE));
+        out.push(Piece::Text(format!("{}{ask}{}", m.user, m.assistant), false));
+        out.push(Piece::Image(image, true));
+        out.push(Piece::Text(format!("{}{}", scenes::caption(scene), m.end), true));
+    }
+
     /// A request, a picture that answers it or nearly does, and whether it is right. Wrong pictures are not learned.
     fn checking(&self, r: &mut Rng, s: &mut SceneRng) -> Result<Sample> {
         let mut out = Sample::default();
@@ -308,7 +322,9 @@ impl Source<'_> {
 
     fn edit(&self, s: &mut SceneRng) -> (Scene, scenes::Edit) {
         loop {
-            let scene = Scene::random(s, Split::Train, 1, 3);
+            // nothing can be removed from a scene of one object
+            let least = if s.chance(0.7) { 2 } else { 1 };
+            let scene = Scene::random(s, Split::Train, least, 3);
             if let Some(edit) = scenes::edit(s, Split::Train, &scene) {
                 return (scene, edit);
             }

@@ -1,18 +1,16 @@
 //! One object that understands, draws and interleaves.
 
+use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::UnifiedConfig;
 use crate::conversation::{Content, Event, Finish, Message, Reply, Request, Role, TextStream, Window};
 use crate::draw::{Drawn, picture_seed};
-use crate::eyes::{Eyes, load_weights};
-use crate::files::{ModelFiles, Placement};
+use crate::eyes::Eyes;
 use crate::say::Saying;
 use crate::seen::Seen;
 use crate::template::{Conversation, DEFAULT_TEMPLATE, Template};
 use crate::words::Words;
 use crate::{Error, Result};
 use lm::{Context, Llama, Part, Shared, Source};
-use nn::Params;
-use qlip::config::parse_json;
 use qlip::{Codes, Image};
 use std::sync::Arc;
 
@@ -35,9 +33,11 @@ pub struct Unified {
 
 impl Unified {
     /// Loads a model folder.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+    pub fn load(artifact: &Artifact, placement: &Placement) -> Result<Self> {
+        artifact.must("chat and draw as a unified model", artifact.architecture == Architecture::Unified)?;
+        let files = &artifact.files;
         let path = files.path_of("config.json");
-        let config: UnifiedConfig = parse_json(&path, &files.text("config.json")?)?;
+        let config: UnifiedConfig = artifact.config()?;
         let fits = config.vocabulary.check().and_then(|()| {
             let rows = config.vocabulary.rows();
             if rows == config.text_config.vocab_size {
@@ -49,16 +49,13 @@ impl Unified {
             )))
         });
         fits.map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        let eyes = Eyes::load(files, &config.image_tokenizer, placement, true)?;
+        let why = || Error::bad_file(&path, format!("image_tokenizer: no folder `{}` here", config.image_tokenizer));
+        let eyes = Eyes::load(&artifact.part(&config.image_tokenizer)?.ok_or_else(why)?, placement, true)?;
         if eyes.model.bsq.bits != config.vocabulary.bits || eyes.model.grid() != config.vocabulary.grid {
             return Err(Error::bad_file(&path, "the vocabulary's bits or grid are not the image tokenizer's"));
         }
-        let origin = files.path_of("model.safetensors").display().to_string();
-        let params = Params::from_tensors(origin, load_weights(files, "")?, placement.dtype, &placement.device)
-            .stored_as(placement.weights);
-        let model = Arc::new(Llama::of_vocab(&params, &config.text_config, &config.vocabulary)?);
-        let path = files.path_of("tokenizer.json");
-        let words = Words::from_bytes(&path, &files.read("tokenizer.json")?)?;
+        let model = Arc::new(Llama::of_vocab(&artifact.params(placement)?, &config.text_config, &config.vocabulary)?);
+        let words = artifact.text_tokenizer()?;
         let template = Template::of_model(files)?.map_or_else(|| Template::new(DEFAULT_TEMPLATE), Ok)?;
         let end = words.mark(&config.marks.end)?;
         let engine = Shared::new(model.clone());

@@ -1,6 +1,6 @@
 //! Chat templates (minijinja, the transformers dialect) and the marks of a conversation.
 
-use crate::files::ModelFiles;
+use crate::artifact::ModelFiles;
 use crate::{Error, Result};
 use chrono::NaiveDateTime;
 use chrono::format::{Item, StrftimeItems};

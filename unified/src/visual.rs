@@ -1,15 +1,12 @@
 //! Image tokenizers that a decoder can be trained on: QLIP's bits as sub-tokens, or LlamaGen's codebook.
 
+use crate::artifact::{Architecture, Artifact, Placement};
 use crate::eyes::Eyes;
-use crate::files::{ModelFiles, Placement};
 use crate::{Error, Result};
 use candle_core::DType;
 use lm::vocab::{code_of, groups_of};
-use nn::Params;
-use nn::stored::Stored;
 use qlip::vq::{Quantizer, VqConfig, VqTokenizer};
 use qlip::{Codes, Image, Pixels, Preprocess};
-use std::path::Path;
 
 /// Pictures that go through a convolutional tokenizer at once.
 const BATCH: usize = 16;
@@ -36,28 +33,17 @@ pub enum VisualTokenizer {
 }
 
 impl VisualTokenizer {
-    /// From a folder; config.json tells which. `group_bits` divides QLIP's bits (absent: the largest divisor up to 14);
-    /// `grid` is the number of cells along a side for a tokenizer that takes any size (absent: pictures of 256 pixels).
-    /// A file is LlamaGen's own (vq_ds16_c2i.pt): its tensors tell its sizes.
-    pub fn load(dir: &Path, group_bits: Option<usize>, grid: Option<usize>, at: &Placement) -> Result<Self> {
-        if dir.is_file() {
-            let stored = Stored::map_files(vec![dir.to_owned()])?;
-            let config = VqConfig::of_tensors(&stored, "", true).map_err(|e| Error::bad_file(dir, e.to_string()))?;
-            let params = Params::from_tensors(dir.display().to_string(), stored, at.dtype, &at.device);
-            let grid = grid.unwrap_or(256 / config.stride());
-            return Ok(Self::Vq { model: Box::new(VqTokenizer::new(&params, &config)?), grid });
-        }
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        if json.get("codebook_size").is_some() {
-            let config: VqConfig = qlip::config::parse_json(&path, &text)?;
+    /// From an image tokenizer's files. `group_bits` divides QLIP's bits (absent: the largest divisor up to 14); `grid` is the
+    /// number of cells along a side for a tokenizer that takes any size (absent: pictures of 256 pixels).
+    pub fn load(artifact: &Artifact, group_bits: Option<usize>, grid: Option<usize>, at: &Placement) -> Result<Self> {
+        if artifact.architecture == Architecture::Vq {
+            let config: VqConfig = artifact.config()?;
             config.check()?;
             let grid = grid.unwrap_or(256 / config.stride());
-            let params = Params::from_dir(dir, at.dtype, &at.device)?;
-            return Ok(Self::Vq { model: Box::new(VqTokenizer::new(&params, &config)?), grid });
+            let exact = Placement { weights: None, ..at.clone() };
+            return Ok(Self::Vq { model: Box::new(VqTokenizer::new(&artifact.params(&exact)?, &config)?), grid });
         }
-        let eyes = Eyes::load(&ModelFiles::Dir(dir.to_owned()), "", at, false)?;
+        let eyes = Eyes::load(artifact, at, false)?;
         let bits = eyes.model.bsq.bits;
         let group_bits = match group_bits {
             Some(g) if g == 0 || g > 32 || !bits.is_multiple_of(g) => {

@@ -4,8 +4,8 @@ use candle_core::Device;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use unified::artifact::{Artifact, Placement};
 use unified::conversation::{Content, Message, Request, Window};
-use unified::files::{ModelFiles, Placement};
 use unified::runner::Unified;
 use unified::train::{Run, Training};
 
@@ -38,7 +38,7 @@ fn tiny(dir: &Path) -> Unified {
         .chain(["head=tokens".to_owned(), "group_bits=10".to_owned()])
         .collect();
     train("configs/nano/unified.toml", &dir.join("um"), &set);
-    Unified::load(&ModelFiles::Dir(dir.join("um")), &Placement::cpu()).unwrap()
+    Unified::load(&Artifact::at(&dir.join("um")).unwrap(), &Placement::cpu()).unwrap()
 }
 
 #[test]

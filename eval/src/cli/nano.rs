@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use eval::nano::{Report, Sizes, run};
 use qlip::data::Pictures;
 use std::path::PathBuf;
-use unified::files::{ModelFiles, placement};
+use unified::artifact::{Artifact, placement};
 use unified::runner::Unified;
 
 /// Reconstruction, zero-shot accuracy, questions and drawings of a small unified model, on held-out data.
@@ -55,7 +55,7 @@ pub struct Nano {
 
 impl Nano {
     pub fn run(&self) -> Result<()> {
-        let files = ModelFiles::Dir(self.model.clone());
+        let files = Artifact::at(&self.model)?;
         let model = Unified::load(&files, &placement(&self.device)?)?;
         let photos = Pictures::open(&self.photos, "test").context("--photos")?;
         let sizes = Sizes {

@@ -5,12 +5,10 @@ use anyhow::{Context, Result};
 use eval::pictures::{Report, Sizes, Studio, run};
 use lm::SampleSettings;
 use lm::draw::{DrawSettings, Schedule};
-use lm::llamagen::LlamaGen;
-use nn::stored::Stored;
 use std::path::PathBuf;
+use unified::artifact::{Artifact, placement};
 use unified::classifier::Classifier;
-use unified::files::placement;
-use unified::llamagen::{llamagen_files, tokenizer_beside, tokenizer_of};
+use unified::llamagen::{decoder, tokenizer_of};
 
 /// Drawings of a LlamaGen that was trained by class: what a classifier sees in them, and what they cost.
 #[derive(clap::Args)]
@@ -56,13 +54,13 @@ pub struct Pictures {
 impl Pictures {
     pub fn run(&self) -> Result<()> {
         let at = placement(&self.device)?;
-        let (config, params) = llamagen_files(&self.model.to_string_lossy(), &at)?;
-        let model = std::sync::Arc::new(LlamaGen::new(&params, &config)?);
-        let parameters: usize =
-            Stored::map_dir(&self.model)?.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum();
-        let beside = tokenizer_beside(&self.model)
+        let artifact = Artifact::at(&self.model)?;
+        let model = decoder(&artifact, &at)?;
+        let parameters: usize = artifact.tensors()?.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum();
+        let beside = artifact
+            .image_tokenizer()?
             .with_context(|| format!("{}: no folder `vq` or `qlip` in it", self.model.display()))?;
-        let visual = tokenizer_of(&config, &beside, &at)?;
+        let visual = tokenizer_of(&model.config, &beside, &at)?;
         let classifier = Classifier::load(&self.classifier).context("--classifier")?;
         let photos = qlip::data::Pictures::open(&self.photos, "test").context("--photos")?;
         let sample = SampleSettings { temperature: self.temperature, top_p: self.top_p, ..SampleSettings::default() };

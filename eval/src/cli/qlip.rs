@@ -6,8 +6,8 @@ use nn::checkpoint;
 use nn::train::STATE_FILE;
 use qlip::data::Pictures;
 use std::path::PathBuf;
-use unified::eyes::{Eyes, load_weights};
-use unified::files::{ModelFiles, placement};
+use unified::artifact::{Artifact, placement};
+use unified::eyes::Eyes;
 
 /// A QLIP tokenizer by itself: reconstruction, zero-shot accuracy, linear probes on its tokens, code entropy.
 #[derive(clap::Args)]
@@ -42,17 +42,17 @@ impl Qlip {
     pub fn run(&self) -> Result<()> {
         let (train, test) = (Pictures::open(&self.photos, "train"), Pictures::open(&self.photos, "test"));
         let (train, test) = (train.context("--photos")?, test.context("--photos")?);
-        let (files, at) = (ModelFiles::Dir(self.model.clone()), placement(&self.device)?);
+        let (artifact, at) = (Artifact::at(&self.model)?, placement(&self.device)?);
         let weights = if self.raw {
             let state = checkpoint::load(&self.model.join(STATE_FILE))?;
             let mut all = checkpoint::load_dir(&self.model)?;
             all.extend(state.into_iter().filter_map(|(k, v)| Some((k.strip_prefix("p.")?.to_owned(), v))));
             all.into()
         } else {
-            load_weights(&files, "")?
+            artifact.tensors()?
         };
-        let text = files.has("tokenizer.json") && weights.contains("text_projection.weight");
-        let eyes = Eyes::with_weights(&files, "", weights, &at, text)?;
+        let text = artifact.files.has("tokenizer.json") && weights.contains("text_projection.weight");
+        let eyes = Eyes::with_weights(&artifact, weights, &at, text)?;
         let r = measure(&eyes, &train, &test, self.limit, self.probe)?;
         let percent = |x: f64| format!("{:.1}", 100.0 * x);
         let zero_shot = r.zero_shot.map_or("-".to_owned(), percent);

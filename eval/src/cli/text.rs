@@ -3,7 +3,7 @@
 use anyhow::Result;
 use eval::text::{read_texts, text_loss};
 use std::path::PathBuf;
-use unified::files::{ModelFiles, placement};
+use unified::artifact::{Artifact, placement};
 use unified::runner::Unified;
 
 /// Loss of a unified model on held-out text.
@@ -31,7 +31,7 @@ pub struct Text {
 impl Text {
     pub fn run(&self) -> Result<()> {
         let texts = read_texts(&self.documents, self.limit)?;
-        let model = Unified::load(&ModelFiles::Dir(self.model.clone()), &placement(&self.device)?)?;
+        let model = Unified::load(&Artifact::at(&self.model)?, &placement(&self.device)?)?;
         let r = text_loss(&model, &texts, self.length)?;
         if self.json {
             println!("{}", serde_json::to_string(&r)?);

@@ -1,8 +1,8 @@
 //! Chameleon's decoder with its image tokenizer; words and pictures as requests to the engine.
 
 use super::config::ChameleonConfig;
-use crate::files::{ModelFiles, Placement};
-use crate::{Error, Result, eyes};
+use crate::artifact::{Artifact, Placement};
+use crate::{Error, Result};
 use lm::engine::{Finish, Next};
 use lm::{Context, Llama, Part, Request, SampleSettings, Source};
 use nn::stored::Stored;
@@ -42,10 +42,11 @@ pub struct Chameleon {
 
 impl Chameleon {
     /// Loads a folder as transformers writes it.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+    pub fn load(artifact: &Artifact, placement: &Placement) -> Result<Self> {
+        let files = &artifact.files;
         let config = ChameleonConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
-        let stored = ours(eyes::load_weights(files, "")?, config.vq.encoder_ch_mult.len());
-        let origin = files.path_of("weights").display().to_string();
+        let stored = ours(artifact.tensors()?, config.vq.encoder_ch_mult.len());
+        let origin = files.weights_path().display().to_string();
         let params = Params::from_tensors(origin, stored, placement.dtype, &placement.device);
         Self::new(&params.stored_as(placement.weights), config)
     }

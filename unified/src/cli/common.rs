@@ -6,14 +6,11 @@ use clap::{Args, ValueEnum};
 use lm::SampleSettings;
 use nn::WeightType;
 use qlip::Image;
-use qlip::config::parse_json;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use unified::artifact::{Artifact, Placement};
 use unified::chat::ChatModel;
-use unified::config::UnifiedConfig;
 use unified::eyes::Eyes;
-use unified::files::{ModelFiles, Placement};
-use unified::runner::Unified;
 
 /// Options of every command.
 #[derive(Args, Clone)]
@@ -75,7 +72,7 @@ pub struct OnDevice {
 
 impl OnDevice {
     pub fn device(&self) -> Result<Device> {
-        Ok(unified::files::device(&self.name)?)
+        Ok(unified::artifact::device(&self.name)?)
     }
 }
 
@@ -142,51 +139,24 @@ impl Common {
         Ok(Placement { dtype: self.dtype()?, weights: self.dtype.weights(), device: self.device()? })
     }
 
-    /// Files of the asked model.
-    pub fn files(&self) -> Result<ModelFiles> {
-        match &self.model {
-            None => Ok(ModelFiles::nano()),
-            Some(m) => Ok(ModelFiles::Dir(qlip::hub::resolve(m)?)),
-        }
+    /// The asked model, or the nano model.
+    pub fn artifact(&self) -> Result<Artifact> {
+        Ok(match &self.model {
+            None => Artifact::nano()?,
+            Some(m) => Artifact::open(m)?,
+        })
     }
 
-    /// `model_type` of the model's config.json; nothing for the embedded one.
-    fn model_type(&self) -> Result<Option<String>> {
-        if self.model.is_none() {
-            return Ok(None);
-        }
-        let files = self.files()?;
-        let path = files.path_of("config.json");
-        let json: serde_json::Value =
-            serde_json::from_str(&files.text("config.json")?).with_context(|| path.display().to_string())?;
-        Ok(json["model_type"].as_str().map(str::to_owned))
-    }
-
-    /// Whether the asked model is a Janus.
-    pub fn is_janus(&self) -> Result<bool> {
-        Ok(self.model_type()?.is_some_and(|t| t == "janus" || t == "multi_modality"))
-    }
-
-    /// config.json of the asked unified model.
-    pub fn unified_config(&self) -> Result<UnifiedConfig> {
-        let files = self.files()?;
-        Ok(parse_json(&files.path_of("config.json"), &files.text("config.json")?)?)
-    }
-
-    pub fn unified(&self) -> Result<Unified> {
-        Ok(Unified::load(&self.files()?, &self.placement()?)?)
-    }
-
-    /// Whatever the asked folder holds that can be talked with.
+    /// Whatever was asked for that can be talked with.
     pub fn chat_model(&self) -> Result<ChatModel> {
-        Ok(ChatModel::load(&self.files()?, &self.placement()?)?)
+        Ok(ChatModel::load(&self.artifact()?, &self.placement()?)?)
     }
 
     /// The image tokenizer: of a unified model its own, else the folder itself.
     pub fn eyes(&self) -> Result<Eyes> {
-        let files = self.files()?;
-        let folder = if files.has("qlip/config.json") { "qlip" } else { "" };
-        Ok(Eyes::load(&files, folder, &self.placement()?, true)?)
+        let artifact = self.artifact()?;
+        let tokenizer = artifact.image_tokenizer()?;
+        Ok(Eyes::load(tokenizer.as_ref().unwrap_or(&artifact), &self.placement()?, true)?)
     }
 }
 

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use clap::Args;
 use std::path::PathBuf;
+use unified::artifact::Artifact;
 use unified::captions::{Captions, TextEncoder};
 
 /// Features of captions for a text-conditional LlamaGen, made once and kept in a file.
@@ -32,7 +33,8 @@ impl Features {
         if captions.is_empty() {
             bail!("{}: no captions; write one a line", self.captions.display());
         }
-        let mut encoder = TextEncoder::load(&self.text_encoder, &self.on.device()?)?;
+        let mut encoder =
+            TextEncoder::load(&Artifact::open(&self.text_encoder.to_string_lossy())?, &self.on.device()?)?;
         let bar = progress(captions.len(), "encode");
         let (mut features, mut pads) = (Vec::new(), Vec::new());
         for caption in &captions {

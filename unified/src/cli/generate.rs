@@ -13,10 +13,11 @@ use qlip::Image;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use unified::artifact::{Architecture, Artifact};
 use unified::captions::{Captions, TextEncoder};
-use unified::config::Generation;
+use unified::config::{Generation, UnifiedConfig};
 use unified::janus::JanusChat;
-use unified::llamagen::{is_llamagen, llamagen_files, tokenizer_beside, tokenizer_of};
+use unified::llamagen::{decoder, tokenizer_of};
 use unified::runner::Unified;
 use unified::visual::VisualTokenizer;
 
@@ -118,7 +119,12 @@ impl Generate {
 
     /// What is asked for, with the model's own settings where nothing else is said.
     fn recipe(&self) -> Result<Recipe> {
-        let llamagen = self.features.is_some() || !self.class.is_empty() || is_llamagen(self.common.model.as_deref())?;
+        let artifact = self.common.artifact()?;
+        artifact.must("draw", artifact.architecture.can().draw)?;
+        let llamagen = artifact.architecture == Architecture::LlamaGen;
+        if !llamagen && (self.features.is_some() || !self.class.is_empty()) {
+            bail!("--class and --features are for a LlamaGen: give its --model");
+        }
         if llamagen && self.best_of.is_some() {
             bail!("--best-of: LlamaGen does not judge its drawings");
         }
@@ -129,10 +135,10 @@ impl Generate {
             if self.codes_only {
                 bail!("--codes-only is LlamaGen's: give its --model");
             }
-            let g = match self.common.is_janus()? {
-                // the authors' settings
-                true => Generation { guidance_scale: 5.0, image: SampleSettings::default(), ..Generation::default() },
-                false => self.common.unified_config()?.generation,
+            let g = match artifact.architecture {
+                Architecture::Unified => artifact.config::<UnifiedConfig>()?.generation,
+                // the authors' settings of Janus
+                _ => Generation { guidance_scale: 5.0, image: SampleSettings::default(), ..Generation::default() },
             };
             (self.settings(g.image, g.guidance_scale)?, self.best_of.unwrap_or(g.best_of))
         };
@@ -237,8 +243,9 @@ impl Generate {
     /// LlamaGen's tokens alone.
     fn codes(&self) -> Result<()> {
         let recipe = self.recipe()?;
-        let model = llamagen(&self.common)?;
-        let wanted = conditions(&model, &recipe, self.common.model.as_deref())?;
+        let artifact = self.common.artifact()?;
+        let model = decoder(&artifact, &self.common.placement()?)?;
+        let wanted = conditions(&model, &recipe, &artifact)?;
         let batch = self.common.batch()?;
         let bar = progress(model.config.grid() * wanted.len().div_ceil(batch), "draw");
         let mut ids: Vec<i64> = Vec::new();
@@ -267,24 +274,32 @@ type OnRow<'a> = &'a mut dyn FnMut(&[Vec<u32>]);
 
 impl Painter {
     fn load(common: &Common, recipe: &Recipe) -> Result<Self> {
-        if let (Some(prompt), false) = (&recipe.prompt, is_llamagen(common.model.as_deref())?) {
-            if common.is_janus()? {
-                let model = JanusChat::load(&common.files()?, &common.placement()?)?;
-                return Ok(Self::Janus(Box::new(model), prompt.clone()));
+        let (artifact, at) = (common.artifact()?, common.placement()?);
+        let words = || recipe.prompt.as_deref().context("this model draws from words: give a prompt");
+        match artifact.architecture {
+            Architecture::Unified => {
+                let model = Unified::load(&artifact, &at)?;
+                let words = words()?.trim();
+                let context = model.drawing_context(words.strip_prefix("draw ").unwrap_or(words))?;
+                Ok(Self::Unified(Box::new(model), context))
             }
-            let model = common.unified()?;
-            let words = prompt.trim().strip_prefix("draw ").unwrap_or(prompt.trim());
-            let context = model.drawing_context(words)?;
-            return Ok(Self::Unified(Box::new(model), context));
+            Architecture::Janus => Ok(Self::Janus(Box::new(JanusChat::load(&artifact, &at)?), words()?.to_owned())),
+            Architecture::LlamaGen => {
+                let model = decoder(&artifact, &at)?;
+                let wanted = conditions(&model, recipe, &artifact)?;
+                let given = recipe.tokenizer.as_ref().map(|dir| Artifact::open(&dir.to_string_lossy())).transpose()?;
+                let tokenizer = match given {
+                    Some(given) => given,
+                    None => artifact.image_tokenizer()?.context(
+                        "the model has no folder `vq` or `qlip` with its image tokenizer, and no vq_ds16_*.pt beside it: give \
+                         --tokenizer, or --codes-only",
+                    )?,
+                };
+                let visual = tokenizer_of(&model.config, &tokenizer, &at)?;
+                Ok(Self::LlamaGen(model, Box::new(visual), wanted))
+            }
+            other => bail!("drawing with {} is not built yet; unified forward runs it", other.says()),
         }
-        let model = llamagen(common)?;
-        let wanted = conditions(&model, recipe, common.model.as_deref())?;
-        let beside = || common.model.as_deref().and_then(|m| tokenizer_beside(Path::new(m)));
-        let dir = recipe.tokenizer.clone().or_else(beside).context(
-            "the model has no folder `vq` or `qlip` with its image tokenizer: give --tokenizer DIR, or --codes-only",
-        )?;
-        let visual = tokenizer_of(&model.config, &dir, &common.placement()?)?;
-        Ok(Self::LlamaGen(model, Box::new(visual), wanted))
     }
 
     /// Rows of a picture's grid.
@@ -344,14 +359,8 @@ impl Painter {
     }
 }
 
-fn llamagen(common: &Common) -> Result<Arc<LlamaGen>> {
-    let model = common.model.as_deref().context("--class needs --model: a LlamaGen folder or .pt file")?;
-    let (config, params) = llamagen_files(model, &common.placement()?)?;
-    Ok(Arc::new(LlamaGen::new(&params, &config)?))
-}
-
 /// What each picture is drawn from: classes, or features of captions that are read or made.
-fn conditions(model: &Arc<LlamaGen>, recipe: &Recipe, dir: Option<&str>) -> Result<Condition> {
+fn conditions(model: &Arc<LlamaGen>, recipe: &Recipe, artifact: &Artifact) -> Result<Condition> {
     let n = recipe.n;
     if model.config.model_type == ModelType::C2i {
         if recipe.class.is_empty() {
@@ -364,8 +373,8 @@ fn conditions(model: &Arc<LlamaGen>, recipe: &Recipe, dir: Option<&str>) -> Resu
     let captions = match (&recipe.features, &recipe.prompt) {
         (Some(path), _) => Captions::load(path, device)?,
         (None, Some(prompt)) => {
-            let beside = dir.map(|m| Path::new(m).join("t5")).filter(|p| p.is_dir());
-            let encoder = recipe.text_encoder.clone().or(beside).context(
+            let given = recipe.text_encoder.as_ref().map(|dir| Artifact::open(&dir.to_string_lossy())).transpose()?;
+            let encoder = given.map_or_else(|| artifact.text_encoder(), |given| Ok(Some(given)))?.context(
                 "this model draws captions through a T5 encoder: give its folder by --text-encoder DIR, or features by \
                  --features FILE (unified features makes them)",
             )?;

@@ -12,8 +12,8 @@ use nn::stored::{Stored, may_be_blocks, weight_bytes};
 use nn::{Packed, WeightType};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use unified::artifact::Architecture;
 use unified::config::UnifiedConfig;
-use unified::eyes::load_weights;
 
 /// Print a model's architecture, parameters, memory and vocabulary.
 #[derive(Args)]
@@ -28,38 +28,24 @@ pub struct Info {
 impl Info {
     pub fn run(&self) -> Result<()> {
         let common = Common { model: self.target.clone().or(self.common.model.clone()), ..self.common.clone() };
-        let files = common.files()?;
-        let json: serde_json::Value = serde_json::from_str(&files.text("config.json")?)?;
-        let mut parts = vec![("model", load_weights(&files, "")?)];
+        let artifact = common.artifact()?;
+        let json: serde_json::Value = artifact.config()?;
+        let mut parts = vec![("model", artifact.tensors()?)];
         let mut vocabulary = serde_json::Value::Null;
-        let architecture = if json["model_type"] == "um3" {
-            let config: UnifiedConfig =
-                qlip::config::parse_json(&files.path_of("config.json"), &files.text("config.json")?)?;
-            let v = &config.vocabulary;
+        let architecture = artifact.architecture.says();
+        if artifact.architecture == Architecture::Unified {
+            let v = artifact.config::<UnifiedConfig>()?.vocabulary;
             vocabulary = serde_json::json!({
                 "text": [0, v.text], "visual": [v.text, v.rows()], "sub_tokens": v.groups(), "bits_per_code": v.bits,
                 "visual_tokens_per_image": v.tokens_per_image(), "begin_image": v.begin_image, "end_image": v.end_image,
             });
             parts[0].0 = "language model";
-            parts.push(("image tokenizer", load_weights(&files, &config.image_tokenizer)?));
-            "unified: Llama-style decoder over text and visual rows, QLIP image tokenizer"
-        } else if json.get("decoder_config").is_some() {
-            "QLIP: vision tower, text tower, binary spherical quantizer, pixel decoder"
-        } else if json["model_type"] == "llava" || json.get("mm_vision_tower").is_some() {
-            "LLaVA: vision tower, two-layer projector, Llama decoder"
-        } else if json["model_type"] == "c2i" || json["model_type"] == "t2i" {
-            "LlamaGen: Llama-style decoder of picture tokens"
-        } else if json.get("codebook_size").is_some() {
-            "VQ image tokenizer of LlamaGen"
-        } else if json["model_type"] == "classifier" {
-            "classifier of pictures: convolutions"
-        } else if json["model_type"] == "clip_vision_model" {
-            "CLIP vision tower"
-        } else if json["model_type"] == "llama" {
-            "Llama decoder"
-        } else {
-            "unknown (config.json names no architecture of this program)"
-        };
+        }
+        if !artifact.architecture.can().tokenize
+            && let Some(tokenizer) = artifact.image_tokenizer()?
+        {
+            parts.push(("image tokenizer", tokenizer.tensors()?));
+        }
         let text = json.get("text_config").unwrap_or(&json);
         if let (serde_json::Value::Null, Some(rows)) = (&vocabulary, text["vocab_size"].as_u64()) {
             vocabulary = serde_json::json!({ "rows": rows });

@@ -1,8 +1,8 @@
 //! Emu3's decoder with its image tokenizer; drawings as requests to the engine.
 
 use super::config::Emu3Config;
-use crate::files::{ModelFiles, Placement};
-use crate::{Error, Result, eyes};
+use crate::artifact::{Artifact, Placement};
+use crate::{Error, Result};
 use lm::engine::{Finish, Next};
 use lm::{Context, Llama, Part, Request, SampleSettings};
 use nn::stored::Stored;
@@ -72,10 +72,11 @@ pub struct Emu3 {
 
 impl Emu3 {
     /// Loads a folder as transformers writes it.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
+    pub fn load(artifact: &Artifact, placement: &Placement) -> Result<Self> {
+        let files = &artifact.files;
         let config = Emu3Config::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
-        let stored = ours(eyes::load_weights(files, "")?, config.vq.net.encoder_ch_mult.len());
-        let origin = files.path_of("weights").display().to_string();
+        let stored = ours(artifact.tensors()?, config.vq.net.encoder_ch_mult.len());
+        let origin = files.weights_path().display().to_string();
         let params = Params::from_tensors(origin, stored, placement.dtype, &placement.device);
         Self::new(&params.stored_as(placement.weights), config)
     }

@@ -2,9 +2,9 @@
 
 use super::model::Janus;
 use super::preprocess::JanusPreprocess;
+use crate::artifact::{Artifact, Placement};
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role};
-use crate::files::{ModelFiles, Placement};
 use crate::generation::GenerationFile;
 use crate::say::Saying;
 use crate::seen::Seen;
@@ -63,10 +63,11 @@ pub struct JanusChat {
 
 impl JanusChat {
     /// Loads a model folder of either layout.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
-        let words = Words::from_bytes(&files.path_of("tokenizer.json"), &files.read("tokenizer.json")?)?;
+    pub fn load(artifact: &Artifact, placement: &Placement) -> Result<Self> {
+        let files = &artifact.files;
+        let words = artifact.text_tokenizer()?;
         let mark = |m: &str| words.mark(m).map_err(|e| Error::bad_file(files.path_of("tokenizer.json"), e.to_string()));
-        let model = Arc::new(Janus::load(files, placement)?);
+        let model = Arc::new(Janus::load(artifact, placement)?);
         let defaults = GenerationFile::of(files)?;
         let image = Generation {
             image: lm::SampleSettings { temperature: 1.0, ..lm::SampleSettings::default() },

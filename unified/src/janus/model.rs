@@ -2,8 +2,8 @@
 
 use super::config::JanusConfig;
 use super::names::ours;
-use crate::files::{ModelFiles, Placement};
-use crate::{Error, Result, eyes};
+use crate::artifact::{Artifact, Placement};
+use crate::{Error, Result};
 use candle_core::Tensor;
 use lm::engine::{Choose, Model, Source};
 use lm::trunk::Trunk;
@@ -55,10 +55,10 @@ pub struct Janus {
 
 impl Janus {
     /// Loads a folder of either layout.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
-        let stored = ours(eyes::load_weights(files, "")?)?;
+    pub fn load(artifact: &Artifact, placement: &Placement) -> Result<Self> {
+        let (stored, files) = (ours(artifact.tensors()?)?, &artifact.files);
         let config = JanusConfig::parse(&files.path_of("config.json"), &files.text("config.json")?, &stored)?;
-        let origin = files.path_of("weights").display().to_string();
+        let origin = files.weights_path().display().to_string();
         let params = Params::from_tensors(origin, stored, placement.dtype, &placement.device);
         Self::new(&params.stored_as(placement.weights), &config)
     }

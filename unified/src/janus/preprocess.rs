@@ -1,6 +1,6 @@
 //! How Janus sees a picture: whole, its longest side resized to the tower's, on a square of the mean's colour (VLMImageProcessor).
 
-use crate::files::ModelFiles;
+use crate::artifact::ModelFiles;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use qlip::resample::resize;

@@ -1,12 +1,9 @@
 //! A LLaVA checkpoint ready for conversation.
 
-use super::config::LlavaConfig;
 use super::model::Llava;
-use super::names::published_name;
+use crate::artifact::{Artifact, ModelFiles, Placement, text_tokenizer};
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request, Role};
-use crate::eyes::load_weights;
-use crate::files::{ModelFiles, Placement};
 use crate::generation::GenerationFile;
 use crate::say::Saying;
 use crate::seen::Seen;
@@ -16,7 +13,6 @@ use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use lm::llama::TokenIds;
 use lm::{Part, Shared, Source};
-use nn::Params;
 use qlip::{Image, Preprocess};
 
 /// Vicuna's conversation, version 1: for checkpoints that carry no template.
@@ -58,25 +54,20 @@ pub struct LlavaChat {
 
 impl LlavaChat {
     /// Loads a model folder of either layout.
-    pub fn load(files: &ModelFiles, placement: &Placement) -> Result<Self> {
-        let config = LlavaConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
-        let origin = files.path_of("model.safetensors").display().to_string();
-        let stored = load_weights(files, "")?.renamed(published_name);
-        let params = Params::from_tensors(origin, stored, placement.dtype, &placement.device);
-        let params = params.stored_as(placement.weights);
-        Self::of(Llava::new(&params, &config)?, files, placement)
+    pub fn load(artifact: &Artifact, placement: &Placement) -> Result<Self> {
+        Self::of(Llava::load(artifact, placement)?, &artifact.files, placement)
     }
 
     /// A model with the tokenizer, template and preprocessing of a folder.
     pub fn of(model: Llava, files: &ModelFiles, placement: &Placement) -> Result<Self> {
         let config = model.config.clone();
         let side = model.side();
-        let preprocess = files.preprocess("", side)?;
+        let preprocess = files.preprocess(side)?;
         if preprocess.crop_size != side {
             let why = format!("crops of {} pixels for a tower of {side}", preprocess.crop_size);
             return Err(Error::bad_file(files.path_of("preprocessor_config.json"), why));
         }
-        let words = Words::from_bytes(&files.path_of("tokenizer.json"), &files.read("tokenizer.json")?)?;
+        let words = text_tokenizer(files)?;
         let rows = words.rows();
         // where the tokenizer does not know the picture's mark, it gets a number beyond the others that stands for it here
         let words = words.with_marks(&[IMAGE_MARK])?;
@@ -93,9 +84,9 @@ impl LlavaChat {
         let ends = defaults.ends(&text.eos_token_id, &words, &eos)?;
         let generation = defaults.generation();
         let template = match files {
-            ModelFiles::Dir(_) => Template::of_model(files)?,
             // the embedded model's template is not for pictures as this family shows them
-            ModelFiles::Embedded(_) => None,
+            ModelFiles::Embedded(..) => None,
+            _ => Template::of_model(files)?,
         };
         let template = template.map_or_else(|| Template::new(VICUNA_V1), Ok)?;
         let (engine, device) = (Shared::new(model.lm.clone()), placement.device.clone());

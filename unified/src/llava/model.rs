@@ -2,6 +2,8 @@
 //! (Liu et al. 2023, section 3).
 
 use super::config::{LlavaConfig, Select, VisionConfig, VisionFeature};
+use super::names::published_name;
+use crate::artifact::{Artifact, Placement};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lm::Llama;
@@ -35,6 +37,15 @@ pub struct Llava {
 }
 
 impl Llava {
+    /// Loads a folder of any layout.
+    pub fn load(artifact: &Artifact, at: &Placement) -> Result<Self> {
+        let files = &artifact.files;
+        let config = LlavaConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
+        let stored = artifact.tensors()?.renamed(published_name);
+        let params = Params::from_tensors(files.weights_path().display().to_string(), stored, at.dtype, &at.device);
+        Self::new(&params.stored_as(at.weights), &config)
+    }
+
     /// Takes the tensors, under their llava-hf names.
     pub fn new(p: &Params, config: &LlavaConfig) -> Result<Self> {
         Self::adapted(p, config, None)

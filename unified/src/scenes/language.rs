@@ -86,6 +86,20 @@ impl Category {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::Single, Self::Colour, Self::Two, Self::Binding, Self::Position, Self::Count];
 
+    /// What training draws from: the kinds that take more than one look come twice.
+    pub const PRACTICE: [Self; 10] = [
+        Self::Single,
+        Self::Colour,
+        Self::Two,
+        Self::Two,
+        Self::Binding,
+        Self::Binding,
+        Self::Position,
+        Self::Position,
+        Self::Count,
+        Self::Count,
+    ];
+
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         ["single", "colour", "two", "binding", "position", "count"][self as usize]
@@ -167,7 +181,7 @@ pub fn question(rng: &mut SceneRng, scene: &Scene) -> Question {
 
 /// A question of the kinds that take looking at more than one place of the picture; training asks these more often.
 pub fn hard_question(rng: &mut SceneRng, scene: &Scene) -> Question {
-    question_among(rng, scene, &["count", "colour", "relation"])
+    question_among(rng, scene, &["count", "colour", "colour", "relation"])
 }
 
 fn question_among(rng: &mut SceneRng, scene: &Scene, kinds: &[&'static str]) -> Question {

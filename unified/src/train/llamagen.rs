@@ -3,8 +3,8 @@
 
 use super::Run;
 use super::pictures::broken;
+use crate::artifact::{Artifact, Placement};
 use crate::captions::{Captions, TextEncoder};
-use crate::files::Placement;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
 use candle_core::DType;
@@ -163,7 +163,8 @@ impl LlamaGenTraining {
     /// Runs it; the folder becomes a model that `unified generate` draws with, image tokenizer included.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
         let placement = Placement { device: run.device.clone(), ..Placement::cpu() };
-        let visual = VisualTokenizer::load(&self.tokenizer, self.group_bits, self.grid, &placement)?;
+        let tokenizer = Artifact::open(&self.tokenizer.to_string_lossy())?;
+        let visual = VisualTokenizer::load(&tokenizer, self.group_bits, self.grid, &placement)?;
         let visual = if self.head == Head::Bits { visual.with_whole_codes()? } else { visual };
         let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
         (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
@@ -171,7 +172,7 @@ impl LlamaGenTraining {
         let config = self.config(&visual, photos.classes.len(), texts.as_ref())?;
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&run.out.join("config.json"), json.as_bytes())?;
-        self.copy_tokenizer(&visual, run.out)?;
+        tokenizer.copy_to(&run.out.join(visual.folder()))?;
         let tokens = self.tokens(&visual, &photos, &run.out.join("codes.safetensors"))?;
         // the features of "no caption" are data, not a parameter
         let freeze = ["cls_embedding.uncond_embedding"];
@@ -246,7 +247,7 @@ impl LlamaGenTraining {
         if !path.is_file() {
             // a config by class has one position, the published ones by caption 120
             let own = self.model.as_ref().map(|m| m.cls_token_num).filter(|&n| n > 1);
-            let mut encoder = TextEncoder::load(dir, &candle_core::Device::Cpu)?;
+            let mut encoder = TextEncoder::load(&Artifact::open(&dir.to_string_lossy())?, &candle_core::Device::Cpu)?;
             encoder.encode(&captions, own.unwrap_or(CAPTION_POSITIONS))?.save(&path)?;
         }
         // as the file rounds them, so that a resumed run reads what the first one read
@@ -301,20 +302,6 @@ impl LlamaGenTraining {
         }
         config.check()?;
         Ok(config)
-    }
-
-    /// The image tokenizer beside the model, so that the folder draws by itself.
-    fn copy_tokenizer(&self, visual: &VisualTokenizer, out: &Path) -> Result<()> {
-        let dir = out.join(visual.folder());
-        std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
-        for name in ["config.json", "preprocessor_config.json", "model.safetensors"] {
-            let from = self.tokenizer.join(name);
-            if from.is_file() {
-                let bytes = std::fs::read(&from).map_err(Error::io(&from))?;
-                checkpoint::write_atomic(&dir.join(name), &bytes)?;
-            }
-        }
-        Ok(())
     }
 
     /// Tokens of all crops of all pictures that can be read, made once and kept beside the model.

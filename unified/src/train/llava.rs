@@ -3,7 +3,7 @@
 
 use super::Run;
 use super::llava_data::{Entry, IMAGE_MARK, pieces, read};
-use crate::files::ModelFiles;
+use crate::artifact::{Architecture, Artifact, ModelFiles, text_tokenizer};
 use crate::llava::{Llava, LlavaConfig, VICUNA_V1, VisionFeature, published_name};
 use crate::sequence::{Sequence, pack};
 use crate::template::{Template, marks_of};
@@ -187,15 +187,17 @@ impl LlavaTraining {
     fn base(&self) -> Result<Base> {
         match (&self.start, &self.tower, &self.language_model) {
             (Some(dir), None, None) => {
-                let files = ModelFiles::Dir(dir.clone());
+                let artifact = Artifact::open(&dir.to_string_lossy())?;
+                artifact.must("go on as a LLaVA", artifact.architecture == Architecture::Llava)?;
+                let files = &artifact.files;
                 let config = LlavaConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
-                let tensors = Arc::new(Stored::map_dir(dir)?.renamed(published_name));
-                let (bos, eos) = marks_of(&files)?;
+                let tensors = Arc::new(artifact.tensors()?.renamed(published_name));
+                let (bos, eos) = marks_of(files)?;
                 let or = |mark: Option<String>, or: &str| mark.unwrap_or_else(|| or.to_owned());
                 Ok(Base {
                     preprocess: Preprocess::from_file(&files.path_of("preprocessor_config.json"))?,
-                    tokenizer: tokenizer(dir)?,
-                    template: Template::source_of(&files)?.unwrap_or_else(|| VICUNA_V1.to_owned()),
+                    tokenizer: tokenizer(files)?,
+                    template: Template::source_of(files)?.unwrap_or_else(|| VICUNA_V1.to_owned()),
                     marks: (or(bos, "<s>"), or(eos, "</s>")),
                     config,
                     tensors,
@@ -208,18 +210,14 @@ impl LlavaTraining {
 
     /// A model of two that do not know each other yet; the projector is new.
     fn new_base(&self, tower: &Path, lm: &Path) -> Result<Base> {
-        let read = |dir: &Path| -> Result<(PathBuf, serde_json::Value)> {
-            let path = dir.join("config.json");
-            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-            Ok((path.clone(), serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?))
-        };
-        let (_, vision) = read(tower)?;
-        let (_, text) = read(lm)?;
+        let spoken = Artifact::open(&lm.to_string_lossy())?;
+        let seeing = Artifact::open(&tower.to_string_lossy())?;
+        let (vision, text): (serde_json::Value, serde_json::Value) = (seeing.config()?, spoken.config()?);
         let vision = if vision.get("vision_config").is_some() { vision["vision_config"].clone() } else { vision };
         let text = if text.get("text_config").is_some() { text["text_config"].clone() } else { text };
-        let tokenizer = tokenizer(lm)?;
+        let tokenizer = tokenizer(&spoken.files)?;
         let words = Words::from_bytes(&tokenizer.0, &tokenizer.1)?;
-        let (bos, eos) = marks_of(&ModelFiles::Dir(lm.to_path_buf()))?;
+        let (bos, eos) = marks_of(&spoken.files)?;
         let (bos, eos) = (bos.unwrap_or_default(), eos.unwrap_or_else(|| "</s>".to_owned()));
         let vocab = text["vocab_size"].as_u64().unwrap_or(0);
         // a mark of its own where the tokenizer has one, else the first id that no text has
@@ -231,9 +229,9 @@ impl LlavaTraining {
         config["text_config"]["eos_token_id"] = words.mark(&eos)?.into();
         let config: LlavaConfig = parse_json(Path::new("(new model)"), &config.to_string())?;
         config.check()?;
-        let seen = Stored::map_dir(tower)?.filtered(|k| k.starts_with("vision_model."));
+        let seen = seeing.tensors()?.filtered(|k| k.starts_with("vision_model."));
         let seen = seen.renamed(|k| format!("vision_tower.{k}"));
-        let spoken = Stored::map_dir(lm)?.renamed(|k| format!("language_model.{k}"));
+        let spoken = spoken.tensors()?.renamed(|k| format!("language_model.{k}"));
         let tensors = Arc::new(seen.and(spoken)?);
         let template = self.chat_template.clone().unwrap_or_else(|| VICUNA_V1.to_owned());
         let preprocess = Preprocess::from_file(&tower.join("preprocessor_config.json"))?;
@@ -306,10 +304,8 @@ impl LlavaTraining {
     }
 }
 
-fn tokenizer(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
-    let path = dir.join("tokenizer.json");
-    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-    Ok((path, bytes))
+fn tokenizer(files: &ModelFiles) -> Result<(PathBuf, Vec<u8>)> {
+    Ok((files.path_of("tokenizer.json"), text_tokenizer(files)?.to_json()?.into_bytes()))
 }
 
 /// What is written: the tensors that training began with, the trained ones in their place, adapters added to the weights that

@@ -2,11 +2,11 @@
 
 use super::Run;
 use super::llamagen::Head;
+use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
 use crate::documents::Documents;
 use crate::eyes::Eyes;
-use crate::files::{ModelFiles, Placement};
 use crate::mixture::{Mixture, Piece, Sample, Source};
 use crate::sequence::{Segment, Sequence, pack};
 use crate::template::{DEFAULT_TEMPLATE, Marks};
@@ -20,7 +20,6 @@ use lm::shared_bits::SharedBits;
 use lm::{Llama, LlamaConfig, MergedVocab};
 use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
 use nn::{Params, checkpoint};
-use qlip::config::parse_json;
 use qlip::data::Pictures;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -123,12 +122,9 @@ impl UnifiedTraining {
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
         self.mixture.check()?;
         let marks = Marks::default();
-        let eyes = Eyes::load(
-            &ModelFiles::Dir(self.qlip.clone()),
-            "",
-            &Placement { device: run.device.clone(), ..Placement::cpu() },
-            false,
-        )?;
+        let image_tokenizer = Artifact::open(&self.qlip.to_string_lossy())?;
+        let at = Placement { device: run.device.clone(), ..Placement::cpu() };
+        let eyes = Eyes::load(&image_tokenizer, &at, false)?;
         let text = std::fs::read(&self.tokenizer).map_err(Error::io(&self.tokenizer))?;
         let words = Words::from_bytes(&self.tokenizer, &text)?.with_marks(&marks.all())?;
         let start = self.start()?;
@@ -162,6 +158,7 @@ impl UnifiedTraining {
             self_check: self.mixture.checks().then(|| CHECK.to_owned()),
         };
         self.write_folder(run.out, &config, words.to_json()?.as_bytes())?;
+        image_tokenizer.copy_to(&run.out.join("qlip"))?;
         let params = Params::for_training(tensors, &[], self.seed, DType::F32, &run.device);
         let model = Llama::of_vocab(&params, &config.text_config, &vocab)?;
         // a checkpoint's rows have their sums in them already
@@ -295,15 +292,19 @@ impl UnifiedTraining {
         match (&self.start, &self.model) {
             (None, Some(model)) => Ok(Start::New(model.clone())),
             (Some(dir), None) => {
-                let path = dir.join("config.json");
-                let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-                let json: serde_json::Value =
-                    serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
-                let tensors = checkpoint::load_dir(dir)?;
-                if json["model_type"] == "um3" {
-                    return Ok(Start::Unified(tensors, parse_json::<UnifiedConfig>(&path, &text)?.text_config));
+                let artifact = Artifact::open(&dir.to_string_lossy())?;
+                let tensors = || artifact.tensors()?.into_memory();
+                match artifact.architecture {
+                    Architecture::Unified => {
+                        Ok(Start::Unified(tensors()?, artifact.config::<UnifiedConfig>()?.text_config))
+                    }
+                    Architecture::Llama => Ok(Start::Llama(tensors()?, artifact.config()?)),
+                    other => Err(Error::invalid(format!(
+                        "start: {} is a {}; a unified model or a Llama goes on",
+                        dir.display(),
+                        other.says()
+                    ))),
                 }
-                Ok(Start::Llama(tensors, parse_json(&path, &text)?))
             }
             _ => Err(Error::invalid("give either `start` (a checkpoint folder) or a section [model]")),
         }
@@ -317,13 +318,6 @@ impl UnifiedTraining {
         checkpoint::write_atomic(&out.join("tokenizer.json"), tokenizer)?;
         let template = serde_json::json!({ "chat_template": DEFAULT_TEMPLATE, "eos_token": config.marks.end });
         checkpoint::write_atomic(&out.join("tokenizer_config.json"), &json(&template)?)?;
-        let qlip = out.join("qlip");
-        std::fs::create_dir_all(&qlip).map_err(Error::io(&qlip))?;
-        for name in ["config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json"] {
-            let from = self.qlip.join(name);
-            let bytes = std::fs::read(&from).map_err(Error::io(&from))?;
-            checkpoint::write_atomic(&qlip.join(name), &bytes)?;
-        }
         Ok(())
     }
 }

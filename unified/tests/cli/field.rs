@@ -115,11 +115,12 @@ fn llava_folders_as_transformers_writes_them() {
 
 #[test]
 fn what_a_person_types_is_words() {
+    use unified::artifact::{Artifact, Placement};
     use unified::conversation::Message;
-    use unified::files::{ModelFiles, Placement};
     use unified::llava::LlavaChat;
     let chat = |name: &str| {
-        LlavaChat::load(&ModelFiles::Dir(fixture(&format!("field/checkpoints/{name}"))), &Placement::cpu()).unwrap()
+        LlavaChat::load(&Artifact::at(&fixture(&format!("field/checkpoints/{name}"))).unwrap(), &Placement::cpu())
+            .unwrap()
     };
     let model = chat("llava-control-tokens");
     let ids = |text: &str| model.context(&[Message::user(text)]).unwrap().0;
@@ -141,9 +142,9 @@ fn what_a_person_types_is_words() {
 
 #[test]
 fn the_processor_s_mean_is_used() {
-    use unified::files::{ModelFiles, Placement};
+    use unified::artifact::{Artifact, Placement};
     use unified::llava::LlavaChat;
-    let files = ModelFiles::Dir(fixture("field/checkpoints/llava-processor-config"));
+    let files = Artifact::at(&fixture("field/checkpoints/llava-processor-config")).unwrap();
     let model = LlavaChat::load(&files, &Placement::cpu()).unwrap();
     assert_eq!(model.preprocess().image_mean, [0.5; 3]);
 }

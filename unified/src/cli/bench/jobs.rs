@@ -16,8 +16,8 @@ use qlip::{Pixels, Qlip, QlipConfig};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
+use unified::artifact::{Artifact, ModelFiles, Placement};
 use unified::conversation::{Event, Message};
-use unified::files::{ModelFiles, Placement};
 use unified::llava::{Llava, LlavaChat};
 use unified::runner::Unified;
 
@@ -166,7 +166,7 @@ impl Bench {
 
     fn nano(&self) -> Result<Unified> {
         let placement = Placement { weights: self.dtype.weights(), ..Placement::cpu() };
-        Ok(Unified::load(&ModelFiles::nano(), &placement)?)
+        Ok(Unified::load(&Artifact::nano()?, &placement)?)
     }
 
     pub(super) fn draw_nano(&self) -> Result<Measured> {

@@ -9,25 +9,23 @@ mod llava;
 mod qlip;
 
 use super::common::Common;
-use ::qlip::clip::{ClipTower, ClipVisionConfig};
-use ::qlip::config::{QlipConfig, read_json};
-use ::qlip::vq::{VqConfig, VqTokenizer};
+use ::qlip::clip::ClipTower;
+use ::qlip::vq::VqTokenizer;
 use ::qlip::{Pixels, Qlip};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use lm::llamagen::{LlamaGen, LlamaGenConfig};
 use lm::{Llama, LlamaConfig};
-use nn::stored::Stored;
-use nn::{Params, checkpoint};
+use nn::checkpoint;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use unified::artifact::{Architecture, Artifact};
 use unified::chameleon::Chameleon;
 use unified::emu3::Emu3;
-use unified::files::{ModelFiles, Placement};
 use unified::janus::Janus;
-use unified::llava::{Llava, LlavaConfig, published_name};
+use unified::llamagen::decoder;
+use unified::llava::Llava;
 
 /// Run a model's parts on given inputs and write every stage (names as in tests/fixtures/README.md).
 #[derive(Args)]
@@ -53,63 +51,37 @@ type Named = BTreeMap<String, Tensor>;
 
 impl Forward {
     pub fn run(&self) -> Result<()> {
-        let device = self.common.device()?;
-        let path = self.model_dir.join("config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let json: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-        let inputs = Inputs { path: &self.inputs, tensors: checkpoint::load(&self.inputs)?, device: device.clone() };
-        let params = || -> Result<Params> {
-            let params = Params::from_dir(&self.model_dir, self.common.dtype()?, &device)?;
-            Ok(params.stored_as(self.common.dtype.weights()))
-        };
-        let out = if json.get("vision_config").is_some() && json.get("decoder_config").is_some() {
-            let config = QlipConfig::from_file(&path)?;
-            qlip::outputs(&Qlip::new(&params()?, &config, true)?, &inputs)?
-        } else if json["model_type"] == "llama" {
-            let config: LlamaConfig = read_json(&path)?;
-            config.check().with_context(|| path.display().to_string())?;
-            llama::outputs(
-                &std::sync::Arc::new(Llama::new(&params()?, &config)?),
-                &inputs,
-                self.max_tokens.unwrap_or(12),
-            )?
-        } else if json["model_type"] == "c2i" || json["model_type"] == "t2i" {
-            let config: LlamaGenConfig = read_json(&path)?;
-            llamagen::outputs(&std::sync::Arc::new(LlamaGen::new(&params()?, &config)?), &inputs)?
-        } else if json.get("codebook_size").is_some() {
-            let config: VqConfig = read_json(&path)?;
-            llamagen::tokenizer_outputs(&VqTokenizer::new(&params()?, &config)?, &inputs)?
-        } else if json["model_type"] == "clip_vision_model" {
-            let params = params()?;
-            // transformers 5 writes the tower without its inner name
-            let inner = !params.contains("embeddings.class_embedding");
-            let params = if inner { params.at("vision_model") } else { params };
-            let tower = ClipTower::new(&params, &read_json::<ClipVisionConfig>(&path)?)?;
-            llava::tower_outputs(&tower, &inputs)?
-        } else if json["model_type"] == "llava" || json.get("mm_vision_tower").is_some() {
-            let config = LlavaConfig::parse(&path, &text)?;
-            let tensors = Stored::map_dir(&self.model_dir)?.renamed(published_name);
-            let origin = self.model_dir.display().to_string();
-            let params = Params::from_tensors(origin, tensors, self.common.dtype()?, &device);
-            llava::outputs(&Llava::new(&params, &config)?, &inputs, self.max_tokens.unwrap_or(8))?
-        } else if json["model_type"] == "chameleon" || json["model_type"] == "emu3" {
-            let files = ModelFiles::Dir(self.model_dir.clone());
-            let placement = Placement { dtype: self.common.dtype()?, weights: self.common.dtype.weights(), device };
-            if json["model_type"] == "emu3" {
-                emu3::outputs(&Emu3::load(&files, &placement)?, &inputs, self.max_tokens)?
-            } else {
-                chameleon::outputs(&Chameleon::load(&files, &placement)?, &inputs, self.max_tokens)?
+        let artifact = Artifact::open(&self.model_dir.to_string_lossy())?;
+        let at = self.common.placement()?;
+        let inputs = Inputs { path: &self.inputs, tensors: checkpoint::load(&self.inputs)?, device: at.device.clone() };
+        let n = self.max_tokens;
+        let out = match artifact.architecture {
+            Architecture::Qlip => {
+                qlip::outputs(&Qlip::new(&artifact.params(&at)?, &artifact.config()?, true)?, &inputs)?
             }
-        } else if json["model_type"] == "janus" || json["model_type"] == "multi_modality" {
-            let files = ModelFiles::Dir(self.model_dir.clone());
-            let placement = Placement { dtype: self.common.dtype()?, weights: self.common.dtype.weights(), device };
-            janus::outputs(&Arc::new(Janus::load(&files, &placement)?), &inputs, self.max_tokens)?
-        } else {
-            bail!(
-                "{}: model_type {} is not known here; QLIP, Llama, CLIP vision, LLaVA, LlamaGen and its tokenizer, Janus, Chameleon and Emu3 are",
-                path.display(),
-                json["model_type"]
-            );
+            Architecture::Llama => {
+                let config: LlamaConfig = artifact.config()?;
+                config.check().with_context(|| artifact.files.path_of("config.json").display().to_string())?;
+                llama::outputs(&Arc::new(Llama::new(&artifact.params(&at)?, &config)?), &inputs, n.unwrap_or(12))?
+            }
+            Architecture::LlamaGen => llamagen::outputs(&decoder(&artifact, &at)?, &inputs)?,
+            Architecture::Vq => {
+                llamagen::tokenizer_outputs(&VqTokenizer::new(&artifact.params(&at)?, &artifact.config()?)?, &inputs)?
+            }
+            Architecture::ClipVision => {
+                let params = artifact.params(&at)?;
+                // transformers 5 writes the tower without its inner name
+                let inner = !params.contains("embeddings.class_embedding");
+                let params = if inner { params.at("vision_model") } else { params };
+                llava::tower_outputs(&ClipTower::new(&params, &artifact.config()?)?, &inputs)?
+            }
+            Architecture::Llava => llava::outputs(&Llava::load(&artifact, &at)?, &inputs, n.unwrap_or(8))?,
+            Architecture::Janus => janus::outputs(&Arc::new(Janus::load(&artifact, &at)?), &inputs, n)?,
+            Architecture::Chameleon => chameleon::outputs(&Chameleon::load(&artifact, &at)?, &inputs, n)?,
+            Architecture::Emu3 => emu3::outputs(&Emu3::load(&artifact, &at)?, &inputs, n)?,
+            other @ (Architecture::Unified | Architecture::Classifier | Architecture::T5) => {
+                bail!("{}: forward has no stages for a {}", self.model_dir.display(), other.says())
+            }
         };
         checkpoint::save(&self.out, &out, &[])?;
         if self.common.json {

@@ -1,0 +1,155 @@
+//! Models of the hub by their id, fetched into the hub's cache.
+
+use super::published::TOKENIZERS;
+use hf_hub::HFError;
+use nn::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Files of a checkpoint that are fetched when the hub has them.
+const OPTIONAL: &[&str] = &[
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// Folders of a model's parts, as this program writes them.
+const PARTS: &[&str] = &["qlip", "vq", "t5"];
+
+/// Names of weights, the wanted first: one file, or an index of shards.
+const WEIGHTS: &[&str] =
+    &["model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"];
+
+/// The place of `owner/name[@revision]` in the cache, or of `owner/name[@revision]/file`. With HF_HUB_OFFLINE or
+/// TRANSFORMERS_OFFLINE true (1, True, on, ..), or the network down, the cache alone serves.
+pub fn fetch(model: &str) -> Result<PathBuf> {
+    let mut parts = model.splitn(3, '/');
+    let (owner, name, file) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next());
+    let (name, revision) = match name.split_once('@') {
+        Some((name, r)) => (name, Some(r.to_owned())),
+        None => (name, None),
+    };
+    let plain = |s: &str| {
+        !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    if !plain(owner) || !plain(name) || !file.is_none_or(|f| f.split('/').all(plain)) {
+        return Err(Error::invalid(format!(
+            "model `{model}`: no such folder or file, and not a hub id of the form owner/name or owner/name@revision"
+        )));
+    }
+    let offline =
+        ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| std::env::var(name).is_ok_and(|v| is_true(&v)));
+    let client = hf_hub::HFClientSync::new().map_err(|e| Error::invalid(format!("the hub's client: {e}")))?;
+    let repo = Repository { id: format!("{owner}/{name}"), repo: client.model(owner, name), revision, offline };
+    match file {
+        Some(file) => repo.file(file),
+        None => repo.folder(),
+    }
+}
+
+/// Every spelling of true that transformers and the hub's own client take.
+fn is_true(value: &str) -> bool {
+    ["1", "true", "yes", "on", "y", "t"].contains(&value.trim().to_ascii_lowercase().as_str())
+}
+
+struct Repository {
+    id: String,
+    repo: hf_hub::HFRepositorySync<hf_hub::RepoTypeModel>,
+    revision: Option<String>,
+    offline: bool,
+}
+
+impl Repository {
+    fn ask(&self, file: &str, cache_alone: bool) -> std::result::Result<PathBuf, HFError> {
+        let revision = self.revision.clone();
+        self.repo.download_file().filename(file).maybe_revision(revision).local_files_only(cache_alone).send()
+    }
+
+    /// A file's place; nothing if the repository (or the cache, where it alone is asked) has none.
+    fn find(&self, file: &str) -> Result<Option<PathBuf>> {
+        let absent = |e: &HFError| matches!(e, HFError::EntryNotFound { .. } | HFError::LocalEntryNotFound { .. });
+        match self.ask(file, self.offline) {
+            Ok(path) => Ok(Some(path)),
+            Err(e) if absent(&e) => Ok(None),
+            // the network is down: what was fetched before serves
+            Err(e) if !self.offline => match self.ask(file, true) {
+                Ok(path) => Ok(Some(path)),
+                Err(_) if self.ask("config.json", true).is_ok() && file != "config.json" => Ok(None),
+                Err(_) => Err(self.failed(file, &e.to_string())),
+            },
+            Err(e) => Err(self.failed(file, &e.to_string())),
+        }
+    }
+
+    fn need(&self, file: &str) -> Result<PathBuf> {
+        self.find(file)?.ok_or_else(|| self.failed(file, "the repository has no such file"))
+    }
+
+    fn failed(&self, what: &str, why: &str) -> Error {
+        let why = why.lines().next().unwrap_or_default();
+        let hint = match self.offline {
+            true => "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set and the cache lacks it",
+            false if why.contains("401") || why.contains("403") => "set HF_TOKEN to a token that may read it",
+            false => "is the id right and the network up? a folder works too",
+        };
+        Error::invalid(format!("model `{}`, file {what}: {why} ({hint})", self.id))
+    }
+
+    /// One file, and what a model in it needs beside it.
+    fn file(&self, file: &str) -> Result<PathBuf> {
+        let path = self.need(file)?;
+        if file.ends_with(".pt") && !TOKENIZERS.contains(&file) {
+            let wanted = if file.starts_with("t2i") { TOKENIZERS[1] } else { TOKENIZERS[0] };
+            self.find(wanted)?;
+        }
+        Ok(path)
+    }
+
+    /// A model's folder.
+    fn folder(&self) -> Result<PathBuf> {
+        let Some(config) = self.find("config.json")? else {
+            let why = "the repository has no such file; name one of its files, as owner/name/model.gguf";
+            return Err(self.failed("config.json", why));
+        };
+        let dir = config.parent().unwrap_or(Path::new(".")).to_path_buf();
+        for file in OPTIONAL {
+            self.find(file)?;
+        }
+        self.weights("", &dir)?;
+        for part in PARTS {
+            if self.find(&format!("{part}/config.json"))?.is_none() {
+                continue;
+            }
+            for file in ["preprocessor_config.json", "tokenizer.json"] {
+                self.find(&format!("{part}/{file}"))?;
+            }
+            self.weights(&format!("{part}/"), &dir.join(part))?;
+        }
+        Ok(dir)
+    }
+
+    fn weights(&self, below: &str, dir: &Path) -> Result<()> {
+        for name in WEIGHTS {
+            let Some(path) = self.find(&format!("{below}{name}"))? else { continue };
+            if name.ends_with(".index.json") {
+                for shard in nn::checkpoint::shards(&path)? {
+                    self.need(&format!("{below}{shard}"))?;
+                }
+            }
+            return Ok(());
+        }
+        let file = TOKENIZERS.iter().find(|t| dir.join(t).is_file());
+        match file {
+            Some(_) => Ok(()),
+            None => {
+                Err(self
+                    .failed(&format!("{below}model.safetensors"), "the repository has no weights by any known name"))
+            }
+        }
+    }
+}
