@@ -49,6 +49,15 @@ pub enum Error {
         /// Shape that the configuration asks for.
         expected: Vec<usize>,
     },
+    /// A request is longer than the model's window.
+    #[error("{0}")]
+    TooLong(String),
+    /// This model, device or build does not do what is asked.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Whoever asked wants no more.
+    #[error("cancelled")]
+    Cancelled,
     /// A configuration or an argument makes no sense.
     #[error("{0}")]
     Invalid(String),

@@ -9,6 +9,8 @@ use qlip::Image;
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
+    /// Who says how the model is to behave, before everything else.
+    System,
     /// The person.
     User,
     /// The model.
@@ -33,6 +35,17 @@ pub struct Message {
     pub role: Role,
     /// What is said and shown, in order.
     pub content: Vec<Content>,
+}
+
+impl Role {
+    /// As chat templates name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
 }
 
 impl Message {
@@ -74,12 +87,12 @@ impl Window {
                 (Self::Trim, Some(next)) => next,
                 (Self::Trim, None) if tokens < most => return Ok(context),
                 (Self::Trim, None) => {
-                    return Err(Error::invalid(format!(
+                    return Err(Error::TooLong(format!(
                         "the last message alone takes {tokens} of the {most} tokens that the model can hold; shorten it"
                     )));
                 }
                 (Self::Refuse, _) => {
-                    return Err(Error::invalid(format!(
+                    return Err(Error::TooLong(format!(
                         "{tokens} tokens are more than the {most} the model can hold; start a new conversation, or leave \
                          its oldest turns out (chat --trim)"
                     )));

@@ -93,6 +93,16 @@ impl Eyes {
         Ok(out)
     }
 
+    /// Unit vectors of pictures.
+    pub fn image_vectors(&self, images: &[Image]) -> Result<Vec<Vec<f32>>> {
+        let mut out = Vec::new();
+        for chunk in images.chunks(BATCH) {
+            let pooled = self.model.encode(&self.pixels(chunk)?)?.pooled;
+            out.extend(self.model.embed_image(&pooled)?.to_dtype(DType::F32)?.to_vec2::<f32>()?);
+        }
+        Ok(out)
+    }
+
     /// Unit vectors of label texts, averaged over the templates (`{}` stands for the label).
     pub fn label_vectors(&self, labels: &[String], templates: &[&str]) -> Result<Tensor> {
         let text =

@@ -2,7 +2,7 @@
 
 use crate::artifact::{Artifact, Placement};
 use crate::config::Generation;
-use crate::conversation::{Content, Event, Message, Reply, Request, Role};
+use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::generation::GenerationFile;
 use crate::say::Saying;
 use crate::template::{Conversation, Template, marks_of};
@@ -68,9 +68,9 @@ impl LlamaChat {
                     }
                 }
             }
-            let role = if message.role == Role::User { "user" } else { "assistant" };
-            json.push(serde_json::json!({"role": role, "content": said}));
+            json.push(serde_json::json!({"role": message.role.name(), "content": said}));
         }
+        self.template.takes(messages)?;
         let messages = serde_json::Value::Array(json);
         let text = self.template.render(&Conversation::to_answer(&messages, &self.bos, &self.eos))?;
         self.words.encode(&text)
@@ -89,6 +89,11 @@ impl LlamaChat {
         let part = |q: &Vec<Message>| Ok(vec![Part::tokens(self.context(q)?)]);
         let contexts = questions.iter().map(part).collect::<Result<Vec<_>>>()?;
         self.saying().likeliest(contexts, max_tokens)
+    }
+
+    /// What its words come from.
+    pub(crate) fn engine(&self) -> &Shared {
+        &self.engine
     }
 
     fn saying(&self) -> Saying<'_> {

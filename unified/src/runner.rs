@@ -2,7 +2,7 @@
 
 use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::UnifiedConfig;
-use crate::conversation::{Content, Event, Finish, Message, Reply, Request, Role, TextStream, Window};
+use crate::conversation::{Content, Event, Finish, Message, Reply, Request, TextStream, Window};
 use crate::draw::{Drawn, picture_seed};
 use crate::eyes::Eyes;
 use crate::say::Saying;
@@ -107,12 +107,9 @@ impl Unified {
                     }
                 }
             }
-            let role = match message.role {
-                Role::User => "user",
-                Role::Assistant => "assistant",
-            };
-            json.push(serde_json::json!({"role": role, "content": content}));
+            json.push(serde_json::json!({"role": message.role.name(), "content": content}));
         }
+        self.template.takes(messages)?;
         let messages = serde_json::Value::Array(json);
         let text = self.template.render(&Conversation::to_answer(&messages, "", &m.end))?;
         let mut pieces = text.split(placeholder.as_str());

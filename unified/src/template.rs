@@ -1,6 +1,7 @@
 //! Chat templates (minijinja, the transformers dialect) and the marks of a conversation.
 
 use crate::artifact::ModelFiles;
+use crate::conversation::{Message, Role};
 use crate::{Error, Result};
 use chrono::NaiveDateTime;
 use chrono::format::{Item, StrftimeItems};
@@ -50,6 +51,8 @@ impl Marks {
 /// A chat template, compiled.
 pub struct Template {
     env: Environment<'static>,
+    /// Whether it speaks of a system's messages.
+    system: bool,
 }
 
 /// The template of models that carry none.
@@ -118,8 +121,18 @@ impl Template {
         env.add_filter("tojson", tojson);
         // transformers marks answers with this pair for masks of a loss; the text is the same without them
         let source = ["generation", "endgeneration"].iter().fold(source.to_owned(), |s, tag| without_tag(&s, tag));
+        let system = source.contains("system") || !source.contains("user");
         env.add_template_owned("chat", source).map_err(bad)?;
-        Ok(Self { env })
+        Ok(Self { env, system })
+    }
+
+    /// Whether it shows all of these messages: a system's words must not be taken for somebody else's.
+    pub fn takes(&self, messages: &[Message]) -> Result<()> {
+        if !self.system && messages.iter().any(|m| m.role == Role::System) {
+            let why = "this model's chat template knows no system role: leave the system message out, or say it in the first question";
+            return Err(Error::Unsupported(why.into()));
+        }
+        Ok(())
     }
 
     /// Renders a conversation.

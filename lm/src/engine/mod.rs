@@ -105,7 +105,7 @@ impl Engine {
                 return Err(Error::invalid("an empty context: there is nothing to continue"));
             }
             if len > most {
-                return Err(Error::invalid(format!("{len} tokens are more than the {most} the model can hold")));
+                return Err(Error::TooLong(format!("{len} tokens are more than the {most} the model can hold")));
             }
             for part in &c.prompt {
                 match part {

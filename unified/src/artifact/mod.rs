@@ -156,7 +156,7 @@ impl Artifact {
             return Ok(());
         }
         let (name, says) = (self.files.folder().display().to_string(), self.architecture.says());
-        Err(Error::invalid(format!("{name} is a {says}; it cannot {what}")))
+        Err(Error::Unsupported(format!("{name} is a {says}; it cannot {what}")))
     }
 }
 

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use unified::chat::ChatModel;
 use unified::conversation::{Content, Event, Message, Reply, Request, Role, Window};
+use unified::loaded::Loaded;
 
 /// Talk with the model: words and pictures in, words and pictures out.
 #[derive(Args)]
@@ -64,7 +64,7 @@ impl Chat {
         out_dir(&self.out)?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut session = Session {
-            model: self.common.chat_model()?,
+            model: self.common.talking()?,
             messages: Vec::new(),
             pending: Vec::new(),
             last: None,
@@ -93,7 +93,7 @@ impl Chat {
 }
 
 struct Session<'a> {
-    model: ChatModel,
+    model: Loaded,
     messages: Vec<Message>,
     pending: Vec<Image>,
     last: Option<Image>,

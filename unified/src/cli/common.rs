@@ -9,8 +9,8 @@ use qlip::Image;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use unified::artifact::{Artifact, Placement};
-use unified::chat::ChatModel;
 use unified::eyes::Eyes;
+use unified::loaded::Loaded;
 
 /// Options of every command.
 #[derive(Args, Clone)]
@@ -148,8 +148,8 @@ impl Common {
     }
 
     /// Whatever was asked for that can be talked with.
-    pub fn chat_model(&self) -> Result<ChatModel> {
-        Ok(ChatModel::load(&self.artifact()?, &self.placement()?)?)
+    pub fn talking(&self) -> Result<Loaded> {
+        Ok(Loaded::talking(&self.artifact()?, &self.placement()?)?)
     }
 
     /// The image tokenizer: of a unified model its own, else the folder itself.

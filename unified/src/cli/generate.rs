@@ -3,23 +3,20 @@
 use super::common::{Common, Sampling, free_name, out_dir, progress, tick};
 use super::recipe::Recipe;
 use super::terminal::{Preview, show};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use lm::SampleSettings;
-use lm::draw::{DrawSettings, Schedule, draw};
-use lm::llamagen::{Condition, LlamaGen, ModelType};
+use lm::draw::{DrawSettings, Schedule};
 use qlip::Image;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use unified::artifact::{Architecture, Artifact};
-use unified::captions::{Captions, TextEncoder};
+use unified::captions::Captions;
 use unified::config::{Generation, UnifiedConfig};
-use unified::janus::JanusChat;
-use unified::llamagen::{decoder, tokenizer_of};
-use unified::runner::Unified;
-use unified::visual::VisualTokenizer;
+use unified::llamagen::{Painter, Wanted, class_of, classes};
+use unified::loaded::Loaded;
 
 /// Pixels between the pictures of a grid.
 const GAP: usize = 2;
@@ -32,9 +29,9 @@ pub struct Generate {
     /// What to draw: "a red circle above a blue square".
     #[arg(required_unless_present_any = ["class", "features", "from_png"])]
     prompt: Option<String>,
-    /// Classes to draw with a class-conditional LlamaGen, one picture each: --class 0,3.
+    /// Classes to draw with a class-conditional LlamaGen, one picture each, by number or by name: --class 0,dog.
     #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
-    class: Vec<u32>,
+    class: Vec<String>,
     /// Features of captions to draw with a text-conditional LlamaGen, as `unified features` writes them.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "class"])]
     features: Option<PathBuf>,
@@ -150,7 +147,7 @@ impl Generate {
             features: self.features.clone(),
             dtype: self.common.dtype,
             prompt: self.prompt.clone(),
-            class: self.class.clone(),
+            class: self.classes(&artifact)?,
             seed: self.common.seed,
             n: self.n,
             batch: self.common.batch()?,
@@ -160,12 +157,19 @@ impl Generate {
         })
     }
 
+    /// Numbers of the asked classes.
+    fn classes(&self, artifact: &Artifact) -> Result<Vec<u32>> {
+        let names = if self.class.is_empty() { Vec::new() } else { classes(artifact)? };
+        self.class.iter().map(|c| c.parse().or_else(|_| Ok(class_of(&names, c)?))).collect()
+    }
+
     /// Draws, shows and writes what a recipe asks for: one picture, or all of them apart or in one grid.
     fn draw(&self, recipe: &Recipe) -> Result<Vec<Image>> {
         let common = Common { model: recipe.model.clone(), dtype: recipe.dtype, ..self.common.clone() };
-        let painter = Painter::load(&common, recipe)?;
+        let model = load(&common, recipe)?;
         out_dir(&self.out)?;
-        let (count, batch) = (painter.count(recipe), recipe.batch.max(1));
+        let wanted = wanted(recipe)?;
+        let (count, batch) = (wanted.len(), recipe.batch.max(1));
         // one picture of a batch comes out the same only in its batch
         let chunks: Vec<Range<usize>> = (0..count.div_ceil(batch))
             .map(|c| c * batch..count.min((c + 1) * batch))
@@ -174,7 +178,7 @@ impl Generate {
         if chunks.is_empty() {
             bail!("the recipe asks for a picture that it does not draw");
         }
-        let bar = progress(painter.rows() * chunks.len(), "draw");
+        let bar = progress(model.rows() * chunks.len(), "draw");
         // a picture of all of them has no index of its own
         let together = self.grid || (self.from_png.is_some() && recipe.index.is_none());
         let (mut drawn, mut paths) = (Vec::new(), Vec::new());
@@ -190,14 +194,17 @@ impl Generate {
             Ok(())
         };
         for chunk in chunks {
-            let images = painter.draw(recipe, chunk.clone(), &mut |tokens| {
+            let seeds: Vec<u64> = chunk.clone().map(|i| recipe.seed.wrapping_add(i as u64)).collect();
+            let how = (&recipe.settings, recipe.best_of);
+            let images = model.draw(&wanted[chunk.clone()], &seeds, how, &mut |tokens| {
                 if !self.common.json
                     && preview.is_due()
-                    && let Ok(sketch) = painter.sketch(&tokens[0])
+                    && let Ok(sketch) = model.sketch_tokens(&tokens[0])
                 {
                     bar.suspend(|| preview.show(&sketch));
                 }
                 tick(&bar, 1);
+                true
             })?;
             bar.suspend(|| preview.clear());
             for (i, image) in chunk.zip(images).filter(|(i, _)| recipe.index.is_none_or(|want| want == *i)) {
@@ -244,159 +251,58 @@ impl Generate {
     fn codes(&self) -> Result<()> {
         let recipe = self.recipe()?;
         let artifact = self.common.artifact()?;
-        let model = decoder(&artifact, &self.common.placement()?)?;
-        let wanted = conditions(&model, &recipe, &artifact)?;
+        let model = Painter::codes_alone(&artifact, &self.common.placement()?)?;
+        let model = with_encoder(model, &recipe, &self.common)?;
+        let wanted = wanted(&recipe)?;
         let batch = self.common.batch()?;
-        let bar = progress(model.config.grid() * wanted.len().div_ceil(batch), "draw");
+        let bar = progress(model.model.config.grid() * wanted.len().div_ceil(batch), "draw");
         let mut ids: Vec<i64> = Vec::new();
-        for start in (0..wanted.len()).step_by(batch) {
-            let chunk = start..wanted.len().min(start + batch);
-            let drawn = paint(&model, &wanted, chunk, &recipe, &mut |_| tick(&bar, 1))?;
+        for (n, chunk) in wanted.chunks(batch).enumerate() {
+            let seeds: Vec<u64> = (0..chunk.len()).map(|i| recipe.seed.wrapping_add((n * batch + i) as u64)).collect();
+            let drawn = model.tokens(chunk, &seeds, &recipe.settings, &mut |_| {
+                tick(&bar, 1);
+                true
+            })?;
             ids.extend(drawn.concat().into_iter().map(i64::from));
         }
         bar.finish_and_clear();
-        let tensor = Tensor::from_vec(ids, (wanted.len(), model.config.block_size), &Device::Cpu)?;
+        let tensor = Tensor::from_vec(ids, (wanted.len(), model.model.config.block_size), &Device::Cpu)?;
         nn::checkpoint::save(&self.out, &[("tokens".to_owned(), tensor)].into(), &[])?;
-        println!("{}", self.out.display());
+        if self.common.json {
+            println!("{}", serde_json::json!({"out": self.out, "pictures": wanted.len(), "seed": recipe.seed}));
+        } else {
+            println!("{}", self.out.display());
+        }
         Ok(())
     }
 }
 
-/// A model that draws, with what it draws.
-enum Painter {
-    Unified(Box<Unified>, Vec<u32>),
-    Janus(Box<JanusChat>, String),
-    LlamaGen(Arc<LlamaGen>, Box<VisualTokenizer>, Condition),
+/// The asked model, with the parts that a LlamaGen was given beside its own.
+fn load(common: &Common, recipe: &Recipe) -> Result<Loaded> {
+    let (artifact, at) = (common.artifact()?, common.placement()?);
+    artifact.must("draw", artifact.architecture.can().draw)?;
+    if artifact.architecture != Architecture::LlamaGen {
+        return Ok(Loaded::load(&artifact, &at)?);
+    }
+    let given = recipe.tokenizer.as_ref().map(|dir| Artifact::open(&dir.to_string_lossy())).transpose()?;
+    let painter = Painter::load(&artifact, given.as_ref(), &at)?;
+    Ok(Loaded::LlamaGen(Box::new(with_encoder(painter, recipe, common)?)))
 }
 
-/// Hears the tokens of all pictures of a batch after each row.
-type OnRow<'a> = &'a mut dyn FnMut(&[Vec<u32>]);
-
-impl Painter {
-    fn load(common: &Common, recipe: &Recipe) -> Result<Self> {
-        let (artifact, at) = (common.artifact()?, common.placement()?);
-        let words = || recipe.prompt.as_deref().context("this model draws from words: give a prompt");
-        match artifact.architecture {
-            Architecture::Unified => {
-                let model = Unified::load(&artifact, &at)?;
-                let words = words()?.trim();
-                let context = model.drawing_context(words.strip_prefix("draw ").unwrap_or(words))?;
-                Ok(Self::Unified(Box::new(model), context))
-            }
-            Architecture::Janus => Ok(Self::Janus(Box::new(JanusChat::load(&artifact, &at)?), words()?.to_owned())),
-            Architecture::LlamaGen => {
-                let model = decoder(&artifact, &at)?;
-                let wanted = conditions(&model, recipe, &artifact)?;
-                let given = recipe.tokenizer.as_ref().map(|dir| Artifact::open(&dir.to_string_lossy())).transpose()?;
-                let tokenizer = match given {
-                    Some(given) => given,
-                    None => artifact.image_tokenizer()?.context(
-                        "the model has no folder `vq` or `qlip` with its image tokenizer, and no vq_ds16_*.pt beside it: give \
-                         --tokenizer, or --codes-only",
-                    )?,
-                };
-                let visual = tokenizer_of(&model.config, &tokenizer, &at)?;
-                Ok(Self::LlamaGen(model, Box::new(visual), wanted))
-            }
-            other => bail!("drawing with {} is not built yet; unified forward runs it", other.says()),
-        }
-    }
-
-    /// Rows of a picture's grid.
-    fn rows(&self) -> usize {
-        match self {
-            Self::Unified(model, _) => model.config.vocabulary.grid,
-            Self::Janus(model, _) => model.model.config.grid,
-            Self::LlamaGen(model, ..) => model.config.grid(),
-        }
-    }
-
-    /// Pictures in all.
-    fn count(&self, recipe: &Recipe) -> usize {
-        match self {
-            Self::Unified(..) | Self::Janus(..) => recipe.n,
-            Self::LlamaGen(_, _, wanted) => wanted.len(),
-        }
-    }
-
-    /// A picture of which only the first rows are drawn.
-    fn sketch(&self, tokens: &[u32]) -> Result<Image> {
-        match self {
-            Self::Unified(model, _) => Ok(model.sketch(&model.config.vocabulary.cells(tokens)?)?),
-            Self::Janus(model, _) => Ok(model.sketch(tokens)?),
-            Self::LlamaGen(_, visual, _) => Ok(visual.sketch(tokens)?),
-        }
-    }
-
-    /// A range of the pictures, as one batch.
-    fn draw(&self, recipe: &Recipe, range: Range<usize>, on_row: OnRow) -> Result<Vec<Image>> {
-        let s = &recipe.settings;
-        match self {
-            Self::Unified(model, context) => {
-                let g = Generation {
-                    image: s.sample,
-                    guidance_scale: s.guidance_scale,
-                    best_of: recipe.best_of,
-                    ..model.config.generation
-                };
-                let seeds: Vec<u64> = range.map(|i| recipe.seed.wrapping_add(i as u64)).collect();
-                let codes = model.draw_images(&vec![context.clone(); seeds.len()], &seeds, &g, &mut |tokens| {
-                    on_row(tokens);
-                    true
-                })?;
-                Ok(model.decode(&codes)?)
-            }
-            Self::Janus(model, words) => {
-                let g = Generation { image: s.sample, guidance_scale: s.guidance_scale, ..model.generation() };
-                let seeds: Vec<u64> = range.map(|i| recipe.seed.wrapping_add(i as u64)).collect();
-                Ok(model.draw(words, &seeds, &g, &mut |codes| {
-                    on_row(codes);
-                    true
-                })?)
-            }
-            Self::LlamaGen(model, visual, wanted) => Ok(visual.images(&paint(model, wanted, range, recipe, on_row)?)?),
-        }
-    }
+fn with_encoder(painter: Painter, recipe: &Recipe, common: &Common) -> Result<Painter> {
+    let Some(dir) = &recipe.text_encoder else { return Ok(painter) };
+    Ok(painter.with_encoder(&Artifact::open(&dir.to_string_lossy())?, &common.placement()?)?)
 }
 
-/// What each picture is drawn from: classes, or features of captions that are read or made.
-fn conditions(model: &Arc<LlamaGen>, recipe: &Recipe, artifact: &Artifact) -> Result<Condition> {
-    let n = recipe.n;
-    if model.config.model_type == ModelType::C2i {
-        if recipe.class.is_empty() {
-            bail!("this model draws classes: give --class, as in --class 0,3");
+/// What each picture is drawn from.
+fn wanted(recipe: &Recipe) -> Result<Vec<Wanted>> {
+    let each: Vec<Wanted> = match (&recipe.features, &recipe.prompt) {
+        (Some(path), _) => {
+            let captions = Arc::new(Captions::load(path, &Device::Cpu)?);
+            (0..captions.len()).map(|i| Wanted::Caption(captions.clone(), i)).collect()
         }
-        return Ok(Condition::Classes(recipe.class.iter().flat_map(|&c| std::iter::repeat_n(c, n)).collect()));
-    }
-    let positions = model.config.cls_token_num;
-    let device = model.device();
-    let captions = match (&recipe.features, &recipe.prompt) {
-        (Some(path), _) => Captions::load(path, device)?,
-        (None, Some(prompt)) => {
-            let given = recipe.text_encoder.as_ref().map(|dir| Artifact::open(&dir.to_string_lossy())).transpose()?;
-            let encoder = given.map_or_else(|| artifact.text_encoder(), |given| Ok(Some(given)))?.context(
-                "this model draws captions through a T5 encoder: give its folder by --text-encoder DIR, or features by \
-                 --features FILE (unified features makes them)",
-            )?;
-            TextEncoder::load(&encoder, device)?.encode(std::slice::from_ref(prompt), positions)?
-        }
-        (None, None) => bail!("this model draws captions, not classes: give words"),
+        (None, Some(prompt)) => vec![Wanted::Words(prompt.clone())],
+        (None, None) => recipe.class.iter().map(|c| Wanted::Class(*c)).collect(),
     };
-    let each: Vec<usize> = (0..captions.len()).flat_map(|i| std::iter::repeat_n(i, n)).collect();
-    Ok(captions.condition(&each)?)
-}
-
-/// Tokens of a range of the wanted pictures.
-fn paint(
-    model: &Arc<LlamaGen>,
-    wanted: &Condition,
-    range: Range<usize>,
-    recipe: &Recipe,
-    on_row: OnRow,
-) -> Result<Vec<Vec<u32>>> {
-    let seeds: Vec<u64> = range.clone().map(|i| recipe.seed.wrapping_add(i as u64)).collect();
-    Ok(draw(model, &wanted.range(range)?, &seeds, &recipe.settings, &mut |tokens| {
-        on_row(tokens);
-        true
-    })?)
+    Ok(each.into_iter().flat_map(|w| std::iter::repeat_n(w, recipe.n)).collect())
 }

@@ -186,6 +186,9 @@ pub struct Describe {
     /// Question to answer about each.
     #[arg(long, default_value = "what is in the picture?")]
     question: String,
+    /// Most words (text tokens) of an answer.
+    #[arg(long, default_value_t = 256)]
+    max_tokens: usize,
 }
 
 impl Describe {
@@ -193,11 +196,11 @@ impl Describe {
         if self.question.trim().is_empty() {
             bail!("--question is empty: ask something");
         }
-        let model = self.common.chat_model()?;
+        let model = self.common.talking()?;
         for chunk in self.images.chunks(self.common.batch()?) {
-            let questions =
-                open_all(chunk)?.into_iter().map(|i| Message::user_with_image(i, self.question.clone())).collect();
-            for (path, answer) in chunk.iter().zip(model.words(questions, 256)?) {
+            let ask = |i| vec![Message::user_with_image(i, self.question.clone())];
+            let questions: Vec<Vec<Message>> = open_all(chunk)?.into_iter().map(ask).collect();
+            for (path, answer) in chunk.iter().zip(model.words(&questions, self.max_tokens)?) {
                 if self.common.json {
                     println!("{}", serde_json::json!({"image": path, "answer": answer}));
                 } else if self.images.len() == 1 {

@@ -105,6 +105,7 @@ impl JanusChat {
     fn context(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<Image>)> {
         let mut pictures = Vec::new();
         let mut turns = Vec::new();
+        let mut system = SYSTEM.to_owned();
         for message in messages {
             // a picture stands on a line of its own
             let mut parts = Vec::new();
@@ -118,12 +119,16 @@ impl JanusChat {
                     Content::Codes(_) => return Err(Error::invalid("this model sees pictures, not codes")),
                 }
             }
-            let role = if message.role == Role::User { self.roles[0] } else { self.roles[1] };
-            turns.push((role, parts.join("\n")));
+            match message.role {
+                // in the place of the authors' own
+                Role::System => system = parts.join("\n"),
+                Role::User => turns.push((self.roles[0], parts.join("\n"))),
+                Role::Assistant => turns.push((self.roles[1], parts.join("\n"))),
+            }
         }
         turns.push((self.roles[1], String::new()));
         let turns: Vec<(&str, &str)> = turns.iter().map(|(r, c)| (*r, c.as_str())).collect();
-        let ids = self.encode(&prompt(SYSTEM, &turns))?;
+        let ids = self.encode(&prompt(&system, &turns))?;
         let shown = ids.iter().filter(|&&t| t == self.placeholder).count();
         if shown != pictures.len() {
             return Err(Error::invalid(format!("{shown} places for {} pictures", pictures.len())));
@@ -157,6 +162,11 @@ impl JanusChat {
         Ok(self.model.project(&self.model.see(&pixels)?.1)?.squeeze(0)?)
     }
 
+    /// What its words come from.
+    pub(crate) fn engine(&self) -> &Shared {
+        &self.engine
+    }
+
     fn saying(&self) -> Saying<'_> {
         let rows = Source::rows(0..self.words.rows().min(self.model.config.text.vocab_size));
         let banned = vec![self.placeholder, self.begin, self.end];
@@ -183,11 +193,11 @@ impl JanusChat {
         self.saying().likeliest(contexts, max_tokens)
     }
 
-    /// Draws a picture of the words for each seed, all in one batch. `on_row` sees the codes so far after each row and may stop, which
+    /// Draws a picture of each words with its seed, all in one batch. `on_row` sees the codes so far after each row and may stop, which
     /// then gives nothing.
     pub fn draw(
         &self,
-        words: &str,
+        words: &[&str],
         seeds: &[u64],
         g: &Generation,
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
@@ -196,12 +206,13 @@ impl JanusChat {
         if !g.guidance_scale.is_finite() {
             return Err(Error::invalid(format!("guidance scale {}: use a finite number; 1 is none", g.guidance_scale)));
         }
-        let turns = [(self.roles[0], self.words.typed(words)), (self.roles[1], String::new())];
-        let turns: Vec<(&str, &str)> = turns.iter().map(|(r, c)| (*r, c.as_str())).collect();
-        let mut ids = self.encode(&prompt("", &turns))?;
-        ids.push(self.begin);
-        let request = |&seed| self.model.drawing(&ids, self.pad, g.guidance_scale, g.image, (seed, 1));
-        let requests = seeds.iter().map(request).collect();
+        let request = |(words, &seed): (&&str, &u64)| {
+            let words = self.words.typed(words);
+            let mut ids = self.encode(&prompt("", &[(self.roles[0], &words), (self.roles[1], "")]))?;
+            ids.push(self.begin);
+            Ok(self.model.drawing(&ids, self.pad, g.guidance_scale, g.image, (seed, 1)))
+        };
+        let requests = words.iter().zip(seeds).map(request).collect::<Result<_>>()?;
         let done = pictures(&self.engine, requests, self.model.config.grid, &|_, code| code, on_row)?;
         let codes: Vec<u32> = done.into_iter().flat_map(|d| d.tokens).collect();
         if codes.is_empty() { Ok(Vec::new()) } else { self.model.paint(&codes) }

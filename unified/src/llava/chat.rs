@@ -3,7 +3,7 @@
 use super::model::Llava;
 use crate::artifact::{Artifact, ModelFiles, Placement, text_tokenizer};
 use crate::config::Generation;
-use crate::conversation::{Content, Event, Message, Reply, Request, Role};
+use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::generation::GenerationFile;
 use crate::say::Saying;
 use crate::seen::Seen;
@@ -125,9 +125,9 @@ impl LlavaChat {
                     Content::Codes(_) => return Err(Error::invalid("this model sees pictures, not codes")),
                 });
             }
-            let role = if message.role == Role::User { "user" } else { "assistant" };
-            json.push(serde_json::json!({"role": role, "content": content}));
+            json.push(serde_json::json!({"role": message.role.name(), "content": content}));
         }
+        self.template.takes(messages)?;
         let messages = serde_json::Value::Array(json);
         let mut text = self.template.render(&Conversation::to_answer(&messages, &self.bos, &self.eos))?;
         if !text.starts_with(&self.bos) {
@@ -180,6 +180,11 @@ impl LlavaChat {
     /// How generation_config.json wants words to be drawn.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// What its words come from.
+    pub(crate) fn engine(&self) -> &Shared {
+        &self.engine
     }
 
     fn saying(&self) -> Saying<'_> {

@@ -172,6 +172,10 @@ impl LlamaGenTraining {
         let config = self.config(&visual, photos.classes.len(), texts.as_ref())?;
         let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
         checkpoint::write_atomic(&run.out.join("config.json"), json.as_bytes())?;
+        if texts.is_none() {
+            let names = serde_json::to_vec(&photos.classes).map_err(|e| Error::invalid(e.to_string()))?;
+            checkpoint::write_atomic(&run.out.join("classes.json"), &names)?;
+        }
         tokenizer.copy_to(&run.out.join(visual.folder()))?;
         let tokens = self.tokens(&visual, &photos, &run.out.join("codes.safetensors"))?;
         // the features of "no caption" are data, not a parameter

@@ -1,0 +1,198 @@
+//! A model in memory, whatever its architecture: one match for each thing that models do.
+
+use crate::artifact::{Architecture, Artifact, Placement};
+use crate::config::Generation;
+use crate::conversation::{Event, Message, Reply, Request};
+use crate::eyes::Eyes;
+use crate::janus::JanusChat;
+use crate::llama::LlamaChat;
+use crate::llamagen::{Painter, Wanted};
+use crate::llava::LlavaChat;
+use crate::runner::Unified;
+use crate::{Error, Result};
+use lm::draw::{DrawSettings, Schedule};
+use lm::{SampleSettings, Shared};
+use qlip::Image;
+
+/// A model in memory.
+pub enum Loaded {
+    /// Sees, talks and draws.
+    Unified(Box<Unified>),
+    /// Sees and talks.
+    Llava(Box<LlavaChat>),
+    /// Sees and talks; draws.
+    Janus(Box<JanusChat>),
+    /// Talks.
+    Llama(Box<LlamaChat>),
+    /// Draws.
+    LlamaGen(Box<Painter>),
+    /// Codes of pictures, and pictures against words.
+    Qlip(Box<Eyes>),
+}
+
+/// Hears the tokens of all pictures of a batch after each row; false stops them.
+pub type OnRow<'a> = &'a mut dyn FnMut(&[Vec<u32>]) -> bool;
+
+impl Loaded {
+    /// Loads a model of any architecture that something can be asked of.
+    pub fn load(artifact: &Artifact, at: &Placement) -> Result<Self> {
+        Ok(match artifact.architecture {
+            Architecture::Unified => Self::Unified(Box::new(Unified::load(artifact, at)?)),
+            Architecture::Llava => Self::Llava(Box::new(LlavaChat::load(artifact, at)?)),
+            Architecture::Janus => Self::Janus(Box::new(JanusChat::load(artifact, at)?)),
+            Architecture::Llama => Self::Llama(Box::new(LlamaChat::load(artifact, at)?)),
+            Architecture::LlamaGen => Self::LlamaGen(Box::new(Painter::load(artifact, None, at)?)),
+            Architecture::Qlip => Self::Qlip(Box::new(Eyes::load(artifact, at, true)?)),
+            other => {
+                let why = format!("a {} by itself answers nothing here; unified forward runs it", other.says());
+                return Err(Error::Unsupported(format!("{}: {why}", artifact.files.folder().display())));
+            }
+        })
+    }
+
+    /// Loads a model that talks.
+    pub fn talking(artifact: &Artifact, at: &Placement) -> Result<Self> {
+        artifact.must("answer a conversation", artifact.architecture.can().talk)?;
+        Self::load(artifact, at)
+    }
+
+    fn cannot<T>(what: &str) -> Result<T> {
+        Err(Error::Unsupported(format!("this model does not {what}")))
+    }
+
+    /// A request with the model's own settings.
+    pub fn request(&self, seed: u64) -> Request {
+        let of = |generation: Generation| Request { generation, seed, ..Request::greedy(512) };
+        match self {
+            Self::Unified(m) => m.request(seed),
+            Self::Llava(m) => of(m.generation()),
+            Self::Janus(m) => of(m.generation()),
+            Self::Llama(m) => of(m.generation()),
+            Self::LlamaGen(_) | Self::Qlip(_) => of(Generation::default()),
+        }
+    }
+
+    /// Answers a conversation.
+    pub fn answer(&self, messages: &[Message], request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        match self {
+            Self::Unified(m) => m.answer(messages, request, on),
+            Self::Llava(m) => m.answer(messages, request, on),
+            Self::Janus(m) => m.answer(messages, request, on),
+            Self::Llama(m) => m.answer(messages, request, on),
+            Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("answer a conversation"),
+        }
+    }
+
+    /// The likeliest words for each of several conversations, all in one batch.
+    pub fn words(&self, questions: &[Vec<Message>], max_tokens: usize) -> Result<Vec<String>> {
+        match self {
+            Self::Unified(m) => {
+                let contexts = questions.iter().map(|q| m.context(q)).collect::<Result<Vec<_>>>()?;
+                m.answer_batch(&contexts, max_tokens)
+            }
+            Self::Llava(m) => m.answer_batch(questions, max_tokens),
+            Self::Janus(m) => m.answer_batch(questions, max_tokens),
+            Self::Llama(m) => m.answer_batch(questions, max_tokens),
+            Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("answer questions"),
+        }
+    }
+
+    /// The engine that its words and pictures come from.
+    pub fn engine(&self) -> Option<&Shared> {
+        match self {
+            Self::Unified(m) => Some(&m.engine),
+            Self::Llava(m) => Some(m.engine()),
+            Self::Janus(m) => Some(m.engine()),
+            Self::Llama(m) => Some(m.engine()),
+            Self::LlamaGen(_) | Self::Qlip(_) => None,
+        }
+    }
+
+    /// How pictures are drawn where nothing else is said, and of how many drawings each is the best.
+    pub fn drawing(&self) -> (DrawSettings, usize) {
+        let of = |g: Generation| DrawSettings {
+            sample: g.image,
+            guidance_scale: g.guidance_scale,
+            guidance_interval: -1,
+            schedule: Schedule::Constant,
+        };
+        match self {
+            Self::Unified(m) => (of(m.config.generation), m.config.generation.best_of),
+            Self::Janus(m) => (of(m.generation()), 1),
+            Self::LlamaGen(m) => {
+                let guidance_scale = if m.draws_classes() { 4.0 } else { 7.5 };
+                (of(Generation { image: SampleSettings::default(), guidance_scale, ..Generation::default() }), 1)
+            }
+            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => (of(Generation::default()), 1),
+        }
+    }
+
+    /// Rows of a drawn picture's grid; 0 where nothing is drawn.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Unified(m) => m.config.vocabulary.grid,
+            Self::Janus(m) => m.model.config.grid,
+            Self::LlamaGen(m) => m.model.config.grid(),
+            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
+        }
+    }
+
+    /// A picture of which only the first rows of an answer's codes are drawn yet; nothing from a model that does not draw in
+    /// its answers.
+    pub fn sketch(&self, codes: &[u64]) -> Option<Result<Image>> {
+        match self {
+            Self::Unified(m) => Some(m.sketch(codes)),
+            _ => None,
+        }
+    }
+
+    /// A picture of which only the first rows of tokens are drawn yet.
+    pub fn sketch_tokens(&self, tokens: &[u32]) -> Result<Image> {
+        match self {
+            Self::Unified(m) => m.sketch(&m.config.vocabulary.cells(tokens)?),
+            Self::Janus(m) => m.sketch(tokens),
+            Self::LlamaGen(m) => m.sketch(tokens),
+            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => Self::cannot("draw"),
+        }
+    }
+
+    /// Draws a picture of each wanted thing with its seed, all in one batch; `on_row` may stop them, which then gives nothing.
+    pub fn draw(
+        &self,
+        wanted: &[Wanted],
+        seeds: &[u64],
+        (settings, best_of): (&DrawSettings, usize),
+        on_row: OnRow,
+    ) -> Result<Vec<Image>> {
+        settings.check()?;
+        let image =
+            Generation { image: settings.sample, guidance_scale: settings.guidance_scale, ..Generation::default() };
+        let words = || -> Result<Vec<&str>> {
+            let word = |w| match w {
+                &Wanted::Words(ref words) => Ok(words.trim()),
+                _ => Self::cannot("draw classes; it draws from words"),
+            };
+            wanted.iter().map(word).collect()
+        };
+        match self {
+            Self::Unified(m) => {
+                let context = |w: &str| m.drawing_context(w.strip_prefix("draw ").unwrap_or(w));
+                let contexts = words()?.into_iter().map(context).collect::<Result<Vec<_>>>()?;
+                let g = Generation { best_of, text: m.config.generation.text, ..image };
+                m.decode(&m.draw_images(&contexts, seeds, &g, on_row)?)
+            }
+            Self::Janus(m) => m.draw(&words()?, seeds, &image, on_row),
+            Self::LlamaGen(m) => m.draw(wanted, seeds, settings, on_row),
+            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => Self::cannot("draw"),
+        }
+    }
+
+    /// Its QLIP, where it has one.
+    pub fn eyes(&self) -> Option<&Eyes> {
+        match self {
+            Self::Unified(m) => Some(&m.eyes),
+            Self::Qlip(m) => Some(m),
+            _ => None,
+        }
+    }
+}
