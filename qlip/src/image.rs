@@ -19,6 +19,9 @@ pub struct Image {
     rgb: Vec<u8>,
 }
 
+/// Formats that are read.
+const READ: &str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, TGA, ICO or QOI";
+
 impl Image {
     /// From `width * height * 3` bytes; a picture has at least one pixel.
     pub fn from_rgb(width: usize, height: usize, rgb: Vec<u8>) -> Self {
@@ -43,7 +46,7 @@ impl Image {
         [self.rgb[at], self.rgb[at + 1], self.rgb[at + 2]]
     }
 
-    /// Reads a JPEG, PNG, WebP, GIF, BMP or TIFF file, whatever its name says: palette, grey, 16 bit and alpha become
+    /// Reads a JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, TGA, ICO or QOI file, whatever its name says: palette, grey, 16 bit and alpha become
     /// RGB (alpha is dropped, not blended), and the camera's orientation is applied.
     pub fn open(path: &Path) -> Result<Self> {
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
@@ -65,9 +68,13 @@ impl Image {
                 format!("{kind}, which is not read here; save it as JPEG or PNG first"),
             ));
         }
-        let reader = ImageReader::new(reader).with_guessed_format().map_err(Error::io(origin))?;
+        let mut reader = ImageReader::new(reader).with_guessed_format().map_err(Error::io(origin))?;
+        // the one format whose first bytes say nothing
+        if reader.format().is_none() && origin.extension().is_some_and(|e| e.eq_ignore_ascii_case("tga")) {
+            reader.set_format(::image::ImageFormat::Tga);
+        }
         if reader.format().is_none() {
-            return Err(Error::bad_file(origin, "not a picture; use a JPEG, PNG, WebP, GIF, BMP or TIFF file"));
+            return Err(Error::bad_file(origin, format!("not a picture; use a {READ} file")));
         }
         if reader.format() == Some(::image::ImageFormat::Jpeg) {
             return Self::jpeg(origin, reader.into_inner());
@@ -107,10 +114,7 @@ impl Image {
     fn decoded<R: BufRead + Seek>(origin: &Path, mut reader: ImageReader<R>) -> Result<Self> {
         let bad = |e: ::image::ImageError| {
             let why = e.to_string().replace('\n', " ");
-            Error::bad_file(
-                origin,
-                format!("not a picture that can be read ({why}); use a whole JPEG, PNG, WebP, GIF, BMP or TIFF file"),
-            )
+            Error::bad_file(origin, format!("not a picture that can be read ({why}); use a whole {READ} file"))
         };
         let mut limits = Limits::default();
         limits.max_alloc = Some(2 << 30);

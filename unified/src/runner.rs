@@ -147,7 +147,7 @@ impl Unified {
             let stream_key = reply.images.len() as u64 * 2;
             let mut done = saying.say(context, request, (stream_key, seen), left, &mut stream, on)?;
             reply.reused_tokens = reply.reused_tokens.max(done.reused);
-            reply.finish = Some(done.finish);
+            reply.finish = Some(if stream.is_stopped() { Finish::Stop } else { done.finish });
             let last = done.tokens.last().copied();
             if last == Some(self.end) {
                 done.tokens.pop();

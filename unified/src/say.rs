@@ -42,7 +42,9 @@ impl Saying<'_> {
         if reply.tokens.last().is_some_and(|t| self.ends.contains(t)) {
             reply.tokens.pop();
         }
-        (reply.finish, reply.reused_tokens) = (Some(done.finish), done.reused);
+        // a stop word is an end, not somebody's change of mind
+        let finish = if stream.is_stopped() { Finish::Stop } else { done.finish };
+        (reply.finish, reply.reused_tokens) = (Some(finish), done.reused);
         stream.finish(&mut reply, on)?;
         parts.push(Part::tokens(reply.tokens.clone()));
         self.engine.remember(&parts, &done.slot);

@@ -122,6 +122,17 @@ pub enum Finish {
     Cancelled,
 }
 
+impl Finish {
+    /// As the field's programs write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// What may come next, given what has come.
 pub type Grammar = Box<dyn FnMut(&[u32]) -> Next + Send>;
 

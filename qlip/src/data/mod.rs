@@ -238,7 +238,10 @@ pub fn caption(class: &str) -> String {
 }
 
 /// Endings of pictures' names.
-const ENDINGS: [&str; 10] = ["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff"];
+const ENDINGS: [&str; 17] = [
+    "png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "tga", "ico",
+    "qoi",
+];
 
 /// Files that systems leave among pictures: AppleDouble, __MACOSX, .DS_Store.
 fn is_litter(path: &Path) -> bool {
@@ -252,7 +255,7 @@ pub fn without_mark(text: String) -> String {
 }
 
 /// Whether a file's name ends as pictures' do.
-fn is_picture(path: &Path) -> bool {
+pub fn is_picture(path: &Path) -> bool {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     ENDINGS.contains(&ending.as_str())
 }

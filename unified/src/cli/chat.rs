@@ -1,11 +1,12 @@
 //! `unified chat`
 
-use super::common::{Common, Sampling, free_name, out_dir};
+use super::common::{Common, Sampling, free_name, out_dir, read_picture};
+use super::output::{self, say};
 use super::terminal::{Preview, show};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use qlip::Image;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,10 @@ pub struct Chat {
     /// Answer this and leave; without it the conversation is interactive.
     #[arg(long)]
     prompt: Option<String>,
-    /// Picture that goes with the prompt.
+    /// How the model is to behave: a message before the conversation, where its template has a place for one.
+    #[arg(long, value_name = "WORDS")]
+    system: Option<String>,
+    /// Picture that goes with the prompt; may be given several times, - for standard input.
     #[arg(long, requires = "prompt")]
     image: Vec<PathBuf>,
     #[command(flatten)]
@@ -38,6 +42,9 @@ pub struct Chat {
     /// Leave the oldest turns out when the conversation grows longer than the model can hold, instead of refusing.
     #[arg(long)]
     trim: bool,
+    /// With --json: a line for each piece of the answer as it comes, before the line of the whole.
+    #[arg(long, requires = "json")]
+    stream: bool,
     /// Folder for pictures that the model draws.
     #[arg(short, long, default_value = ".")]
     out: PathBuf,
@@ -50,6 +57,7 @@ const HELP: &str = "\
 /seed [N]     use seed N from here on, or say which is used
 /retry        answer the last message again, with the next seed
 /undo         take the last message and its answer back
+/system [WORDS]  how the model is to behave, from here on; without words: as before
 /new          start a new conversation
 /quit         leave, as Ctrl-D does
 /help         this list
@@ -65,7 +73,7 @@ impl Chat {
         let stop = Arc::new(AtomicBool::new(false));
         let mut session = Session {
             model: self.common.talking()?,
-            messages: Vec::new(),
+            messages: self.system.iter().map(|s| unified::system(s.as_str())).collect(),
             pending: Vec::new(),
             last: None,
             seed: self.common.seed,
@@ -80,7 +88,7 @@ impl Chat {
         session.request().generation.text.check()?;
         if let Some(prompt) = &self.prompt {
             for path in &self.image {
-                session.pending.push(Image::open(path)?);
+                session.pending.push(read_picture(path)?);
             }
             return session.say(prompt);
         }
@@ -120,7 +128,7 @@ impl Session<'_> {
         if let Some(h) = &history {
             let _ = editor.load_history(h);
         }
-        println!("unified {} - /help lists the commands", env!("CARGO_PKG_VERSION"));
+        say!("unified {} - /help lists the commands", env!("CARGO_PKG_VERSION"));
         loop {
             match editor.readline("> ") {
                 Ok(line) if line.trim().is_empty() => {}
@@ -186,13 +194,19 @@ impl Session<'_> {
                     bail!("/save {}: pictures are saved as PNG; name it .png", path.display());
                 }
                 image.save_png(&path)?;
-                println!("{}", path.display());
+                say!("{}", path.display());
             }
-            "seed" if rest.is_empty() => println!("seed {}", self.seed),
+            "seed" if rest.is_empty() => say!("seed {}", self.seed),
             "seed" => self.seed = rest.parse().context("/seed needs a whole number")?,
             "new" => {
-                self.messages.clear();
+                self.messages.retain(|m| m.role == Role::System);
                 self.pending.clear();
+            }
+            "system" => {
+                self.messages.retain(|m| m.role != Role::System);
+                if !rest.is_empty() {
+                    self.messages.insert(0, unified::system(rest));
+                }
             }
             "undo" | "retry" => {
                 let last = self.messages.iter().rposition(|m| m.role == Role::User);
@@ -205,7 +219,7 @@ impl Session<'_> {
                 }
             }
             "quit" | "exit" => self.left = true,
-            "help" => println!("{HELP}"),
+            "help" => say!("{HELP}"),
             _ => bail!("/{name} is no command; /help lists them"),
         }
         Ok(())
@@ -240,12 +254,17 @@ impl Session<'_> {
         let mut first = None;
         let (json, out, stop, model) = (self.json, self.out, self.stop.clone(), &self.model);
         let mut preview = Preview::default();
+        let stream = self.asked.stream;
+        let mut closed = None;
         let mut on = |event: Event| {
             first.get_or_insert_with(|| clock.elapsed().as_secs_f64());
+            let mut tell = |value: serde_json::Value| closed = closed.take().or(output::json(value).err());
             match event {
-                Event::Text(t) if !json => {
-                    print!("{t}");
-                    let _ = std::io::stdout().flush();
+                Event::Text(t) if stream => tell(serde_json::json!({"event": "text", "text": t})),
+                Event::Text(t) if !json => closed = closed.take().or(output::words(t).err()),
+                Event::ImageStarted if stream => tell(serde_json::json!({"event": "image_started"})),
+                Event::RowDone { done, rows, .. } if stream => {
+                    tell(serde_json::json!({"event": "image_row", "done": done, "rows": rows}));
                 }
                 Event::RowDone { done, rows, codes } if !json && done < rows && preview.is_due() => {
                     if let Some(Ok(sketch)) = model.sketch(codes) {
@@ -256,9 +275,12 @@ impl Session<'_> {
                     preview.clear();
                     let path = free_name(out);
                     match image.save_png(&path) {
+                        Ok(()) if stream => {
+                            tell(serde_json::json!({"event": "image", "path": output::path(&path)}));
+                        }
                         Ok(()) if !json => {
                             show(image);
-                            println!("{}", path.display());
+                            closed = closed.take().or(output::line(format_args!("{}", path.display())).err());
                         }
                         Ok(()) => {}
                         Err(e) => failed = Some(e),
@@ -267,9 +289,12 @@ impl Session<'_> {
                 }
                 _ => {}
             }
-            !stop.load(Ordering::Relaxed)
+            !stop.load(Ordering::Relaxed) && closed.is_none()
         };
         let answer = self.model.answer(&self.messages, &request, &mut on);
+        if let Some(e) = closed {
+            return Err(e.into());
+        }
         let reply: Reply = match answer {
             Ok(r) => r,
             Err(e) => {
@@ -282,15 +307,15 @@ impl Session<'_> {
             return Err(e.into());
         }
         if json {
-            println!(
-                "{}",
-                serde_json::json!({
-                    "text": reply.text, "images": paths, "seed": self.seed, "text_tokens": reply.text_tokens,
-                    "seconds_to_first": first, "seconds": clock.elapsed().as_secs_f64(),
-                })
-            );
+            let paths: Vec<String> = paths.iter().map(|p| output::path(p)).collect();
+            output::json(serde_json::json!({
+                "event": "done", "text": reply.text, "images": paths, "seed": self.seed, "text_tokens": reply.text_tokens,
+                "prompt_tokens": reply.prompt_tokens, "reused_tokens": reply.reused_tokens,
+                "finish_reason": reply.finish.map(|f| f.name()),
+                "seconds_to_first": first, "seconds": clock.elapsed().as_secs_f64(),
+            }))?;
         } else if !reply.text.is_empty() {
-            println!();
+            say!("");
         }
         self.last = reply.images.last().cloned().or(self.last.take());
         self.messages.push(Message { role: Role::Assistant, content: reply.content });

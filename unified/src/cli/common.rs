@@ -6,7 +6,9 @@ use clap::{Args, ValueEnum};
 use lm::SampleSettings;
 use nn::WeightType;
 use qlip::Image;
+use qlip::data::is_picture;
 use serde::{Deserialize, Serialize};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use unified::artifact::{Artifact, Placement};
 use unified::eyes::Eyes;
@@ -27,8 +29,8 @@ pub struct Common {
     /// Pictures that are worked on at once.
     #[arg(long, default_value_t = 32)]
     pub batch: usize,
-    /// Seed of everything random.
-    #[arg(long, default_value_t = 0)]
+    /// Seed of everything random; -1 takes one by chance, and the answer says which.
+    #[arg(long, default_value = "0", value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
     /// Print JSON for machines.
     #[arg(long)]
@@ -110,6 +112,16 @@ impl Type {
     }
 }
 
+/// A seed as people write it: a whole number, or -1 for any.
+fn seed(text: &str) -> Result<u64, String> {
+    if text.trim() == "-1" {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        // short enough to be read out and typed again
+        return Ok(nn::rng::mix(now.map_or(0, |t| t.as_nanos() as u64)) >> 32);
+    }
+    text.trim().parse().map_err(|_| format!("`{text}` is no seed: write a whole number, or -1 for any"))
+}
+
 impl Common {
     pub fn device(&self) -> Result<Device> {
         self.on.device()
@@ -160,9 +172,85 @@ impl Common {
     }
 }
 
-/// Reads pictures; the first that cannot be read ends it.
-pub fn open_all(paths: &[PathBuf]) -> Result<Vec<Image>> {
-    paths.iter().map(|p| Ok(Image::open(p)?)).collect()
+/// Pictures named on the command line: files, folders of them, `-` for standard input. One that cannot be read is said, and the
+/// others go on.
+pub struct Inputs {
+    paths: Vec<PathBuf>,
+    broken: usize,
+}
+
+impl Inputs {
+    pub fn of(named: &[PathBuf]) -> Result<Self> {
+        let mut paths = Vec::new();
+        for path in named {
+            if !path.is_dir() {
+                paths.push(path.clone());
+                continue;
+            }
+            let entries = std::fs::read_dir(path).with_context(|| path.display().to_string())?;
+            let mut inside: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| is_picture(p)).collect();
+            if inside.is_empty() {
+                bail!("{}: no pictures in this folder", path.display());
+            }
+            inside.sort();
+            paths.extend(inside);
+        }
+        Ok(Self { paths, broken: 0 })
+    }
+
+    pub fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// Gives the pictures that can be read to `each`, a batch at a time, with a bar on stderr.
+    pub fn each(
+        &mut self,
+        (batch, what): (usize, &str),
+        mut each: impl FnMut(&[&Path], &[Image]) -> Result<()>,
+    ) -> Result<()> {
+        let bar = progress(self.paths.len(), what);
+        let alone = self.paths.len() == 1;
+        for chunk in self.paths.chunks(batch) {
+            let (mut paths, mut images) = (Vec::new(), Vec::new());
+            for path in chunk {
+                match read_picture(path) {
+                    Ok(image) => {
+                        paths.push(path.as_path());
+                        images.push(image);
+                    }
+                    Err(e) if alone => return Err(e),
+                    Err(e) => {
+                        self.broken += 1;
+                        bar.suspend(|| eprintln!("error: {}", super::one_line(&e)));
+                    }
+                }
+            }
+            if !images.is_empty() {
+                bar.suspend(|| each(&paths, &images))?;
+            }
+            tick(&bar, chunk.len());
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// An error if some could not be read.
+    pub fn finish(self) -> Result<()> {
+        if self.broken > 0 {
+            bail!("{} of {} pictures could not be read", self.broken, self.paths.len());
+        }
+        Ok(())
+    }
+}
+
+/// A picture from a file, or from standard input where its name is `-`.
+pub fn read_picture(path: &Path) -> Result<Image> {
+    if path != Path::new("-") {
+        return Ok(Image::open(path)?);
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).context("standard input")?;
+    Ok(Image::from_bytes(Path::new("standard input"), &bytes)?)
 }
 
 /// Makes a folder for results.

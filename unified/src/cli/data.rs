@@ -1,5 +1,6 @@
 //! `unified data PATH`: what a training would find there.
 
+use super::output::say;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use qlip::data::Pictures;
@@ -45,28 +46,28 @@ impl Data {
             Kind::Documents => self.documents()?,
         };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            say!("{}", serde_json::to_string_pretty(&report)?);
             return Ok(());
         }
         let skipped = report["skipped"].as_array().map_or(0, Vec::len);
         for key in ["pictures", "with_words", "conversations", "documents"] {
             if let Some(n) = report[key].as_u64() {
-                println!("{key:<14} {n}");
+                say!("{key:<14} {n}");
             }
         }
         let classes: Vec<&str> = report["classes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if !classes.is_empty() {
-            println!("{:<14} {}", "classes", classes.join(", "));
+            say!("{:<14} {}", "classes", classes.join(", "));
         }
         if let Some(taken) = report["taken"].as_str().filter(|t| !t.is_empty()) {
-            println!("{:<14} {taken}", "taken");
+            say!("{:<14} {taken}", "taken");
         }
-        println!("{:<14} {skipped}", "passed over");
+        say!("{:<14} {skipped}", "passed over");
         for s in report["skipped"].as_array().into_iter().flatten().take(20) {
-            println!("  {}: {}", s["name"].as_str().unwrap_or_default(), s["why"].as_str().unwrap_or_default());
+            say!("  {}: {}", s["name"].as_str().unwrap_or_default(), s["why"].as_str().unwrap_or_default());
         }
         for s in report["samples"].as_array().into_iter().flatten() {
-            println!(
+            say!(
                 "  {} {}x{} {:?}",
                 s["name"].as_str().unwrap_or_default(),
                 s["width"],

@@ -1,6 +1,7 @@
 //! `unified features CAPTIONS`
 
 use super::common::{OnDevice, progress, tick};
+use super::output::say;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use clap::Args;
@@ -45,7 +46,7 @@ impl Features {
         }
         bar.finish_and_clear();
         Captions { features: Tensor::cat(&features, 0)?, pads }.save(&self.out)?;
-        println!("{}", self.out.display());
+        say!("{}", self.out.display());
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! `unified generate PROMPT`
 
 use super::common::{Common, Sampling, free_name, out_dir, progress, tick};
+use super::output::say;
 use super::recipe::Recipe;
 use super::terminal::{Preview, show};
 use anyhow::{Result, bail};
@@ -188,9 +189,9 @@ impl Generate {
             recipe.save(image, &path)?;
             if !self.common.json {
                 bar.suspend(|| show(image));
-                println!("{}", path.display());
+                say!("{}", path.display());
             }
-            paths.push(path);
+            paths.push(super::output::path(&path));
             Ok(())
         };
         for chunk in chunks {
@@ -222,9 +223,9 @@ impl Generate {
         bar.finish_and_clear();
         if self.common.json {
             let json = serde_json::json!({
-                "prompt": recipe.prompt, "class": recipe.class, "seed": recipe.seed, "images": paths
+                "prompt": recipe.prompt, "class": recipe.class, "seed": recipe.seed, "images": paths,
             });
-            println!("{json}");
+            super::output::json(json)?;
         }
         Ok(drawn)
     }
@@ -269,9 +270,11 @@ impl Generate {
         let tensor = Tensor::from_vec(ids, (wanted.len(), model.model.config.block_size), &Device::Cpu)?;
         nn::checkpoint::save(&self.out, &[("tokens".to_owned(), tensor)].into(), &[])?;
         if self.common.json {
-            println!("{}", serde_json::json!({"out": self.out, "pictures": wanted.len(), "seed": recipe.seed}));
+            super::output::json(
+                serde_json::json!({"out": super::output::path(&self.out), "pictures": wanted.len(), "seed": recipe.seed}),
+            )?;
         } else {
-            println!("{}", self.out.display());
+            say!("{}", self.out.display());
         }
         Ok(())
     }

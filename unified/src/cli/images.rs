@@ -1,6 +1,7 @@
 //! `tokenize`, `detokenize`, `reconstruct`, `classify`, `describe`: pictures in, something else out.
 
-use super::common::{Common, open_all, out_dir, progress, tick};
+use super::common::{Common, Inputs, out_dir};
+use super::output::{self, say};
 use anyhow::{Result, bail};
 use clap::Args;
 use qlip::{Codes, Image};
@@ -13,7 +14,7 @@ use unified::conversation::Message;
 pub struct Tokenize {
     #[command(flatten)]
     common: Common,
-    /// Pictures of any size and format.
+    /// Pictures (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM, TGA, ICO, QOI) of any size, folders of them, or - for standard input.
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// safetensors file: `codes` [images, tokens], `grid`.
@@ -24,25 +25,23 @@ pub struct Tokenize {
 impl Tokenize {
     pub fn run(&self) -> Result<()> {
         let eyes = self.common.eyes()?;
-        let bar = progress(self.images.len(), "tokenize");
         let mut codes = Codes { bits: eyes.model.bsq.bits, grid: eyes.model.grid(), indices: Vec::new() };
-        for chunk in self.images.chunks(self.common.batch()?) {
-            codes.indices.extend(eyes.encode(&open_all(chunk)?)?.indices);
-            tick(&bar, chunk.len());
-        }
-        bar.finish_and_clear();
-        let names: Vec<String> = self.images.iter().map(|p| stem(p)).collect();
+        let mut names = Vec::new();
+        let mut inputs = Inputs::of(&self.images)?;
+        inputs.each((self.common.batch()?, "tokenize"), |paths, images| {
+            codes.indices.extend(eyes.encode(images)?.indices);
+            names.extend(paths.iter().map(|p| stem(p)));
+            Ok(())
+        })?;
         codes.save(&self.out, &names)?;
         if self.common.json {
             let (images, tokens) = (codes.images(), codes.per_image());
-            println!(
-                "{}",
-                serde_json::json!({"out": self.out, "images": images, "tokens": tokens, "bits": codes.bits})
-            );
+            let out = output::path(&self.out);
+            output::json(serde_json::json!({"out": out, "images": images, "tokens": tokens, "bits": codes.bits}))?;
         } else {
-            println!("{}", self.out.display());
+            say!("{}", self.out.display());
         }
-        Ok(())
+        inputs.finish()
     }
 }
 
@@ -73,7 +72,7 @@ impl Detokenize {
 pub struct Reconstruct {
     #[command(flatten)]
     common: Common,
-    /// Pictures of any size and format.
+    /// Pictures (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM, TGA, ICO, QOI) of any size, folders of them, or - for standard input.
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// Folder of the PNG files, named as the pictures.
@@ -84,16 +83,17 @@ pub struct Reconstruct {
 impl Reconstruct {
     pub fn run(&self) -> Result<()> {
         let eyes = self.common.eyes()?;
-        let bar = progress(self.images.len(), "reconstruct");
-        let mut images = Vec::new();
-        for chunk in self.images.chunks(self.common.batch()?) {
-            images.extend(eyes.decode(&eyes.encode(&open_all(chunk)?)?)?);
-            tick(&bar, chunk.len());
-        }
-        bar.finish_and_clear();
+        let (mut drawn, mut from) = (Vec::new(), Vec::new());
+        let mut inputs = Inputs::of(&self.images)?;
+        inputs.each((self.common.batch()?, "reconstruct"), |paths, images| {
+            drawn.extend(eyes.decode(&eyes.encode(images)?)?);
+            from.extend(paths.iter().map(|p| p.to_path_buf()));
+            Ok(())
+        })?;
         out_dir(&self.out)?;
-        let names: Vec<String> = self.images.iter().map(|p| stem(p)).collect();
-        save(&self.common, &self.out, &names, &images, &self.images)
+        let names: Vec<String> = from.iter().map(|p| stem(p)).collect();
+        save(&self.common, &self.out, &names, &drawn, &from)?;
+        inputs.finish()
     }
 }
 
@@ -124,9 +124,12 @@ fn save(common: &Common, dir: &Path, names: &[String], images: &[Image], from: &
         image.save_png(path)?;
     }
     if common.json {
-        println!("{}", serde_json::json!({ "images": paths }));
+        let paths: Vec<String> = paths.iter().map(|p| output::path(p)).collect();
+        output::json(serde_json::json!({ "images": paths }))?;
     } else {
-        paths.iter().for_each(|p| println!("{}", p.display()));
+        for p in &paths {
+            say!("{}", p.display());
+        }
     }
     Ok(())
 }
@@ -136,7 +139,7 @@ fn save(common: &Common, dir: &Path, names: &[String], images: &[Image], from: &
 pub struct Classify {
     #[command(flatten)]
     common: Common,
-    /// Pictures of any size and format.
+    /// Pictures (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM, TGA, ICO, QOI) of any size, folders of them, or - for standard input.
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// Labels, separated by commas.
@@ -145,6 +148,9 @@ pub struct Classify {
     /// Sentence around a label, `{}` standing for it; may be given several times.
     #[arg(long = "template", default_value = "a photo of a {}")]
     templates: Vec<String>,
+    /// A table for spreadsheets: a row a picture, a column a label.
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
 }
 
 impl Classify {
@@ -156,22 +162,30 @@ impl Classify {
         let eyes = self.common.eyes()?;
         let templates: Vec<&str> = self.templates.iter().map(String::as_str).collect();
         let vectors = eyes.label_vectors(&labels, &templates)?;
-        let mut rows = Vec::new();
-        for chunk in self.images.chunks(self.common.batch()?) {
-            rows.extend(eyes.classify(&open_all(chunk)?, &vectors)?);
+        let mut inputs = Inputs::of(&self.images)?;
+        let mut table = self.csv.then(|| csv::Writer::from_writer(std::io::stdout()));
+        if let Some(table) = &mut table {
+            table.write_record(std::iter::once("image").chain(labels.iter().map(String::as_str)))?;
         }
-        for (path, row) in self.images.iter().zip(rows) {
-            let mut order: Vec<usize> = (0..labels.len()).collect();
-            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-            if self.common.json {
-                let p: serde_json::Map<_, _> = order.iter().map(|&i| (labels[i].clone(), row[i].into())).collect();
-                println!("{}", serde_json::json!({"image": path, "probabilities": p}));
-            } else {
-                let words: Vec<String> = order.iter().map(|&i| format!("{} {:.4}", labels[i], row[i])).collect();
-                println!("{}: {}", path.display(), words.join(", "));
+        inputs.each((self.common.batch()?, "classify"), |paths, images| {
+            for (path, row) in paths.iter().zip(eyes.classify(images, &vectors)?) {
+                let mut order: Vec<usize> = (0..labels.len()).collect();
+                order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+                if let Some(table) = &mut table {
+                    let numbers = row.iter().map(|p| format!("{p:.6}"));
+                    table.write_record(std::iter::once(output::path(path)).chain(numbers))?;
+                    table.flush()?;
+                } else if self.common.json {
+                    let p: serde_json::Map<_, _> = order.iter().map(|&i| (labels[i].clone(), row[i].into())).collect();
+                    output::json(serde_json::json!({"image": output::path(path), "probabilities": p}))?;
+                } else {
+                    let words: Vec<String> = order.iter().map(|&i| format!("{} {:.4}", labels[i], row[i])).collect();
+                    say!("{}: {}", path.display(), words.join(", "));
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })?;
+        inputs.finish()
     }
 }
 
@@ -180,7 +194,7 @@ impl Classify {
 pub struct Describe {
     #[command(flatten)]
     common: Common,
-    /// Pictures of any size and format.
+    /// Pictures (PNG, JPEG, WebP, BMP, GIF, TIFF, PNM, TGA, ICO, QOI) of any size, folders of them, or - for standard input.
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// Question to answer about each.
@@ -189,6 +203,9 @@ pub struct Describe {
     /// Most words (text tokens) of an answer.
     #[arg(long, default_value_t = 256)]
     max_tokens: usize,
+    /// A table for spreadsheets.
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
 }
 
 impl Describe {
@@ -197,19 +214,29 @@ impl Describe {
             bail!("--question is empty: ask something");
         }
         let model = self.common.talking()?;
-        for chunk in self.images.chunks(self.common.batch()?) {
-            let ask = |i| vec![Message::user_with_image(i, self.question.clone())];
-            let questions: Vec<Vec<Message>> = open_all(chunk)?.into_iter().map(ask).collect();
-            for (path, answer) in chunk.iter().zip(model.words(&questions, self.max_tokens)?) {
-                if self.common.json {
-                    println!("{}", serde_json::json!({"image": path, "answer": answer}));
-                } else if self.images.len() == 1 {
-                    println!("{answer}");
+        let mut inputs = Inputs::of(&self.images)?;
+        let mut table = self.csv.then(|| csv::Writer::from_writer(std::io::stdout()));
+        if let Some(table) = &mut table {
+            table.write_record(["image", "answer"])?;
+        }
+        let several = inputs.len() > 1;
+        inputs.each((self.common.batch()?, "describe"), |paths, images| {
+            let ask = |i: &Image| vec![Message::user_with_image(i.clone(), self.question.clone())];
+            let questions: Vec<Vec<Message>> = images.iter().map(ask).collect();
+            for (path, answer) in paths.iter().zip(model.words(&questions, self.max_tokens)?) {
+                if let Some(table) = &mut table {
+                    table.write_record([output::path(path), answer])?;
+                    table.flush()?;
+                } else if self.common.json {
+                    output::json(serde_json::json!({"image": output::path(path), "answer": answer}))?;
+                } else if several {
+                    say!("{}: {answer}", path.display());
                 } else {
-                    println!("{}: {answer}", path.display());
+                    say!("{answer}");
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })?;
+        inputs.finish()
     }
 }

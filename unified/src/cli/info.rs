@@ -2,6 +2,7 @@
 
 use super::common::Common;
 use super::common::Type;
+use super::output::say;
 use anyhow::Result;
 use anyhow::bail;
 use candle_core::DType;
@@ -58,23 +59,20 @@ impl Info {
         let (plain, blocks) = (memory(WeightType::F32), memory(WeightType::Q8_0));
         if common.json {
             let each: serde_json::Map<_, _> = parts.iter().map(|p| (p.0.to_owned(), count(&p.1).into())).collect();
-            println!(
-                "{}",
-                serde_json::json!({
+            super::output::json(serde_json::json!({
                     "architecture": architecture, "parameters": each, "memory_bytes_f32": plain, "memory_bytes_q8_0": blocks, "vocabulary": vocabulary,
-                })
-            );
+            }))?;
             return Ok(());
         }
-        println!("{architecture}");
+        say!("{architecture}");
         for (name, t) in &parts {
-            println!("{name}: {:.2}M parameters in {} tensors", count(t) as f64 / 1e6, t.shapes().len());
+            say!("{name}: {:.2}M parameters in {} tensors", count(t) as f64 / 1e6, t.shapes().len());
         }
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-        println!("memory: {:.0} MiB of weights in f32, {:.0} MiB with --dtype q8_0", mib(plain), mib(blocks));
+        say!("memory: {:.0} MiB of weights in f32, {:.0} MiB with --dtype q8_0", mib(plain), mib(blocks));
         if let Some(v) = vocabulary.as_object() {
             for (k, v) in v {
-                println!("{}: {v}", k.replace('_', " "));
+                say!("{}: {v}", k.replace('_', " "));
             }
         }
         Ok(())
@@ -129,7 +127,7 @@ impl Export {
                 self.part(&from, &self.to.join(part), weights)?;
             }
         }
-        println!("{}", self.to.display());
+        say!("{}", self.to.display());
         Ok(())
     }
 

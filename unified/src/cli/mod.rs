@@ -9,11 +9,13 @@ mod forward;
 mod generate;
 mod images;
 mod info;
+mod output;
 mod recipe;
+mod shell;
 mod terminal;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// A small model that sees, chats and draws; and everything to train, run and measure models like it.
@@ -40,6 +42,8 @@ enum Command {
     Info(info::Info),
     Export(info::Export),
     Bench(bench::Bench),
+    Completions(shell::Completions),
+    Man(shell::Man),
 }
 
 /// Parses the command line and runs the command; errors become one line on stderr.
@@ -90,5 +94,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Info(c) => c.run(),
         Command::Export(c) => c.run(),
         Command::Bench(c) => c.run(),
+        Command::Completions(c) => c.run(Cli::command()),
+        Command::Man(c) => c.run(Cli::command()),
     }
 }

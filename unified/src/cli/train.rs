@@ -1,6 +1,7 @@
 //! `unified train CONFIG --out DIR`
 
 use super::common::OnDevice;
+use super::output::say;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -93,10 +94,10 @@ impl Train {
         let align = end("probe-align", &ALIGNMENT_ALONE, "align")?;
         let ratio = align / pixels.max(1e-12);
         nn::checkpoint::write_atomic(&self.config, written(ratio).as_bytes())?;
-        println!(
+        say!(
             "alignment alone ends at {align:.4}, pixels alone at {pixels:.6}: reconstruction = {ratio:.4}, alignment = 1"
         );
-        println!("{}", self.config.display());
+        say!("{}", self.config.display());
         Ok(())
     }
 }

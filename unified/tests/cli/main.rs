@@ -6,6 +6,7 @@ mod data;
 mod families;
 mod field;
 mod forward;
+mod habits;
 mod llamagen;
 mod llava;
 mod terminal;

@@ -5,6 +5,7 @@ mod machine;
 mod shapes;
 
 use super::common::Type;
+use crate::cli::output::say;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use shapes::Shape;
@@ -116,21 +117,21 @@ impl Bench {
             if let Some(first) = m.first_turn {
                 json["first_turn_seconds"] = first.into();
             }
-            println!("{json}");
+            say!("{json}");
             return Ok(());
         }
-        println!("{value:.3} {} (median of {}, {:.1} ms each)", m.unit, m.seconds.len(), median * 1e3);
+        say!("{value:.3} {} (median of {}, {:.1} ms each)", m.unit, m.seconds.len(), median * 1e3);
         if let Some(first) = m.first_turn {
-            println!("first turn: {first:.3} s to its first token; this is {:.1}% of it", 100.0 * value / first);
+            say!("first turn: {first:.3} s to its first token; this is {:.1}% of it", 100.0 * value / first);
         }
         if m.flops > 0.0 {
-            println!("products: {gflops:.0} GFLOP/s; float32 multiply-adds reach {top_flops:.0} here");
+            say!("products: {gflops:.0} GFLOP/s; float32 multiply-adds reach {top_flops:.0} here");
         }
         if m.bytes > 0.0 {
-            println!("weights: {gbs:.1} GB/s; a long read reaches {top_bytes:.1} here");
+            say!("weights: {gbs:.1} GB/s; a long read reaches {top_bytes:.1} here");
         }
         if let Some(peak) = peak {
-            println!("peak memory: {:.0} MiB; kernels {}", peak as f64 / f64::from(1 << 20), nn::ops::kernels().name);
+            say!("peak memory: {:.0} MiB; kernels {}", peak as f64 / f64::from(1 << 20), nn::ops::kernels().name);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod llava;
 mod qlip;
 
 use super::common::Common;
+use crate::cli::output::say;
 use ::qlip::clip::ClipTower;
 use ::qlip::vq::VqTokenizer;
 use ::qlip::{Pixels, Qlip};
@@ -85,9 +86,11 @@ impl Forward {
         };
         checkpoint::save(&self.out, &out, &[])?;
         if self.common.json {
-            println!("{}", serde_json::json!({"out": self.out, "tensors": out.keys().collect::<Vec<_>>()}));
+            crate::cli::output::json(
+                serde_json::json!({"out": crate::cli::output::path(&self.out), "tensors": out.keys().collect::<Vec<_>>()}),
+            )?;
         } else {
-            println!("{}", self.out.display());
+            say!("{}", self.out.display());
         }
         Ok(())
     }
