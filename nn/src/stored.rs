@@ -55,7 +55,7 @@ impl From<HashMap<String, Tensor>> for Stored {
 }
 
 /// A file's bytes, mapped.
-pub(crate) fn map(path: &Path) -> Result<Mmap> {
+pub fn map(path: &Path) -> Result<Mmap> {
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     // SAFETY: the mapping is read-only; that nobody shortens the file meanwhile is asked of the caller, as every program that
     // maps checkpoints does.

@@ -163,7 +163,12 @@ impl Unified {
 
     /// The context in which the model draws `words`.
     pub fn drawing_context(&self, words: &str) -> Result<Vec<u32>> {
-        let mut ids = self.context(&[Message::user(format!("draw {words}"))])?;
+        self.context_to_draw(&[Message::user(format!("draw {words}"))])
+    }
+
+    /// The context of a picture that answers a conversation.
+    pub fn context_to_draw(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let mut ids = self.context(messages)?;
         ids.push(self.config.vocabulary.begin_image);
         Ok(ids)
     }

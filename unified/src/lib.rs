@@ -16,6 +16,7 @@ pub mod eyes;
 pub mod generation;
 pub mod grammar;
 pub mod janus;
+mod likelihood;
 pub mod llama;
 pub mod llamagen;
 pub mod llava;

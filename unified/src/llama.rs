@@ -4,6 +4,7 @@ use crate::artifact::{Artifact, Placement};
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::generation::GenerationFile;
+use crate::likelihood::likelihoods;
 use crate::say::Saying;
 use crate::template::{Conversation, Template, marks_of};
 use crate::words::Words;
@@ -89,6 +90,13 @@ impl LlamaChat {
         let part = |q: &Vec<Message>| Ok(vec![Part::tokens(self.context(q)?)]);
         let contexts = questions.iter().map(part).collect::<Result<Vec<_>>>()?;
         self.saying().likeliest(contexts, max_tokens)
+    }
+
+    /// Sum of the log-probabilities of each continuation of a text.
+    pub(crate) fn likelihoods(&self, context: &str, continuations: &[String]) -> Result<Vec<f64>> {
+        let begin = if self.bos.is_empty() { None } else { Some(self.words.mark(&self.bos)?) };
+        let rows = 0..self.model.config.vocab_size;
+        likelihoods(&self.model, rows, &self.words, begin, context, continuations)
     }
 
     /// What its words come from.

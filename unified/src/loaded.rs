@@ -2,9 +2,10 @@
 
 use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::Generation;
-use crate::conversation::{Event, Message, Reply, Request};
+use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::eyes::Eyes;
 use crate::janus::JanusChat;
+use crate::likelihood::likelihoods;
 use crate::llama::LlamaChat;
 use crate::llamagen::{Painter, Wanted};
 use crate::llava::LlavaChat;
@@ -97,6 +98,19 @@ impl Loaded {
         }
     }
 
+    /// Sum of the log-probabilities of each continuation of a text.
+    pub fn likelihoods(&self, context: &str, continuations: &[String]) -> Result<Vec<f64>> {
+        match self {
+            Self::Unified(m) => {
+                let rows = m.config.vocabulary.range(lm::Partition::Text);
+                likelihoods(m.language_model(), rows, m.words(), None, context, continuations)
+            }
+            Self::Llama(m) => m.likelihoods(context, continuations),
+            Self::Llava(m) => m.likelihoods(context, continuations),
+            Self::Janus(_) | Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("say how likely a text is"),
+        }
+    }
+
     /// The engine that its words and pictures come from.
     pub fn engine(&self) -> Option<&Shared> {
         match self {
@@ -168,11 +182,14 @@ impl Loaded {
         let image =
             Generation { image: settings.sample, guidance_scale: settings.guidance_scale, ..Generation::default() };
         let words = || -> Result<Vec<&str>> {
-            let word = |w| match w {
-                &Wanted::Words(ref words) => Ok(words.trim()),
-                _ => Self::cannot("draw classes; it draws from words"),
-            };
-            wanted.iter().map(word).collect()
+            let mut out = Vec::with_capacity(wanted.len());
+            for w in wanted {
+                match w {
+                    Wanted::Words(words) => out.push(words.trim()),
+                    _ => return Self::cannot("draw classes; it draws from words"),
+                }
+            }
+            Ok(out)
         };
         match self {
             Self::Unified(m) => {
@@ -185,6 +202,35 @@ impl Loaded {
             Self::LlamaGen(m) => m.draw(wanted, seeds, settings, on_row),
             Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => Self::cannot("draw"),
         }
+    }
+
+    /// Draws the picture that answers each conversation, with its seed, all in one batch.
+    pub fn draw_after(
+        &self,
+        conversations: &[Vec<Message>],
+        seeds: &[u64],
+        how: (&DrawSettings, usize),
+    ) -> Result<Vec<Image>> {
+        if let Self::Unified(m) = self {
+            let context = |messages: &Vec<Message>| m.context_to_draw(messages);
+            let contexts = conversations.iter().map(context).collect::<Result<Vec<_>>>()?;
+            let g = Generation {
+                image: how.0.sample,
+                guidance_scale: how.0.guidance_scale,
+                best_of: how.1,
+                ..m.config.generation
+            };
+            return m.decode(&m.draw_images(&contexts, seeds, &g, &mut |_| true)?);
+        }
+        let words = |messages: &Vec<Message>| match messages.as_slice() {
+            [one] => match one.content.as_slice() {
+                [Content::Text(words)] => Ok(Wanted::Words(words.clone())),
+                _ => Self::cannot("change pictures"),
+            },
+            _ => Self::cannot("draw in a conversation"),
+        };
+        let wanted = conversations.iter().map(words).collect::<Result<Vec<_>>>()?;
+        self.draw(&wanted, seeds, how, &mut |_| true)
     }
 
     /// Its QLIP, where it has one.

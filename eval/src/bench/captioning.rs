@@ -9,17 +9,24 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// COCO captions.
-pub const COCO: Task = Task { name: "coco_caption", about: "captions (COCO)", load: load_coco, score: score_captions };
+pub const COCO: Task = Task {
+    name: "coco_caption",
+    about: "captions (COCO)",
+    load: load_coco,
+    ask: super::ask::caption,
+    score: score_captions,
+};
 /// NoCaps.
 pub const NOCAPS: Task = Task {
     name: "nocaps",
     about: "captions of objects that COCO has not (NoCaps)",
     load: load_nocaps,
+    ask: super::ask::caption,
     score: score_captions,
 };
 
 /// Pictures of a COCO annotation file in its order, references in theirs.
-fn coco_json(path: &std::path::Path, notes: &mut Notes) -> Result<Vec<Item>> {
+fn coco_json(path: &std::path::Path, files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let json = table::json(path)?;
     let mut refs: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for a in json["annotations"].as_array().into_iter().flatten() {
@@ -31,7 +38,10 @@ fn coco_json(path: &std::path::Path, notes: &mut Notes) -> Result<Vec<Item>> {
     for image in json["images"].as_array().into_iter().flatten() {
         let id = Cell::of_json(&image["id"]).text().unwrap_or_default();
         match refs.get(&id) {
-            Some(refs) => items.push(Item::new(id.clone(), id, json!({"references": refs}))),
+            Some(refs) => {
+                let shown = notes.file(image["file_name"].as_str().unwrap_or_default(), files);
+                items.push(Item::new(id.clone(), id, json!({"references": refs})).with(shown));
+            }
             None => notes.skip(format!("picture {id}: no captions")),
         }
     }
@@ -40,7 +50,7 @@ fn coco_json(path: &std::path::Path, notes: &mut Notes) -> Result<Vec<Item>> {
 
 fn load_coco(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     if let Some(path) = files.named(&["captions_val2014.json", "captions_val2017.json"]) {
-        return coco_json(&path, notes);
+        return coco_json(&path, files, notes);
     }
     let Some(path) = files.named(&["dataset_coco.json"]) else {
         return Err(files.nothing("coco_caption", "captions_val2014.json or dataset_coco.json"));
@@ -51,7 +61,8 @@ fn load_coco(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         let id = Cell::of_json(&image["cocoid"]).text().unwrap_or_default();
         let raw = |s: &serde_json::Value| s["raw"].as_str().map(str::to_owned);
         let refs: Vec<String> = image["sentences"].as_array().into_iter().flatten().filter_map(raw).collect();
-        items.push(Item::new(id.clone(), id, json!({"references": refs})));
+        let shown = notes.file(image["filename"].as_str().unwrap_or_default(), files);
+        items.push(Item::new(id.clone(), id, json!({"references": refs})).with(shown));
     }
     Ok(without_repeats(items, notes))
 }
@@ -59,7 +70,7 @@ fn load_coco(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
 fn load_nocaps(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let original = files.find(|p| p.contains("/nocaps_val") && p.ends_with(".json"));
     if let Some(path) = original.first() {
-        return coco_json(path, notes);
+        return coco_json(path, files, notes);
     }
     let parquet = files.parquet("validation");
     let mut items = Vec::new();
@@ -68,9 +79,10 @@ fn load_nocaps(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         &parquet,
         &["image_id", "annotations_captions"],
         notes,
-        &mut |_, row, _| {
+        &mut |_, row, notes| {
             let id = row.text("image_id").unwrap_or_default();
-            items.push(Item::new(id.clone(), id, json!({"references": row.get("annotations_captions").texts()})));
+            let facts = json!({"references": row.get("annotations_captions").texts()});
+            items.push(Item::new(id.clone(), id, facts).with(notes.shown(row.get("image"), files)));
             Ok(())
         },
     )?;

@@ -1,5 +1,6 @@
 //! Multiple choice: ScienceQA, SEED-Bench, AI2D. Nothing is ever guessed: an answer that a rule cannot read is wrong, and counted.
 
+use super::ask::Shown;
 use super::needs;
 use super::table::{self, Cell};
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
@@ -12,13 +13,20 @@ pub const SCIENCEQA: Task = Task {
     name: "scienceqa",
     about: "science questions with and without pictures (ScienceQA)",
     load: load_sqa,
+    ask: super::ask::letters,
     score: score_sqa,
 };
 /// SEED-Bench.
-pub const SEED: Task =
-    Task { name: "seed", about: "twelve kinds of questions (SEED-Bench)", load: load_seed, score: score_seed };
+pub const SEED: Task = Task {
+    name: "seed",
+    about: "twelve kinds of questions (SEED-Bench)",
+    load: load_seed,
+    ask: super::ask::letters,
+    score: score_seed,
+};
 /// AI2D.
-pub const AI2D: Task = Task { name: "ai2d", about: "diagrams (AI2D)", load: load_ai2d, score: score_ai2d };
+pub const AI2D: Task =
+    Task { name: "ai2d", about: "diagrams (AI2D)", load: load_ai2d, ask: super::ask::letters, score: score_ai2d };
 
 fn letter(i: usize) -> String {
     char::from(b'A' + i.min(25) as u8).to_string()
@@ -131,7 +139,7 @@ fn load_sqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         };
         let label = letter(answer.unwrap_or(0).max(0) as usize);
         let facts = json!({"choices": choices, "label": label, "image": image, "hint": !text("hint").is_empty(),
-            "subject": text("subject"), "grade": text("grade"), "question": text("question")});
+            "subject": text("subject"), "hint_text": text("hint"), "grade": text("grade"), "question": text("question")});
         fault.map_or(Ok(facts), Err)
     };
     if let Some(problems) = files.named(&["problems.json"]) {
@@ -151,7 +159,11 @@ fn load_sqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             let image = row.text("image").is_some_and(|i| !i.is_empty());
             match facts(&row, image) {
                 Err(why) => notes.skip(format!("pid {pid}: {why}")),
-                Ok(facts) => items.push(Item::new(pid.clone(), pid, facts)),
+                Ok(facts) => {
+                    let picture = format!("images/test/{pid}/{}", row.text("image").unwrap_or_default());
+                    let shown = if image { notes.file(&picture, files) } else { Vec::new() };
+                    items.push(Item::new(pid.clone(), pid, facts).with(shown));
+                }
             }
         }
         return Ok(without_repeats(items, notes));
@@ -175,6 +187,7 @@ fn load_sqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                 Err(why) => notes.skip(format!("row {n}: {why}")),
                 Ok(facts) => {
                     let mut item = Item::new(format!("row {n}"), format!("row {n}"), facts);
+                    item.shown = notes.shown(row.get("image"), files);
                     item.also = vec![(field, n.to_string())];
                     items.push(item);
                 }
@@ -283,7 +296,16 @@ fn load_seed(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             (true, Some(kind)) => {
                 let facts = json!({"choices": options, "label": label, "type": kind,
                     "data_type": row.text("data_type").unwrap_or_default(), "question": row.text("question")});
-                items.push(Item::new(id, row.text("data_id").unwrap_or_default(), facts));
+                let data = row.text("data_id").unwrap_or_default();
+                let shown = match row.has("image") {
+                    true => notes.shown(row.get("image"), files),
+                    false => ["", ".jpg", ".png"]
+                        .iter()
+                        .map(|e| notes.file(&format!("{data}{e}"), files))
+                        .find(|s| !s.is_empty())
+                        .unwrap_or_default(),
+                };
+                items.push(Item::new(id, data, facts).with(shown));
             }
         }
     };
@@ -343,12 +365,13 @@ fn load_ai2d(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                     options: Vec<String>,
                     label: Option<String>,
                     question: Option<String>,
+                    shown: Vec<Shown>,
                     notes: &mut Notes| {
         match label.filter(|l| (0..options.len()).any(|i| letter(i) == *l)) {
             None => notes.skip(format!("row {n}: answer outside the options")),
             Some(label) => {
                 let facts = json!({"choices": options, "label": label, "question": question});
-                items.push(Item::new(id.clone(), id, facts));
+                items.push(Item::new(id.clone(), id, facts).with(shown));
             }
         }
     };
@@ -361,7 +384,8 @@ fn load_ai2d(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             notes,
             &mut |n, row, notes| {
                 let label = row.get("answer").int().and_then(|i| usize::try_from(i).ok()).map(letter);
-                take(n, n.to_string(), row.get("options").texts(), label, row.text("question"), notes);
+                let shown = notes.shown(row.get("image"), files);
+                take(n, n.to_string(), row.get("options").texts(), label, row.text("question"), shown, notes);
                 Ok(())
             },
         )?;
@@ -370,7 +394,8 @@ fn load_ai2d(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             needs(row, &["index", "question", "answer", "A"], "ai2d", "AI2D_TEST.tsv")?;
             let options =
                 ["A", "B", "C", "D", "E"].iter().filter_map(|c| row.text(c)).filter(|t| !t.is_empty()).collect();
-            take(n, row.text("index").unwrap_or_default(), options, row.text("answer"), row.text("question"), notes);
+            let (id, shown) = (row.text("index").unwrap_or_default(), notes.shown(row.get("image"), files));
+            take(n, id, options, row.text("answer"), row.text("question"), shown, notes);
             Ok(())
         })?;
     } else {

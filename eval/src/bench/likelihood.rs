@@ -6,10 +6,16 @@ use crate::{Error, Result};
 use serde_json::json;
 
 /// HellaSwag.
-pub const HELLASWAG: Task =
-    Task { name: "hellaswag", about: "how a text goes on (HellaSwag)", load: load_hellaswag, score };
+pub const HELLASWAG: Task = Task {
+    name: "hellaswag",
+    about: "how a text goes on (HellaSwag)",
+    load: load_hellaswag,
+    ask: super::ask::likelihood,
+    score,
+};
 /// ARC.
-pub const ARC: Task = Task { name: "arc", about: "school science (ARC)", load: load_arc, score };
+pub const ARC: Task =
+    Task { name: "arc", about: "school science (ARC)", load: load_arc, ask: super::ask::likelihood, score };
 
 /// The published cleaning of HellaSwag's texts.
 pub fn cleaned(text: &str) -> String {

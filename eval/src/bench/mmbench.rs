@@ -1,5 +1,6 @@
 //! MMBench (Liu et al. 2023): a question counts only when it is answered rightly under every rotation of its options.
 
+use super::ask::Shown;
 use super::choice::can_infer;
 use super::needs;
 use super::table::{self, Row};
@@ -10,8 +11,13 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
 /// MMBench.
-pub const MMBENCH: Task =
-    Task { name: "mmbench", about: "multiple choice under rotations of its options (MMBench)", load, score };
+pub const MMBENCH: Task = Task {
+    name: "mmbench",
+    about: "multiple choice under rotations of its options (MMBench)",
+    load,
+    ask: super::ask::letters,
+    score,
+};
 
 /// Rotation k of question i has index i + k x this.
 const ROTATION: i64 = 1_000_000;
@@ -27,12 +33,12 @@ fn options(row: &Row) -> Vec<String> {
 fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut rows: Vec<(usize, Row)> = Vec::new();
     // pictures of rows that others refer to: whether they can be read
-    let mut pictures: HashMap<String, Option<String>> = HashMap::new();
+    let mut pictures: HashMap<String, (Option<String>, Vec<Shown>)> = HashMap::new();
     let tsv = files.find(|p| p.to_lowercase().contains("mmbench") && p.ends_with(".tsv"));
     let parquet = files.parquet("dev");
     if let Some(path) = tsv.first() {
         let name = super::name(path);
-        table::tsv(path, notes, &mut |n, row, _| {
+        table::tsv(path, notes, &mut |n, row, notes| {
             needs(row, &["index", "question", "answer", "A", "B"], "mmbench", &name)?;
             let image = row.text("image").unwrap_or_default();
             let kept = row.0.iter().filter(|c| c.0 != "image").cloned();
@@ -41,7 +47,8 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             if reference {
                 kept.0.push(("refers".into(), table::Cell::Text(image)));
             } else {
-                pictures.insert(row.text("index").unwrap_or_default(), fault(&image));
+                let shown = notes.shown(row.get("image"), files);
+                pictures.insert(row.text("index").unwrap_or_default(), (fault(&image), shown));
             }
             rows.push((n, kept));
             Ok(())
@@ -52,9 +59,10 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             &parquet,
             &["index", "question", "answer", "A", "B"],
             notes,
-            &mut |n, row, _| {
-                pictures
-                    .insert(row.text("index").unwrap_or_default(), super::picture_fault(row.get("image"), &files.dir));
+            &mut |n, row, notes| {
+                let shown = notes.shown(row.get("image"), files);
+                let fault = super::picture_fault(row.get("image"), &files.dir);
+                pictures.insert(row.text("index").unwrap_or_default(), (fault, shown));
                 rows.push((n, Row(row.0.iter().filter(|c| c.0 != "image").cloned().collect())));
                 Ok(())
             },
@@ -70,9 +78,9 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             continue;
         };
         let source = row.text("refers").unwrap_or_else(|| id.clone());
-        match pictures.get(&source) {
-            Some(None) => {}
-            Some(Some(why)) => {
+        let shown = match pictures.get(&source) {
+            Some((None, shown)) => shown.clone(),
+            Some((Some(why), _)) => {
                 notes.skip(format!("index {id}: {why}"));
                 continue;
             }
@@ -80,7 +88,7 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                 notes.skip(format!("index {id}: refers to the picture of row {source}, which is not there"));
                 continue;
             }
-        }
+        };
         let (options, answer) = (options(row), row.text("answer").unwrap_or_default());
         if !LETTERS[..options.len()].contains(&answer.as_str()) {
             notes.skip(format!("index {id}: answer \"{answer}\" outside the options"));
@@ -90,7 +98,7 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         let facts = json!({"question": text("question"), "hint": text("hint"), "choices": options, "label": answer,
             "category": text("category"), "l2": row.text("l2-category").unwrap_or_else(|| text("L2-category")),
             "rotation": index / ROTATION});
-        items.push(Item::new(id, (index % ROTATION).to_string(), facts));
+        items.push(Item::new(id, (index % ROTATION).to_string(), facts).with(shown));
     }
     let items = without_repeats(items, notes);
     let mut rotations: BTreeMap<&str, Vec<&Item>> = BTreeMap::new();

@@ -9,7 +9,8 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// MMMU.
-pub const MMMU: Task = Task { name: "mmmu", about: "college questions with pictures (MMMU)", load, score };
+pub const MMMU: Task =
+    Task { name: "mmmu", about: "college questions with pictures (MMMU)", load, ask: super::ask::mmmu, score };
 
 fn letter(i: usize) -> char {
     char::from(b'A' + i.min(25) as u8)
@@ -76,7 +77,8 @@ fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         let subject = id.split_once('_').map_or("", |p| p.1).rsplit_once('_').map_or("", |p| p.0).to_owned();
         let facts = json!({"question": text("question"), "choices": options, "answers": answers, "label": answer,
             "open": open, "subject": subject});
-        items.push(Item::new(id.clone(), id, facts));
+        let shown = (1..=7).flat_map(|k| notes.shown(row.get(&format!("image_{k}")), files)).collect();
+        items.push(Item::new(id.clone(), id, facts).with(shown));
         Ok(())
     })?;
     Ok(without_repeats(items, notes))

@@ -1,21 +1,28 @@
 //! Published benchmarks: their layouts read, their answers scored under every published rule.
 
+pub mod ask;
+pub mod asking;
 pub mod captioning;
 pub mod choice;
 pub mod likelihood;
 pub mod matching;
 pub mod mmbench;
 pub mod mmmu;
+pub mod report;
 pub mod run;
+pub mod scenes;
 pub mod stats;
 pub mod table;
+pub mod templates;
 pub mod vqa;
 pub mod yes_no;
 
 use crate::{Error, Result};
+use ask::{Ask, Shown, Spool};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use table::Row;
 
 /// What was found wrong, and how much was left out for it.
@@ -27,9 +34,19 @@ pub struct Notes {
     pub left_out: usize,
     /// Whether what is there is to be scored although something is missing.
     pub partial: bool,
+    /// Where pictures of tables are kept, if a model is to be asked about them.
+    pub spool: Option<Spool>,
 }
 
 impl Notes {
+    /// Where an item's picture is, if a model is to be asked about it.
+    pub fn shown(&self, cell: &table::Cell, files: &Files) -> Vec<Shown> {
+        self.spool.as_ref().and_then(|s| s.shown(cell, files)).into_iter().collect()
+    }
+    /// The same of a file's name.
+    pub fn file(&self, name: &str, files: &Files) -> Vec<Shown> {
+        self.spool.as_ref().and_then(|_| files.picture(name)).into_iter().collect()
+    }
     /// A row that is left out, and why.
     pub fn skip(&mut self, why: String) {
         self.left_out += 1;
@@ -52,12 +69,18 @@ pub struct Item {
     pub cluster: String,
     /// The facts.
     pub facts: Value,
+    /// Its pictures, if a model is to be asked.
+    pub shown: Vec<Shown>,
 }
 
 impl Item {
     /// A question with facts.
     pub fn new(id: impl Into<String>, cluster: impl Into<String>, facts: Value) -> Self {
-        Self { id: id.into(), also: Vec::new(), cluster: cluster.into(), facts }
+        Self { id: id.into(), also: Vec::new(), cluster: cluster.into(), facts, shown: Vec::new() }
+    }
+    /// The same with pictures.
+    pub fn with(self, shown: Vec<Shown>) -> Self {
+        Self { shown, ..self }
     }
     /// A fact that is text.
     pub fn text(&self, fact: &str) -> &str {
@@ -112,6 +135,8 @@ pub struct Task {
     pub about: &'static str,
     /// Reads whichever layout a folder holds.
     pub load: fn(&Files, &mut Notes) -> Result<Vec<Item>>,
+    /// What a model is asked for an item.
+    pub ask: fn(&Item) -> Result<Ask>,
     /// Scores answers, one for each item.
     pub score: fn(&[Item], &[Answer], &Files, &mut Notes) -> Result<Scores>,
 }
@@ -134,6 +159,7 @@ pub const TASKS: &[Task] = &[
     likelihood::ARC,
     matching::CIFAR,
     matching::FLICKR30K,
+    scenes::SCENES,
 ];
 
 /// A file's name.
@@ -146,15 +172,44 @@ pub struct Files {
     /// The folder.
     pub dir: PathBuf,
     all: Vec<PathBuf>,
+    pictures: OnceLock<HashMap<String, PathBuf>>,
 }
 
 impl Files {
+    /// The files of a task: of its data, or for one that needs none the run's own folder.
+    pub fn of_task(task: &Task, data: Option<&Path>, out: &Path) -> Result<Self> {
+        match data {
+            _ if task.name == scenes::SCENES.name => {
+                Ok(Self { dir: out.to_owned(), all: Vec::new(), pictures: OnceLock::new() })
+            }
+            Some(dir) => Self::of(dir),
+            None => Err(Error::invalid(format!("{}: give the folder of its data by --data", task.name))),
+        }
+    }
     /// Everything below a folder that is no picture.
     pub fn of(dir: &Path) -> Result<Self> {
         let mut all = Vec::new();
         walk(dir, 0, &mut all)?;
         all.sort();
-        Ok(Self { dir: dir.to_owned(), all })
+        Ok(Self { dir: dir.to_owned(), all, pictures: OnceLock::new() })
+    }
+    /// A picture by its name or path, wherever it is below the folder.
+    pub fn picture(&self, wanted: &str) -> Option<Shown> {
+        if wanted.is_empty() {
+            return None;
+        }
+        let direct = self.dir.join(wanted);
+        if direct.is_file() {
+            return Some(Shown::File(direct));
+        }
+        let index = self.pictures.get_or_init(|| {
+            let mut all = Vec::new();
+            // a folder that cannot be read has no pictures
+            let _ = pictures_below(&self.dir, 0, &mut all);
+            all.into_iter().map(|p| (name(&p), p)).collect()
+        });
+        let last = wanted.rsplit('/').next().unwrap_or(wanted);
+        index.get(last).cloned().map(Shown::File)
     }
     /// Files whose path below the folder fits.
     pub fn find(&self, fits: impl Fn(&str) -> bool) -> Vec<PathBuf> {
@@ -201,6 +256,19 @@ impl Files {
     pub fn nothing(&self, task: &str, wanted: &str) -> Error {
         Error::bad_file(&self.dir, format!("no data of {task} here: {wanted}"))
     }
+}
+
+fn pictures_below(dir: &Path, depth: usize, all: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() && depth < 6 {
+            pictures_below(&path, depth + 1, all)?;
+        // SEED-Bench names its pictures without an ending
+        } else if qlip::data::is_picture(&path) || path.extension().is_none() {
+            all.push(path);
+        }
+    }
+    Ok(())
 }
 
 fn walk(dir: &Path, depth: usize, all: &mut Vec<PathBuf>) -> Result<()> {

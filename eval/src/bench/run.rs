@@ -37,6 +37,23 @@ impl Replay {
         Ok(this)
     }
 
+    /// Answers that are in memory already, one an id.
+    pub(super) fn of(lines: Vec<Value>) -> Self {
+        let id = |(n, l): (usize, &Value)| Some((table::Cell::of_json(&l["id"]).text()?, n));
+        let by_id = lines.iter().enumerate().filter_map(id).collect();
+        Self { lines, by_id, notes: Notes::default() }
+    }
+
+    /// Ids that both have, with another answer in the other.
+    pub fn different(&self, other: &Self) -> Vec<String> {
+        let said = |l: &Value| [l["answer"].clone(), l["ll"].clone(), l["scores"].clone()];
+        let differs = |(id, &n): (&String, &usize)| {
+            let theirs = other.by_id.get(id).map(|m| said(&other.lines[*m]));
+            theirs.is_some_and(|t| t != said(&self.lines[n])).then(|| id.clone())
+        };
+        self.by_id.iter().filter_map(differs).collect()
+    }
+
     /// The answer to each item, where there is one; and ids of answers that no item asked for.
     fn answers(&self, items: &[Item]) -> (Vec<Option<Answer>>, Vec<String>) {
         let mut used = vec![false; self.lines.len()];
@@ -91,14 +108,13 @@ pub struct Outcome {
     samples: String,
 }
 
-/// Scores a replay of a task on a folder. Without `partial` an unanswered item is an error, after which nothing is scored.
-pub fn replay(task: &Task, dir: &Path, answers: &Replay, partial: bool, limit: Option<usize>) -> Result<Outcome> {
-    let files = Files::of(dir)?;
+/// Scores a replay of a task on its files. Without `partial` an unanswered item is an error, after which nothing is scored.
+pub fn replay(task: &Task, files: &Files, answers: &Replay, partial: bool, limit: Option<usize>) -> Result<Outcome> {
     let mut notes = Notes { partial, ..Notes::default() };
-    let mut items = (task.load)(&files, &mut notes)?;
+    let mut items = (task.load)(files, &mut notes)?;
     if items.is_empty() {
         let lines = notes.lines.join("; ");
-        return Err(Error::bad_file(dir, format!("{}: no row that can be scored ({lines})", task.name)));
+        return Err(Error::bad_file(&files.dir, format!("{}: no row that can be scored ({lines})", task.name)));
     }
     if let Some(limit) = limit {
         items = limited(items, limit);
@@ -117,7 +133,7 @@ pub fn replay(task: &Task, dir: &Path, answers: &Replay, partial: bool, limit: O
     }
     let (items, given): (Vec<Item>, Vec<Answer>) =
         items.into_iter().zip(found).filter_map(|(i, a)| Some((i, a?))).unzip();
-    let scores = (task.score)(&items, &given, &files, &mut notes)?;
+    let scores = (task.score)(&items, &given, files, &mut notes)?;
     Ok(Outcome {
         results: results(&scores, &items),
         samples: samples(&scores, &items, &given),
@@ -128,7 +144,7 @@ pub fn replay(task: &Task, dir: &Path, answers: &Replay, partial: bool, limit: O
 }
 
 /// The first items by a hash of what belongs together, whole groups of it: not the file's head, which is sorted by class in many sets.
-fn limited(items: Vec<Item>, limit: usize) -> Vec<Item> {
+pub(super) fn limited(items: Vec<Item>, limit: usize) -> Vec<Item> {
     let key = |i: &Item| nn::rng::mix(nn::rng::name_key(&i.cluster));
     let mut groups: Vec<(u64, &str)> = items.iter().map(|i| (key(i), i.cluster.as_str())).collect();
     groups.sort_unstable();
@@ -165,9 +181,11 @@ fn samples(scores: &Scores, items: &[Item], answers: &[Answer]) -> String {
         }
     }
     let line = |((item, answer), scores): ((&Item, &Answer), &Map<String, Value>)| {
-        json!({"id": item.id, "cluster": item.cluster, "answer": answer.text, "facts": item.facts, "scores": scores})
-            .to_string()
-            + "\n"
+        let mut line = json!({"id": item.id, "cluster": item.cluster, "answer": answer.text, "facts": item.facts, "scores": scores});
+        if let Some(picture) = answer.line.get("picture").filter(|p| p.is_string()) {
+            line["picture"] = picture.clone();
+        }
+        line.to_string() + "\n"
     };
     items.iter().zip(answers).zip(&each).map(line).collect()
 }
@@ -200,5 +218,8 @@ pub fn write(out: &Path, model: &str, outcomes: &[(&Task, Outcome)]) -> Result<(
     let summary = json!({"version": 1, "model": model, "results": results, "tasks": tasks});
     let text = serde_json::to_vec_pretty(&summary).map_err(|e| Error::invalid(e.to_string()))?;
     write_atomic(&out.join("report.md"), report.as_bytes())?;
+    write_atomic(&out.join("report.csv"), super::report::csv(&summary).as_bytes())?;
+    write_atomic(&out.join("report.tex"), super::report::latex(&summary).as_bytes())?;
+    write_atomic(&out.join("report.html"), super::report::html(out, &summary).as_bytes())?;
     write_atomic(&out.join("summary.json"), &text)
 }

@@ -13,6 +13,7 @@ pub const VQAV2: Task = Task {
     name: "vqav2",
     about: "open questions with ten people's answers (VQAv2)",
     load: load_vqav2,
+    ask: super::ask::short,
     score: score_vqav2,
 };
 /// TextVQA.
@@ -20,10 +21,17 @@ pub const TEXTVQA: Task = Task {
     name: "textvqa",
     about: "questions about text in pictures (TextVQA)",
     load: load_textvqa,
+    ask: super::ask::short,
     score: score_textvqa,
 };
 /// GQA.
-pub const GQA: Task = Task { name: "gqa", about: "compositional questions (GQA)", load: load_gqa, score: score_gqa };
+pub const GQA: Task = Task {
+    name: "gqa",
+    about: "compositional questions (GQA)",
+    load: load_gqa,
+    ask: super::ask::short,
+    score: score_gqa,
+};
 
 fn answers_of(cell: &Cell) -> Vec<String> {
     let one = |c: &Cell| c.group().map_or_else(|| c.text(), |g| g.text("answer"));
@@ -45,7 +53,12 @@ fn load_vqav2(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         let text = |name: &str| annotation.text(name).unwrap_or_default();
         let facts = json!({"question": question.text("question"), "answers": answers,
             "answer_type": text("answer_type"), "question_type": text("question_type")});
-        items.push(Item::new(id, question.text("image_id").unwrap_or_default(), facts));
+        let picture = question.text("image_id").unwrap_or_default();
+        let shown = match question.has("image") {
+            true => notes.shown(question.get("image"), files),
+            false => notes.file(&format!("COCO_val2014_{picture:0>12}.jpg"), files),
+        };
+        items.push(Item::new(id, picture, facts).with(shown));
     };
     let questions = files.find(|p| p.contains("OpenEnded") && p.ends_with("questions.json"));
     let annotations = files.find(|p| p.ends_with("annotations.json"));
@@ -119,17 +132,21 @@ fn score_vqav2(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> 
 
 fn load_textvqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    let mut take = |row: &Row| {
+    let mut take = |row: &Row, notes: &Notes| {
         let facts = json!({"question": row.text("question"), "answers": answers_of(row.get("answers"))});
-        let id = row.text("question_id").unwrap_or_default();
-        items.push(Item::new(id, row.text("image_id").unwrap_or_default(), facts));
+        let (id, picture) = (row.text("question_id").unwrap_or_default(), row.text("image_id").unwrap_or_default());
+        let shown = match row.has("image") {
+            true => notes.shown(row.get("image"), files),
+            false => notes.file(&format!("{picture}.jpg"), files),
+        };
+        items.push(Item::new(id, picture, facts).with(shown));
     };
     let original = files.find(|p| p.contains("/TextVQA_0.") && p.ends_with("_val.json"));
     if let Some(path) = original.first() {
         let json = table::json(path)?;
         for q in json["data"].as_array().into_iter().flatten() {
             if let Cell::Group(row) = Cell::of_json(q) {
-                take(&row);
+                take(&row, notes);
             }
         }
     } else {
@@ -139,8 +156,8 @@ fn load_textvqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             &parquet,
             &["question_id", "question", "answers"],
             notes,
-            &mut |_, row, _| {
-                take(row);
+            &mut |_, row, notes| {
+                take(row, notes);
                 Ok(())
             },
         )?;
@@ -163,25 +180,37 @@ fn score_textvqa(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -
 
 fn load_gqa(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut items = Vec::new();
-    let mut take = |id: String, row: &Row| {
+    // the hub's copy has its pictures in a table of their own
+    let mut pictures = std::collections::HashMap::new();
+    let tables = files.find(|p| p.contains("images") && p.contains("/testdev-") && p.ends_with(".parquet"));
+    if notes.spool.is_some() && !tables.is_empty() {
+        table::parquet(&tables, notes, &mut |_, row, notes| {
+            pictures.insert(row.text("id").unwrap_or_default(), notes.shown(row.get("image"), files));
+            Ok(())
+        })?;
+    }
+    let mut take = |id: String, row: &Row, notes: &Notes| {
         let types = row.get("types").group().cloned().unwrap_or_default();
         let groups = row.get("groups").group().cloned().unwrap_or_default();
         let facts = json!({"question": row.text("question"), "answer": row.text("answer"),
             "structural": types.text("structural"), "global": groups.text("global")});
-        items.push(Item::new(id, row.text("imageId").unwrap_or_default(), facts));
+        let picture = row.text("imageId").unwrap_or_default();
+        let shown = pictures.get(&picture).cloned();
+        let shown = shown.unwrap_or_else(|| notes.file(&format!("{picture}.jpg"), files));
+        items.push(Item::new(id, picture, facts).with(shown));
     };
     if let Some(path) = files.named(&["testdev_balanced_questions.json"]) {
         let json = table::json(&path)?;
         for (id, q) in json.as_object().into_iter().flatten() {
             if let Cell::Group(row) = Cell::of_json(q) {
-                take(id.clone(), &row);
+                take(id.clone(), &row, notes);
             }
         }
     } else {
         let parquet = files.find(|p| p.contains("instructions") && p.contains("/testdev-") && p.ends_with(".parquet"));
         let task = ("gqa", "testdev_balanced_questions.json or testdev_balanced_instructions/*.parquet");
-        files.rows(task, &parquet, &["id", "imageId", "question", "answer"], notes, &mut |_, row, _| {
-            take(row.text("id").unwrap_or_default(), row);
+        files.rows(task, &parquet, &["id", "imageId", "question", "answer"], notes, &mut |_, row, notes| {
+            take(row.text("id").unwrap_or_default(), row, notes);
             Ok(())
         })?;
     }

@@ -1,5 +1,6 @@
 //! POPE (Li et al. 2023) and MME (Fu et al. 2023): questions whose answer is yes or no.
 
+use super::ask::Shown;
 use super::table::{self, Row};
 use super::{Answer, Files, Item, Notes, Scores, Task, picture_fault, without_repeats};
 use super::{distance, needs};
@@ -9,13 +10,19 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// POPE.
-pub const POPE: Task =
-    Task { name: "pope", about: "objects that are not there (POPE)", load: load_pope, score: score_pope };
+pub const POPE: Task = Task {
+    name: "pope",
+    about: "objects that are not there (POPE)",
+    load: load_pope,
+    ask: super::ask::short,
+    score: score_pope,
+};
 /// MME.
 pub const MME: Task = Task {
     name: "mme",
     about: "perception and cognition by pairs of questions (MME)",
     load: load_mme,
+    ask: super::ask::short,
     score: score_mme,
 };
 
@@ -53,7 +60,7 @@ fn load_pope(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                         let category = row.text("category").unwrap_or_default();
                         let picture = row.text("image_source").unwrap_or_else(|| id.clone());
                         let facts = json!({"question": question(row), "yes": yes, "split": category});
-                        items.push(Item::new(id, picture, facts));
+                        items.push(Item::new(id, picture, facts).with(notes.shown(row.get("image"), files)));
                     }
                 }
                 Ok(())
@@ -71,6 +78,7 @@ fn load_pope(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                         let facts = json!({"question": question(row), "yes": yes, "split": split});
                         let mut item = Item::new(format!("{split}/{id}"), row.text("image").unwrap_or_default(), facts);
                         item.also = vec![("category", split.clone()), ("question_id", id)];
+                        item.shown = notes.file(&row.text("image").unwrap_or_default(), files);
                         items.push(item);
                     }
                 }
@@ -85,10 +93,12 @@ fn load_pope(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                 Err(why) => notes.skip(format!("row {n}: {why}")),
                 // a pair is asked once and counts in every category of its list
                 Ok(yes) => {
+                    let shown = notes.shown(row.get("image"), files);
                     for split in row.text("category").unwrap_or_default().split(',') {
                         let facts = json!({"question": question(row), "yes": yes, "split": split});
                         let mut item = Item::new(format!("{split}/{id}"), format!("row {n}"), facts);
                         item.also = vec![("id", id.clone())];
+                        item.shown.clone_from(&shown);
                         items.push(item);
                     }
                 }
@@ -135,7 +145,7 @@ const PERCEPTION: [&str; 10] =
 const COGNITION: [&str; 4] = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"];
 
 fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
-    let mut rows: Vec<(String, String, String, bool)> = Vec::new();
+    let mut rows: Vec<(String, String, String, bool, Vec<Shown>)> = Vec::new();
     let parquet = files.parquet("test");
     let texts = files.find(|p| p.ends_with(".txt"));
     if !parquet.is_empty() {
@@ -155,7 +165,10 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                 }
                 match label(row.text("answer")) {
                     Err(why) => notes.skip(format!("row {n}, {id}: {why}")),
-                    Ok(yes) => rows.push((id, category, row.text("question").unwrap_or_default(), yes)),
+                    Ok(yes) => {
+                        let shown = notes.shown(row.get("image"), files);
+                        rows.push((id, category, row.text("question").unwrap_or_default(), yes, shown));
+                    }
                 }
                 Ok(())
             },
@@ -184,7 +197,10 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                 };
                 match label(Some(answer.to_owned())) {
                     Err(why) => notes.skip(format!("{}: {why}", files.shown(path))),
-                    Ok(yes) => rows.push((format!("{category}/{picture}"), category.clone(), question.to_owned(), yes)),
+                    Ok(yes) => {
+                        let shown = vec![Shown::File(pictures.join(&picture))];
+                        rows.push((format!("{category}/{picture}"), category.clone(), question.to_owned(), yes, shown));
+                    }
                 }
             }
         }
@@ -199,10 +215,10 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     }
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut items = Vec::new();
-    for (id, category, question, yes) in rows.iter().filter(|r| counts[r.0.as_str()] == 2) {
+    for (id, category, question, yes, shown) in rows.iter().filter(|r| counts[r.0.as_str()] == 2) {
         let n = seen.entry(id).or_default();
         let facts = json!({"question": question, "yes": yes, "category": category});
-        items.push(Item::new(format!("{id}#{n}"), id.clone(), facts));
+        items.push(Item::new(format!("{id}#{n}"), id.clone(), facts).with(shown.clone()));
         *n += 1;
     }
     Ok(items)

@@ -2,26 +2,31 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use eval::bench::asking::{Asking, ask, replayed};
 use eval::bench::run::{Replay, replay, write};
+use eval::bench::scenes::{SCENES, judge, prompts};
 use eval::bench::stats::{difference, holm};
 use eval::bench::{Files, Notes, TASKS, Task};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use unified::Model;
+use unified::artifact::{Placement, placement};
 
-/// Score answers to published benchmarks, in whichever layout their data are.
+/// Ask a model the questions of benchmarks, or score somebody's answers to them, in whichever layout their data are.
 #[derive(Args)]
 pub struct Run {
     /// Tasks, as `eval tasks` lists them.
     #[arg(long, value_delimiter = ',', required = true)]
     tasks: Vec<String>,
-    /// replay:FILE scores the answers in a file, {"id": .., "answer": ..} a line.
-    #[arg(long)]
+    /// The model that is asked: a folder, a file or a hub id, `nano` for the embedded one; or replay:FILE, which scores the answers
+    /// in a file, {"id": .., "answer": ..} a line.
+    #[arg(long, default_value = "nano")]
     model: String,
     /// Folder of the benchmark's data; with several tasks the folder that holds one folder each.
     #[arg(long)]
-    data: PathBuf,
-    /// Folder for summary.json, report.md and samples/.
+    data: Option<PathBuf>,
+    /// Folder for answers/, samples/, summary.json and the reports (Markdown, CSV, LaTeX, HTML).
     #[arg(long)]
     out: PathBuf,
     /// Score what is answered although items are not.
@@ -30,6 +35,30 @@ pub struct Run {
     /// About this many items, whole groups of them, by a hash of their names.
     #[arg(long)]
     limit: Option<usize>,
+    /// Go on where an earlier run in --out ended: what is in its log for this model, question and picture is not asked again.
+    #[arg(long)]
+    resume: bool,
+    /// Items that are asked at once.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Threads that ask.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Ask the i-th of n parts of the items alone, as in 0/3; `eval score-run` scores them together.
+    #[arg(long, value_name = "i/n")]
+    shard: Option<String>,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// How weights are kept: f32, f16, bf16, q8_0, q6_K, q4_K; as they are stored if absent.
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Seed of what is drawn; an item's own is added.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Ask some items again, one at a time, and fail where an answer differs.
+    #[arg(long)]
+    verify_batch_invariance: bool,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -40,43 +69,240 @@ fn task(name: &str) -> Result<&'static Task> {
     TASKS.iter().find(|t| t.name == name).with_context(|| format!("no task `{name}`; there are: {}", all.join(", ")))
 }
 
+/// What a run was asked for, as `run.json` keeps it.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Asked {
+    model: String,
+    tasks: Vec<String>,
+    data: Option<PathBuf>,
+    partial: bool,
+    limit: Option<usize>,
+}
+
+impl Asked {
+    fn data(&self, task: &str) -> Option<PathBuf> {
+        let several = self.tasks.iter().filter(|t| *t != SCENES.name).count() > 1;
+        self.data.as_ref().map(|d| if several { d.join(task) } else { d.clone() })
+    }
+}
+
 impl Run {
     pub fn run(&self) -> Result<()> {
-        let Some(answers) = self.model.strip_prefix("replay:") else {
-            bail!("--model {}: answers are replayed so far: give replay:ANSWERS.jsonl", self.model);
-        };
         if self.limit == Some(0) {
             bail!("--limit 0: use 1 or more");
         }
-        let answers = Replay::open(Path::new(answers))?;
-        answers.notes.lines.iter().for_each(|l| eprintln!("note: {l}"));
-        let mut outcomes = Vec::new();
-        for name in &self.tasks {
-            let task = task(name)?;
-            let dir = if self.tasks.len() > 1 { self.data.join(name) } else { self.data.clone() };
-            let outcome = replay(task, &dir, &answers, self.partial, self.limit)?;
-            outcome.notes.lines.iter().for_each(|l| eprintln!("note: {name}: {l}"));
-            if outcome.notes.left_out > 0 {
-                eprintln!("note: {name}: {} rows left out, {} scored", outcome.notes.left_out, outcome.scored);
-            }
-            outcomes.push((task, outcome));
+        let asked = Asked {
+            model: self.model.clone(),
+            tasks: self.tasks.clone(),
+            data: self.data.clone(),
+            partial: self.partial,
+            limit: self.limit,
+        };
+        let tasks = self.tasks.iter().map(|t| task(t)).collect::<Result<Vec<_>>>()?;
+        if let Some(answers) = self.model.strip_prefix("replay:") {
+            let answers = Replay::open(Path::new(answers))?;
+            answers.notes.lines.iter().for_each(|l| eprintln!("note: {l}"));
+            return scored(&asked, &self.out, &mut |_| Ok(None), Some(&answers), self.json);
         }
-        write(&self.out, &self.model, &outcomes)?;
-        if self.json {
-            println!("{}", std::fs::read_to_string(self.out.join("summary.json"))?);
+        let shard = self.shard()?;
+        let model = self.open()?;
+        std::fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
+        let json = serde_json::to_vec_pretty(&asked)?;
+        nn::checkpoint::write_atomic(&self.out.join("run.json"), &json)?;
+        let bar = Bar::default();
+        let how = Asking {
+            batch: self.batch,
+            workers: self.workers,
+            shard,
+            seed: self.seed,
+            resume: self.resume,
+            limit: self.limit,
+            partial: self.partial,
+        };
+        for task in &tasks {
+            ask(task, asked.data(task.name).as_deref(), &model, &self.out, &how, &|line| bar.tell(line))?;
+        }
+        bar.end();
+        if self.verify_batch_invariance {
+            self.verify(&asked, &tasks, &model, &how)?;
+        }
+        if shard.1 > 1 {
+            eprintln!("part {} of {} is asked; when all are: eval score-run {}", shard.0, shard.1, self.out.display());
             return Ok(());
         }
-        for (task, outcome) in &outcomes {
-            println!("{} ({} items)", task.name, outcome.scored);
-            for (name, m) in outcome.results.as_object().into_iter().flatten() {
-                let range = match (m["low"].as_f64(), m["high"].as_f64()) {
-                    (Some(l), Some(h)) => format!("  {l:.4} to {h:.4}"),
-                    _ => String::new(),
-                };
-                println!("  {name:<44} {:>10.4}{range}", m["value"].as_f64().unwrap_or(f64::NAN));
+        let out = &self.out;
+        scored(&asked, out, &mut |task| Ok(Some(replayed(out, task)?)), None, self.json)
+    }
+
+    fn shard(&self) -> Result<(usize, usize)> {
+        let Some(text) = &self.shard else { return Ok((0, 1)) };
+        let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        parsed
+            .filter(|&(i, n): &(usize, usize)| i < n)
+            .with_context(|| format!("--shard {text}: write i/n with i below n, as in 0/3"))
+    }
+
+    fn open(&self) -> Result<Model> {
+        let model = if self.model == "nano" { Model::nano()? } else { Model::open(&self.model)? };
+        let weights = self.dtype.as_deref().map(|t| {
+            nn::WeightType::of_name(t).with_context(|| format!("--dtype {t}: use f32, f16, bf16, q8_0, q6_K or q4_K"))
+        });
+        let at = Placement { weights: weights.transpose()?, ..placement(&self.device)? };
+        Ok(model.placed(at))
+    }
+
+    /// Asks the first items alone, into a folder that goes away.
+    fn verify(&self, asked: &Asked, tasks: &[&'static Task], model: &Model, how: &Asking) -> Result<()> {
+        let alone = tempfile::tempdir()?;
+        let few =
+            Asking { batch: 1, workers: 1, limit: Some(how.limit.unwrap_or(16).min(16)), resume: false, ..how.clone() };
+        for task in tasks {
+            ask(task, asked.data(task.name).as_deref(), model, alone.path(), &few, &|_| ())?;
+            let (one, many) = (replayed(alone.path(), task.name)?, replayed(&self.out, task.name)?);
+            let different = one.different(&many);
+            if !different.is_empty() {
+                bail!("{}: answered otherwise alone than in a batch: {}", task.name, different.join(", "));
             }
         }
-        println!("{}", self.out.join("report.md").display());
+        eprintln!("the same answers alone and in a batch");
+        Ok(())
+    }
+}
+
+/// A line on stderr that is written over in a terminal.
+#[derive(Default)]
+struct Bar(std::sync::Mutex<Option<std::time::Instant>>);
+
+impl Bar {
+    fn tell(&self, line: &str) {
+        use std::io::IsTerminal;
+        let mut last = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{line}");
+            *last = Some(std::time::Instant::now());
+        } else if last.is_none_or(|t| t.elapsed().as_secs() >= 10) {
+            eprintln!("{line}");
+            *last = Some(std::time::Instant::now());
+        }
+    }
+    fn end(&self) {
+        use std::io::IsTerminal;
+        if std::io::stderr().is_terminal() {
+            eprintln!();
+        }
+    }
+}
+
+/// Scores the answers of each task, and writes and prints what they come to.
+fn scored(
+    asked: &Asked,
+    out: &Path,
+    own: &mut dyn FnMut(&str) -> Result<Option<Replay>>,
+    given: Option<&Replay>,
+    json: bool,
+) -> Result<()> {
+    let mut outcomes = Vec::new();
+    for name in &asked.tasks {
+        let task = task(name)?;
+        let files = Files::of_task(task, asked.data(name).as_deref(), out)?;
+        let answers = own(name)?;
+        let Some(answers) = answers.as_ref().or(given) else { bail!("{name}: no answers") };
+        let outcome = replay(task, &files, answers, asked.partial, asked.limit)?;
+        outcome.notes.lines.iter().for_each(|l| eprintln!("note: {name}: {l}"));
+        if outcome.notes.left_out > 0 {
+            eprintln!("note: {name}: {} rows left out, {} scored", outcome.notes.left_out, outcome.scored);
+        }
+        outcomes.push((task, outcome));
+    }
+    write(out, &asked.model, &outcomes)?;
+    if json {
+        println!("{}", std::fs::read_to_string(out.join("summary.json"))?);
+        return Ok(());
+    }
+    for (task, outcome) in &outcomes {
+        println!("{} ({} items)", task.name, outcome.scored);
+        for (name, m) in outcome.results.as_object().into_iter().flatten() {
+            let range = match (m["low"].as_f64(), m["high"].as_f64()) {
+                (Some(l), Some(h)) => format!("  {l:.4} to {h:.4}"),
+                _ => String::new(),
+            };
+            println!("  {name:<44} {:>10.4}{range}", m["value"].as_f64().unwrap_or(f64::NAN));
+        }
+    }
+    println!("{}", out.join("report.html").display());
+    Ok(())
+}
+
+/// Score what `eval run` asked, without asking again: all parts of a run, or after a change of the rules.
+#[derive(Args)]
+pub struct ScoreRun {
+    /// The run's folder.
+    dir: PathBuf,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl ScoreRun {
+    pub fn run(&self) -> Result<()> {
+        let path = self.dir.join("run.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{}: no run", path.display()))?;
+        let asked: Asked = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        scored(&asked, &self.dir, &mut |task| Ok(Some(replayed(&self.dir, task)?)), None, self.json)
+    }
+}
+
+/// Judge pictures of scenes by the exact checker, whichever model drew them.
+#[derive(Args)]
+pub struct Scenes {
+    /// Folder with prompts.jsonl ({"prompt", "file"} a line) and the pictures, or NNNNN/samples/*.png as GenEval has them.
+    #[arg(required_unless_present = "prompts")]
+    dir: Option<PathBuf>,
+    /// Print this many prompts to draw, a JSON object a line, instead.
+    #[arg(long, value_name = "N")]
+    prompts: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Scenes {
+    pub fn run(&self) -> Result<()> {
+        if let Some(n) = self.prompts {
+            for (i, (category, _, p)) in prompts(n).iter().enumerate() {
+                let line =
+                    serde_json::json!({"prompt": p.text, "category": category.name(), "file": format!("{i:05}.png")});
+                println!("{line}");
+            }
+            return Ok(());
+        }
+        let dir = self.dir.as_ref().context("give a folder")?;
+        let found = judge(dir)?;
+        let mut groups: BTreeMap<&str, (usize, f64, f64)> = BTreeMap::new();
+        for (_, category, strict, soft) in &found {
+            for key in [category.as_str(), "all"] {
+                let g = groups.entry(key).or_default();
+                *g = (g.0 + 1, g.1 + f64::from(*strict), g.2 + soft);
+            }
+        }
+        if self.json {
+            let pictures: Vec<Value> = found
+                .iter()
+                .map(|f| serde_json::json!({"file": f.0, "category": f.1, "strict": f.2, "soft": f.3}))
+                .collect();
+            let groups: serde_json::Map<String, Value> = groups
+                .iter()
+                .map(|(k, (n, s, f))| {
+                    let n = *n as f64;
+                    ((*k).to_owned(), serde_json::json!({"n": n, "strict": s / n, "soft": f / n}))
+                })
+                .collect();
+            println!("{}", serde_json::json!({"version": 1, "groups": groups, "pictures": pictures}));
+            return Ok(());
+        }
+        for (name, (n, strict, soft)) in groups {
+            println!("{name:<12} strict {:.3}  soft {:.3}  of {n}", strict / n as f64, soft / n as f64);
+        }
         Ok(())
     }
 }
@@ -103,7 +329,7 @@ impl Probe {
     pub fn run(&self) -> Result<()> {
         let files = Files::of(&self.dir)?;
         let mut served = 0;
-        for task in TASKS {
+        for task in TASKS.iter().filter(|t| t.name != SCENES.name) {
             let mut notes = Notes::default();
             if let Ok(items) = (task.load)(&files, &mut notes)
                 && !items.is_empty()

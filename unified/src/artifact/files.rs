@@ -157,6 +157,18 @@ impl ModelFiles {
         }
     }
 
+    /// The files of the weights, or their bytes where they are in the program.
+    pub(super) fn weight_files(&self) -> Result<Vec<std::result::Result<PathBuf, &'static [u8]>>> {
+        Ok(match self {
+            Self::Dir(dir) => checkpoint::files_of(dir)?.into_iter().map(Ok).collect(),
+            Self::Embedded(files, below) => {
+                let own = |f: &&(&str, _)| f.0.strip_prefix(below.as_str()) == Some("model.safetensors");
+                files.iter().filter(own).map(|f| Err(f.1)).collect()
+            }
+            Self::Made(m) => vec![Ok(m.origin.clone())],
+        })
+    }
+
     /// The tensors: safetensors, torch.save's or GGUF, in one file or in shards.
     pub fn weights(&self) -> Result<Stored> {
         match self {

@@ -17,6 +17,7 @@ use crate::{Error, Result};
 use nn::stored::Stored;
 use nn::{Params, checkpoint};
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// A model's files, and what they are.
@@ -133,6 +134,30 @@ impl Artifact {
     /// Its text tokenizer.
     pub fn text_tokenizer(&self) -> Result<Words> {
         text_tokenizer(&self.files)
+    }
+
+    /// A name for exactly these weights and settings: of small files all bytes, of large ones their size and both ends.
+    pub fn fingerprint(&self) -> Result<String> {
+        const END: usize = 1 << 20;
+        let mut sum = Sha256::new();
+        sum.update(self.files.text("config.json")?.as_bytes());
+        for file in self.files.weight_files()? {
+            let file = match file {
+                Ok(path) => nn::stored::map(&path)?,
+                Err(bytes) => {
+                    sum.update(bytes);
+                    continue;
+                }
+            };
+            sum.update(file.len().to_le_bytes());
+            if file.len() <= 256 * END {
+                sum.update(&file[..]);
+            } else {
+                sum.update(&file[..END]);
+                sum.update(&file[file.len() - END..]);
+            }
+        }
+        Ok(sum.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect())
     }
 
     /// Writes a copy of it into a folder: its files, and its tensors as one file.

@@ -5,6 +5,7 @@ use crate::artifact::{Artifact, ModelFiles, Placement, text_tokenizer};
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::generation::GenerationFile;
+use crate::likelihood::likelihoods;
 use crate::say::Saying;
 use crate::seen::Seen;
 use crate::template::{Conversation, Template, marks_of};
@@ -180,6 +181,13 @@ impl LlavaChat {
     /// How generation_config.json wants words to be drawn.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Sum of the log-probabilities of each continuation of a text.
+    pub(crate) fn likelihoods(&self, context: &str, continuations: &[String]) -> Result<Vec<f64>> {
+        let begin = if self.bos.is_empty() { None } else { Some(self.words.mark(&self.bos)?) };
+        let rows = 0..self.model.config.text_config.vocab_size;
+        likelihoods(&self.model.lm, rows, &self.words, begin, context, continuations)
     }
 
     /// What its words come from.

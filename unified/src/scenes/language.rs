@@ -162,6 +162,34 @@ pub fn caption(scene: &Scene) -> String {
     }
 }
 
+/// What a description in the words of [`caption`] asks for; nothing where it says something else.
+pub fn read(text: &str) -> Option<Prompt> {
+    let text = text.trim().trim_end_matches('.').replace(", ", " and ");
+    let noun = |phrase: &str| -> Option<Noun> {
+        let mut words = phrase.split_whitespace();
+        let count = match words.next()? {
+            "a" | "an" => 1,
+            number => NUMBERS.iter().position(|n| *n == number).filter(|n| *n > 0)?,
+        };
+        let mut noun = Noun { count, size: None, colour: None, shape: None };
+        let rest: Vec<&str> = words.collect();
+        let (last, before) = rest.split_last()?;
+        noun.shape = Shape::ALL.into_iter().find(|s| *last == s.name() || *last == s.plural());
+        for word in before {
+            let colour = Colour::ALL.into_iter().find(|c| c.name() == *word);
+            let size = [Size::Small, Size::Large].into_iter().find(|s| s.name() == *word);
+            match (colour, size) {
+                (Some(_), _) => noun.colour = colour,
+                (_, Some(_)) => noun.size = size,
+                _ => return None,
+            }
+        }
+        noun.shape.map(|_| noun)
+    };
+    let nouns = text.split(" and ").map(noun).collect::<Option<Vec<_>>>()?;
+    Some(Prompt { text, nouns, relation: None })
+}
+
 /// A question with its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
@@ -245,5 +273,22 @@ fn ask(kind: &str, rng: &mut SceneRng, scene: &Scene) -> Option<(String, String)
             let fair = object != other && unique(&a) && unique(&b) && clear && holds == want;
             fair.then(|| (format!("is the {} {} the {}?", a.words(), relation.name(), b.words()), yes_no(holds)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Checker, render};
+    use super::*;
+
+    #[test]
+    fn captions_are_read_back_as_what_they_say() {
+        let checker = Checker::new(64);
+        for i in 0..300 {
+            let scene = Scene::random(&mut SceneRng::new(Split::Test, 3, i), Split::Test, 1, 4);
+            let said = read(&caption(&scene)).unwrap();
+            assert!(checker.check(&render(&scene, 64), &said).strict, "{said:?} of {scene:?}");
+        }
+        assert_eq!(read("a photo of a cat"), None);
     }
 }

@@ -13,7 +13,7 @@ mod world;
 
 pub use checker::Checker;
 pub use edit::{EDITS, Edit, edit};
-pub use language::{Category, Noun, Prompt, Question, caption, hard_question, prompt, question};
+pub use language::{Category, Noun, Prompt, Question, caption, hard_question, prompt, question, read};
 pub use mistake::mistake;
 pub use render::render;
 pub use verdict::{Seen, Verdict};

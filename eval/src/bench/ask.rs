@@ -1,0 +1,239 @@
+//! What a model is asked for an item: words and pictures in order; and where the pictures are until they are shown.
+
+use super::table::Cell;
+use super::{Files, Item};
+use crate::{Error, Result};
+use base64::Engine;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use unified::conversation::Message;
+
+/// Where a picture is.
+#[derive(Debug, Clone)]
+pub enum Shown {
+    /// A file.
+    File(PathBuf),
+    /// Bytes of the spool.
+    Spooled {
+        /// From this byte.
+        at: u64,
+        /// So many.
+        len: usize,
+    },
+}
+
+/// Encoded pictures of a benchmark's tables, in a temporary file: tables are read once, a row at a time, and no picture stays in
+/// memory.
+#[derive(Debug, Clone, Default)]
+pub struct Spool(Arc<Mutex<Option<Kept>>>);
+
+/// The file, where it ends, and where pictures with a hash are in it.
+type Kept = (File, u64, HashMap<u64, Shown>);
+
+impl Spool {
+    fn keep(&self, bytes: &[u8]) -> std::io::Result<Shown> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            *held = Some((tempfile::tempfile()?, 0, HashMap::new()));
+        }
+        let Some((file, end, known)) = &mut *held else { return Err(std::io::Error::other("no spool")) };
+        // the same picture stands beside many questions
+        let key = bytes.iter().fold(bytes.len() as u64, |k, b| (k ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+        if let Some(Shown::Spooled { at, len }) = known.get(&key)
+            && *len == bytes.len()
+        {
+            return Ok(Shown::Spooled { at: *at, len: *len });
+        }
+        let shown = Shown::Spooled { at: *end, len: bytes.len() };
+        file.seek(SeekFrom::Start(*end))?;
+        file.write_all(bytes)?;
+        *end += bytes.len() as u64;
+        known.insert(key, shown.clone());
+        Ok(shown)
+    }
+
+    /// A picture's encoded bytes.
+    pub fn bytes(&self, shown: &Shown) -> Result<Vec<u8>> {
+        match shown {
+            Shown::File(path) => std::fs::read(path).map_err(Error::io(path)),
+            Shown::Spooled { at, len } => {
+                let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some((file, ..)) = &mut *held else { return Err(Error::invalid("no pictures were kept")) };
+                let mut bytes = vec![0; *len];
+                let read = file.seek(SeekFrom::Start(*at)).and_then(|_| file.read_exact(&mut bytes));
+                read.map_err(Error::io("(temporary file of pictures)"))?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Where a table's picture is from here on: bytes, `{bytes, path}`, base64, or a file's name.
+    pub fn shown(&self, cell: &Cell, files: &Files) -> Option<Shown> {
+        match cell {
+            Cell::Bytes(b) if !b.is_empty() => self.keep(b).ok(),
+            Cell::Group(g) => match g.get("bytes") {
+                Cell::Bytes(b) if !b.is_empty() => self.keep(b).ok(),
+                _ => files.picture(&g.text("path")?),
+            },
+            Cell::List(l) => self.shown(l.first()?, files),
+            Cell::Text(t) if t.len() > 200 => {
+                let bytes = base64::engine::general_purpose::STANDARD.decode(t.trim()).ok()?;
+                self.keep(&bytes).ok()
+            }
+            Cell::Text(name) => files.picture(name),
+            _ => None,
+        }
+    }
+}
+
+/// A part of what is asked.
+#[derive(Debug, Clone)]
+pub enum Part {
+    /// Words.
+    Words(String),
+    /// The item's n-th picture.
+    Picture(usize),
+}
+
+/// What is wanted of a model for an item.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// Words, the likeliest, at most so many tokens.
+    Words {
+        /// What is asked.
+        parts: Vec<Part>,
+        /// Most tokens of the answer.
+        max_tokens: usize,
+    },
+    /// How likely each continuation of a text is.
+    Likelihood {
+        /// The text.
+        context: String,
+        /// What may follow.
+        choices: Vec<String>,
+    },
+    /// Words that answer a conversation.
+    Talk {
+        /// The conversation.
+        messages: Vec<Message>,
+        /// Most tokens of the answer.
+        max_tokens: usize,
+    },
+    /// A picture that answers a conversation.
+    Draw {
+        /// The conversation.
+        messages: Vec<Message>,
+        /// Added to the run's seed.
+        key: u64,
+    },
+    /// A picture and words in one answer.
+    Interleave {
+        /// What is asked.
+        words: String,
+    },
+    /// How near the picture is to each of several texts.
+    Nearness {
+        /// For each class its texts.
+        classes: Vec<String>,
+    },
+}
+
+fn about_picture(item: &Item, words: String, max_tokens: usize) -> Ask {
+    let pictures = (0..item.shown.len()).map(Part::Picture);
+    Ask::Words { parts: pictures.chain([Part::Words(words)]).collect(), max_tokens }
+}
+
+/// LLaVA's protocol for short answers.
+pub fn short(item: &Item) -> Result<Ask> {
+    let words = format!("{}\nAnswer the question using a single word or phrase.", item.text("question"));
+    Ok(about_picture(item, words, 16))
+}
+
+/// LLaVA's protocol for letters of options.
+pub fn letters(item: &Item) -> Result<Ask> {
+    let mut words = String::new();
+    if let Some(hint) = item.facts["hint"].as_str().filter(|h| !h.is_empty() && *h != "nan") {
+        words.push_str(&format!("{hint}\n"));
+    }
+    words.push_str(item.text("question"));
+    for (i, choice) in item.texts("choices").iter().enumerate() {
+        words.push_str(&format!("\n{}. {choice}", char::from(b'A' + i.min(25) as u8)));
+    }
+    words.push_str("\nAnswer with the option's letter from the given choices directly.");
+    Ok(about_picture(item, words, 16))
+}
+
+/// MMMU: pictures stand where the question names them.
+pub fn mmmu(item: &Item) -> Result<Ask> {
+    if item.facts["open"] == true {
+        let words = format!("{}\nAnswer the question using a single word or phrase.", item.text("question"));
+        return Ok(Ask::Words { parts: named(&words, item.shown.len()), max_tokens: 16 });
+    }
+    let Ask::Words { parts, max_tokens } = letters(item)? else { return letters(item) };
+    let words: String = parts.iter().map(|p| if let Part::Words(w) = p { w.as_str() } else { "" }).collect();
+    Ok(Ask::Words { parts: named(&words, item.shown.len()), max_tokens })
+}
+
+/// Words in which `<image k>` is the k-th picture; pictures that are not named stand first.
+fn named(words: &str, pictures: usize) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    let mut used = vec![false; pictures];
+    let mut rest = words;
+    while let Some(at) = rest.find("<image ") {
+        let after = &rest[at + 7..];
+        let number = after.split_once('>').and_then(|(n, tail)| Some((n.parse::<usize>().ok()?, tail)));
+        match number.filter(|(n, _)| (1..=pictures).contains(n)) {
+            Some((n, tail)) => {
+                parts.push(Part::Words(rest[..at].to_owned()));
+                if !std::mem::replace(&mut used[n - 1], true) {
+                    parts.push(Part::Picture(n - 1));
+                }
+                rest = tail;
+            }
+            None => {
+                parts.push(Part::Words(rest[..at + 7].to_owned()));
+                rest = after;
+            }
+        }
+    }
+    parts.push(Part::Words(rest.to_owned()));
+    let first = (0..pictures).filter(|i| !used[*i]).map(Part::Picture);
+    first.chain(parts).collect()
+}
+
+/// A caption.
+pub fn caption(item: &Item) -> Result<Ask> {
+    Ok(about_picture(item, "Provide a one-sentence caption for the provided image.".into(), 64))
+}
+
+/// Likelihoods of continuations, each after a blank.
+pub fn likelihood(item: &Item) -> Result<Ask> {
+    Ok(Ask::Likelihood { context: item.text("context").to_owned(), choices: item.texts("choices") })
+}
+
+/// Nearness of a picture to classes.
+pub fn classes(item: &Item) -> Result<Ask> {
+    Ok(Ask::Nearness { classes: item.texts("classes") })
+}
+
+/// For tasks whose answers come from files alone.
+pub fn none(item: &Item) -> Result<Ask> {
+    Err(Error::Unsupported(format!("item {}: this task scores answers of files; give --model replay:FILE", item.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_stand_where_they_are_named() {
+        let shape = |parts: Vec<Part>| -> String {
+            parts.iter().map(|p| if let Part::Words(w) = p { w.clone() } else { "*".into() }).collect()
+        };
+        assert_eq!(shape(named("a <image 1> b", 1)), "a * b");
+        assert_eq!(shape(named("a <image 2> b <image 2> <image 9>", 2)), "*a * b  <image 9>");
+    }
+}

@@ -1,0 +1,292 @@
+//! The scenes suite: questions, follow-ups, drawings, changes and interleaved answers about scenes that no training saw, judged by an
+//! exact checker. It needs no data.
+
+use super::ask::Ask;
+use super::{Answer, Files, Item, Metric, Notes, Scores, Task};
+use crate::{Error, Result};
+use qlip::Image;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use unified::conversation::{Content, Message, Role};
+use unified::scenes::{self, Category, Checker, Edit, Prompt, Question, Scene, SceneRng, Split};
+
+/// The suite.
+pub const SCENES: Task = Task {
+    name: "scenes",
+    about: "understanding, drawing and changing small scenes, exactly checked; needs no data",
+    load,
+    ask,
+    score,
+};
+
+/// Pixels along a scene's side.
+const SIDE: usize = 64;
+/// Items of each kind, as README quotes them.
+const QUESTIONS: usize = 1000;
+const EDITS: usize = 200;
+const DRAWINGS: usize = 100;
+const INTERLEAVED: usize = 100;
+
+fn rng(what: u64, i: usize) -> SceneRng {
+    SceneRng::new(Split::Test, 0, (what << 32) + i as u64)
+}
+
+fn question(i: usize) -> (Scene, Question) {
+    let mut r = rng(2, i);
+    let scene = Scene::random(&mut r, Split::Test, 1, 4);
+    let q = scenes::question(&mut r, &scene);
+    (scene, q)
+}
+
+fn follow_up(i: usize) -> (Scene, Question, Question) {
+    let mut r = rng(21, i);
+    let scene = Scene::random(&mut r, Split::Test, 1, 3);
+    loop {
+        let (a, b) = (scenes::question(&mut r, &scene), scenes::question(&mut r, &scene));
+        if a.kind != b.kind {
+            return (scene, a, b);
+        }
+    }
+}
+
+fn change(i: usize) -> (Scene, Edit) {
+    let mut r = rng(20, i);
+    loop {
+        let scene = Scene::random(&mut r, Split::Test, 1, 3);
+        if let Some(edit) = scenes::edit(&mut r, Split::Test, &scene) {
+            return (scene, edit);
+        }
+    }
+}
+
+fn prompt(category: Category, i: usize) -> Prompt {
+    scenes::prompt(&mut rng(3 + category as u64, i), Split::Test, category).0
+}
+
+fn interleaved(i: usize) -> Prompt {
+    prompt(if i.is_multiple_of(2) { Category::Colour } else { Category::Binding }, 10_000 + i)
+}
+
+/// Prompts to draw, each with its category: what outsiders draw for `eval scenes DIR`.
+pub fn prompts(n: usize) -> Vec<(Category, usize, Prompt)> {
+    let each = n.div_ceil(Category::ALL.len());
+    let all = Category::ALL.into_iter().flat_map(|c| (0..each).map(move |i| (c, i, prompt(c, i))));
+    all.take(n).collect()
+}
+
+fn load(_: &Files, _: &mut Notes) -> Result<Vec<Item>> {
+    let mut items = Vec::new();
+    let mut push = |id: String, kind: &str, index: usize, of: &str, question: String, gold: String| {
+        let facts = json!({"kind": kind, "index": index, "of": of, "question": question, "gold": gold});
+        items.push(Item::new(id.clone(), id, facts));
+    };
+    for i in 0..QUESTIONS {
+        let (_, q) = question(i);
+        push(format!("question-{i}"), "question", i, q.kind, q.text, q.answer);
+    }
+    for i in 0..EDITS {
+        let (_, _, q) = follow_up(i);
+        push(format!("follow_up-{i}"), "follow_up", i, q.kind, q.text, q.answer);
+        let (_, e) = change(i);
+        push(format!("edit-{i}"), "edit", i, e.kind, e.text, scenes::caption(&e.scene));
+    }
+    for c in Category::ALL {
+        for i in 0..DRAWINGS {
+            let p = prompt(c, i);
+            push(format!("draw-{}-{i}", c.name()), "draw", i, c.name(), p.text.clone(), p.text);
+        }
+    }
+    for i in 0..INTERLEAVED {
+        let p = interleaved(i);
+        push(
+            format!("interleave-{i}"),
+            "interleave",
+            i,
+            "interleave",
+            format!("draw {}, then describe it", p.text),
+            p.text,
+        );
+    }
+    Ok(items)
+}
+
+fn category(name: &str) -> Result<Category> {
+    let found = Category::ALL.into_iter().find(|c| c.name() == name);
+    found.ok_or_else(|| Error::invalid(format!("no category `{name}`")))
+}
+
+/// A picture of the turn before: drawn on request (even items) or shown.
+fn earlier(i: usize, scene: &Scene) -> Vec<Message> {
+    let image = scenes::render(scene, SIDE);
+    if i % 2 == 1 {
+        return vec![Message { role: Role::User, content: vec![Content::Image(image)] }];
+    }
+    let asked = Message::user(format!("draw {}", scenes::caption(scene)));
+    vec![asked, Message { role: Role::Assistant, content: vec![Content::Image(image)] }]
+}
+
+fn ask(item: &Item) -> Result<Ask> {
+    let i = item.facts["index"].as_u64().unwrap_or(0) as usize;
+    Ok(match item.text("kind") {
+        "question" => {
+            let (scene, q) = question(i);
+            Ask::Talk { messages: vec![Message::user_with_image(scenes::render(&scene, SIDE), q.text)], max_tokens: 16 }
+        }
+        "follow_up" => {
+            let (scene, before, q) = follow_up(i);
+            let messages = vec![
+                Message::user_with_image(scenes::render(&scene, SIDE), before.text),
+                Message::assistant(before.answer),
+                Message::user(q.text),
+            ];
+            Ask::Talk { messages, max_tokens: 16 }
+        }
+        "edit" => {
+            let (scene, edit) = change(i);
+            let mut messages = earlier(i, &scene);
+            match messages.last_mut().filter(|m| m.role == Role::User) {
+                Some(m) => m.content.push(Content::Text(edit.text)),
+                None => messages.push(Message::user(edit.text)),
+            }
+            Ask::Draw { messages, key: i as u64 }
+        }
+        "draw" => {
+            let p = prompt(category(item.text("of"))?, i);
+            Ask::Draw { messages: vec![Message::user(format!("draw {}", p.text))], key: i as u64 }
+        }
+        _ => Ask::Interleave { words: item.text("question").to_owned() },
+    })
+}
+
+fn picture(answer: &Answer, files: &Files) -> Result<Option<Image>> {
+    match answer.line["picture"].as_str() {
+        Some(path) => Image::open(&files.dir.join(path)).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn score(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
+    let checker = Checker::new(SIDE);
+    let mut means: BTreeMap<String, Vec<(usize, f64)>> = BTreeMap::new();
+    let mut blind: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+    for (n, (item, answer)) in items.iter().zip(answers).enumerate() {
+        let i = item.facts["index"].as_u64().unwrap_or(0) as usize;
+        let kind = item.text("of").to_owned();
+        let mut put = |name: String, value: f64| means.entry(name).or_default().push((n, value));
+        match item.text("kind") {
+            what @ ("question" | "follow_up") => {
+                let right = f64::from(answer.text.trim() == item.text("gold"));
+                put(format!("{what}@exact"), right);
+                if what == "question" {
+                    put(format!("question/{kind}@exact"), right);
+                    *blind.entry(kind).or_default().entry(item.text("gold").to_owned()).or_default() += 1;
+                }
+            }
+            "edit" => {
+                let (_, edit) = change(i);
+                let shown = picture(answer, files)?.is_some_and(|p| checker.shows(&p, &edit.scene));
+                put("edit@exact".into(), f64::from(shown));
+                put(format!("edit/{kind}@exact"), f64::from(shown));
+            }
+            "draw" => {
+                let p = prompt(category(&kind)?, i);
+                let v = picture(answer, files)?.map(|image| checker.check(&image, &p));
+                put(format!("draw/{kind}@strict"), f64::from(v.is_some_and(|v| v.strict)));
+                put(format!("draw/{kind}@soft"), v.map_or(0.0, |v| v.soft));
+                put("draw@strict".into(), f64::from(v.is_some_and(|v| v.strict)));
+            }
+            _ => {
+                let drawn = picture(answer, files)?;
+                let said = scenes::read(&answer.text);
+                let both = drawn.as_ref().zip(said.as_ref());
+                put("interleave@true".into(), f64::from(both.is_some_and(|(p, s)| checker.check(p, s).strict)));
+                let asked = drawn.as_ref().is_some_and(|p| checker.check(p, &interleaved(i)).strict);
+                put("interleave@asked".into(), f64::from(asked));
+            }
+        }
+    }
+    let mut out = Scores::default();
+    means.into_iter().for_each(|(name, of)| out.mean(name, of));
+    let asked: usize = blind.values().flat_map(BTreeMap::values).sum();
+    let commonest: usize = blind.values().filter_map(|a| a.values().max()).sum();
+    if asked > 0 {
+        out.0.insert("question@blind".into(), Metric { value: commonest as f64 / asked as f64, of: Vec::new() });
+    }
+    Ok(out)
+}
+
+/// The exact checker over somebody's pictures in GenEval's layout: DIR/NNNNN/samples/*.png beside DIR/NNNNN/metadata.jsonl, or
+/// DIR/prompts.jsonl with `{"prompt": .., "file": ..}` a line.
+pub fn judge(dir: &Path) -> Result<Vec<(String, String, bool, f64)>> {
+    let mut found = Vec::new();
+    let mut one = |words: &str, file: &Path, category: &str| -> Result<()> {
+        let Some(prompt) = said(words) else {
+            return Err(Error::bad_file(
+                file,
+                format!("`{words}` is no prompt of scenes; eval scenes --prompts N writes some"),
+            ));
+        };
+        let image = Image::open(file)?;
+        let v = Checker::new(image.width().min(image.height()).max(8)).check(&image, &prompt);
+        found.push((file.display().to_string(), category.to_owned(), v.strict, v.soft));
+        Ok(())
+    };
+    let list = dir.join("prompts.jsonl");
+    if list.is_file() {
+        let text = std::fs::read_to_string(&list).map_err(Error::io(&list))?;
+        for (n, line) in text.lines().enumerate().filter(|l| !l.1.trim().is_empty()) {
+            let v: serde_json::Value =
+                serde_json::from_str(line).map_err(|e| Error::bad_file(&list, format!("line {}: {e}", n + 1)))?;
+            let file = v["file"].as_str().map_or_else(|| format!("{n:05}.png"), str::to_owned);
+            let category = v["category"].as_str().or(v["tag"].as_str()).unwrap_or("all");
+            let words = v["prompt"].as_str().unwrap_or_default();
+            let path = dir.join(&file);
+            if path.is_file() {
+                one(words, &path, category)?;
+                continue;
+            }
+            let samples = dir.join(format!("{n:05}")).join("samples");
+            let entries = std::fs::read_dir(&samples).map_err(Error::io(&path))?;
+            let mut all: Vec<_> = entries.flatten().map(|e| e.path()).filter(|p| qlip::data::is_picture(p)).collect();
+            all.sort();
+            for sample in all {
+                one(words, &sample, category)?;
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::bad_file(
+            list,
+            "no prompts with pictures here: prompts.jsonl with {\"prompt\", \"file\"} a line",
+        ));
+    }
+    Ok(found)
+}
+
+/// A prompt from its words, relations included.
+fn said(words: &str) -> Option<Prompt> {
+    let words = words.trim();
+    let words = words.strip_prefix("draw ").unwrap_or(words);
+    for relation in scenes::Relation::ALL {
+        if let Some((a, b)) = words.split_once(&format!(" {} ", relation.name())) {
+            let (a, b) = (scenes::read(a)?, scenes::read(b)?);
+            let nouns = [a.nouns, b.nouns].concat();
+            return Some(Prompt { text: words.to_owned(), nouns, relation: Some(relation) });
+        }
+    }
+    scenes::read(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_prompt_is_read_from_its_words() {
+        for (_, _, p) in prompts(600) {
+            let read = said(&p.text).unwrap_or_else(|| panic!("{}", p.text));
+            assert_eq!((read.nouns, read.relation), (p.nouns.clone(), p.relation), "{}", p.text);
+        }
+    }
+}
