@@ -4,6 +4,7 @@ use crate::config::Generation;
 use crate::words::Words;
 use crate::{Error, Result};
 pub use lm::engine::Finish;
+use lm::engine::LogProb;
 use qlip::Image;
 
 /// Who speaks.
@@ -135,12 +136,21 @@ pub struct Request {
     pub window: Window,
     /// Words that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Whether the log-probabilities of the words' tokens are wanted, and of how many others at each place.
+    pub logprobs: Option<usize>,
 }
 
 impl Request {
     /// The likeliest words, at most so many tokens.
     pub fn greedy(max_tokens: usize) -> Self {
-        Self { generation: Generation::default(), seed: 0, max_tokens, window: Window::Refuse, stop: Vec::new() }
+        Self {
+            generation: Generation::default(),
+            seed: 0,
+            max_tokens,
+            window: Window::Refuse,
+            stop: Vec::new(),
+            logprobs: None,
+        }
     }
 }
 
@@ -172,6 +182,19 @@ pub struct Reply {
     pub reused_tokens: usize,
     /// Why it ended.
     pub finish: Option<Finish>,
+    /// Of each token of the words, where they were asked for.
+    pub logprobs: Vec<TokenLogProb>,
+}
+
+/// How likely a token of an answer was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogProb {
+    /// How it is written.
+    pub token: String,
+    /// Natural logarithm of its probability, after temperature and what else changes logits.
+    pub logprob: f32,
+    /// The likeliest tokens at its place.
+    pub top: Vec<(String, f32)>,
 }
 
 /// Text tokens on their way to text: characters come out when all their bytes are there, and words that may be the beginning
@@ -188,11 +211,31 @@ pub(crate) struct TextStream<'a> {
     text: String,
     shown: usize,
     stopped: bool,
+    logprobs: Vec<TokenLogProb>,
 }
 
 impl<'a> TextStream<'a> {
     pub fn new(words: &'a Words, stops: &'a [String]) -> Self {
-        Self { words, stops, ids: Vec::new(), from: 0, read: 0, text: String::new(), shown: 0, stopped: false }
+        Self {
+            words,
+            stops,
+            ids: Vec::new(),
+            from: 0,
+            read: 0,
+            text: String::new(),
+            shown: 0,
+            stopped: false,
+            logprobs: Vec::new(),
+        }
+    }
+
+    /// How likely the next token was.
+    pub fn likely(&mut self, id: u32, p: LogProb) {
+        let written =
+            |id: u32| self.words.decode(&[id]).ok().filter(|t| !t.is_empty()).or_else(|| self.words.token(id));
+        let top = p.top.iter().map(|&(id, p)| (written(id).unwrap_or_default(), p)).collect();
+        let token = written(id).unwrap_or_default();
+        self.logprobs.push(TokenLogProb { token, logprob: p.chosen, top });
     }
 
     /// One more token; false if the listener or a stop ends the answer.
@@ -262,6 +305,7 @@ impl<'a> TextStream<'a> {
         }
         self.show(true, on);
         reply.text_tokens += self.ids.len();
+        reply.logprobs.append(&mut self.logprobs);
         reply.text.push_str(&self.text);
         reply.content.push(Content::Text(std::mem::take(&mut self.text)));
         *self = Self { stopped: self.stopped, ..Self::new(self.words, self.stops) };

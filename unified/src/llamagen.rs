@@ -94,6 +94,11 @@ impl Painter {
         self.model.config.model_type == ModelType::C2i
     }
 
+    /// Pixels along a picture's side; 0 without an image tokenizer.
+    pub fn side(&self) -> usize {
+        self.visual.as_ref().map_or(0, VisualTokenizer::side)
+    }
+
     /// A picture of which only the first tokens are drawn.
     pub fn sketch(&self, tokens: &[u32]) -> Result<Image> {
         self.visual.as_ref().ok_or_else(|| Error::invalid("no image tokenizer: codes alone"))?.sketch(tokens)

@@ -84,6 +84,17 @@ impl Loaded {
         }
     }
 
+    /// Goes on from a text as it is, without a conversation around it.
+    pub fn complete(&self, text: &str, request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        match self {
+            Self::Unified(m) => m.complete(text, request, on),
+            Self::Llava(m) => m.complete(text, request, on),
+            Self::Janus(m) => m.complete(text, request, on),
+            Self::Llama(m) => m.complete(text, request, on),
+            Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("go on from a text"),
+        }
+    }
+
     /// The likeliest words for each of several conversations, all in one batch.
     pub fn words(&self, questions: &[Vec<Message>], max_tokens: usize) -> Result<Vec<String>> {
         match self {
@@ -138,6 +149,26 @@ impl Loaded {
                 (of(Generation { image: SampleSettings::default(), guidance_scale, ..Generation::default() }), 1)
             }
             Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => (of(Generation::default()), 1),
+        }
+    }
+
+    /// Pixels along a drawn picture's side; 0 where nothing is drawn.
+    pub fn side(&self) -> usize {
+        match self {
+            Self::Unified(m) => m.eyes.side(),
+            Self::Janus(m) => m.model.config.grid * m.model.config.vq.stride(),
+            Self::LlamaGen(m) => m.side(),
+            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
+        }
+    }
+
+    /// Tokens of a drawn picture; 0 where nothing is drawn.
+    pub fn tokens_per_picture(&self) -> usize {
+        match self {
+            Self::Unified(m) => m.config.vocabulary.tokens_per_image(),
+            Self::Janus(m) => m.model.codes_per_picture(),
+            Self::LlamaGen(m) => m.model.config.block_size,
+            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::UnifiedConfig;
-use crate::conversation::{Content, Event, Finish, Message, Reply, Request, TextStream, Window};
+use crate::conversation::{Content, Event, Finish, Message, Reply, Request, TextStream};
 use crate::draw::{Drawn, picture_seed};
 use crate::eyes::Eyes;
 use crate::say::Saying;
@@ -74,7 +74,7 @@ impl Unified {
 
     /// A request with the model's own settings.
     pub fn request(&self, seed: u64) -> Request {
-        Request { generation: self.config.generation, seed, max_tokens: 256, window: Window::Refuse, stop: Vec::new() }
+        Request { generation: self.config.generation, seed, max_tokens: 256, ..Request::greedy(256) }
     }
 
     /// Token ids of a conversation, up to where the answer begins.
@@ -198,6 +198,13 @@ impl Unified {
         stream.finish(&mut reply, on)?;
         self.engine.remember(&[Part::tokens(ids), Part::tokens(reply.tokens.clone())], &slot);
         Ok(reply)
+    }
+
+    /// Goes on from a text as it is; no picture begins.
+    pub fn complete(&self, text: &str, request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        let v = &self.config.vocabulary;
+        let saying = Saying { banned: vec![v.end_image, v.begin_image], ..self.saying(vec![self.end]) };
+        saying.complete(None, text, request, on)
     }
 
     /// How its words are drawn; the end-image mark cannot come.

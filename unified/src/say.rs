@@ -28,7 +28,21 @@ impl Saying<'_> {
         });
         let mut request = engine::Request::new(context, r.generation.text, (r.seed, stream), grammar);
         request.banned = self.banned.clone();
+        request.logprobs = r.logprobs;
         request
+    }
+
+    /// Goes on from a text as it is, without a conversation around it.
+    pub fn complete(
+        &self,
+        begin: Option<u32>,
+        text: &str,
+        r: &Request,
+        on: &mut dyn FnMut(Event) -> bool,
+    ) -> Result<Reply> {
+        r.generation.text.check()?;
+        let ids: Vec<u32> = begin.into_iter().chain(self.words.encode(&self.words.typed(text))?).collect();
+        self.answer(vec![Part::tokens(ids)], r, on)
     }
 
     /// Answers a conversation with words; a later one that begins with it and the answer reads only what is new.
@@ -64,10 +78,13 @@ impl Saying<'_> {
         let mut request = self.request(context, r, stream_key, most);
         request.seen = seen;
         let mut error = None;
-        let mut take = |_: usize, id: u32, _: Option<LogProb>| {
+        let mut take = |_: usize, id: u32, p: Option<LogProb>| {
             // an end that is an ordinary word is said, as transformers shows it; a mark says nothing
             if self.ends.contains(&id) && stream.is_silent(id) {
                 return true;
+            }
+            if let Some(p) = p {
+                stream.likely(id, p);
             }
             stream.push(id, on).unwrap_or_else(|e| {
                 error = Some(e);

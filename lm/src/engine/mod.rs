@@ -157,6 +157,12 @@ impl Engine {
         Some(self.finish(a, Finish::Cancelled))
     }
 
+    /// Ends all requests with an error.
+    fn fail_all(&mut self) -> Vec<Event> {
+        let why = || Error::invalid("a fault in the engine ended this request; please report what was asked");
+        self.active.drain(..).map(|a| Event::Failed(a.id, why())).collect()
+    }
+
     fn finish(&mut self, mut a: Active, finish: Finish) -> Event {
         let Some(line) = a.lines.pop() else {
             return Event::Failed(a.id, Error::invalid("a request without a context"));

@@ -97,7 +97,10 @@ impl Shared {
         if !news.is_empty() {
             return news;
         }
-        for event in inner.engine.step() {
+        let step = std::panic::AssertUnwindSafe(|| inner.engine.step());
+        // a fault in the program ends the requests under way, not whoever asks next
+        let events = std::panic::catch_unwind(step).unwrap_or_else(|_| inner.engine.fail_all());
+        for event in events {
             let id = match &event {
                 Event::Token(id, ..) | Event::Done(id, _) | Event::Failed(id, _) => *id,
             };

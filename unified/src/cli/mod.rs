@@ -11,6 +11,8 @@ mod images;
 mod info;
 mod output;
 mod recipe;
+#[cfg(feature = "serve")]
+mod serve;
 mod shell;
 mod terminal;
 mod train;
@@ -42,6 +44,8 @@ enum Command {
     Info(info::Info),
     Export(info::Export),
     Bench(bench::Bench),
+    #[cfg(feature = "serve")]
+    Serve(serve::Serve),
     Completions(shell::Completions),
     Man(shell::Man),
 }
@@ -49,6 +53,7 @@ enum Command {
 /// Parses the command line and runs the command; errors become one line on stderr.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    log_as_asked();
     // candle's backward pass recurses over the graph
     let worker = std::thread::Builder::new().stack_size(256 << 20).spawn(move || run(cli));
     let result = match worker.map(std::thread::JoinHandle::join) {
@@ -62,6 +67,14 @@ pub fn main() -> ExitCode {
             eprintln!("error: {}", one_line(&e));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What RUST_LOG asks for goes to stderr; without it nothing is logged.
+fn log_as_asked() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    if let Ok(filter) = filter {
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
     }
 }
 
@@ -94,6 +107,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Info(c) => c.run(),
         Command::Export(c) => c.run(),
         Command::Bench(c) => c.run(),
+        #[cfg(feature = "serve")]
+        Command::Serve(s) => s.run(),
         Command::Completions(c) => c.run(Cli::command()),
         Command::Man(c) => c.run(Cli::command()),
     }

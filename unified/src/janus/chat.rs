@@ -162,6 +162,11 @@ impl JanusChat {
         Ok(self.model.project(&self.model.see(&pixels)?.1)?.squeeze(0)?)
     }
 
+    /// Goes on from a text as it is.
+    pub fn complete(&self, text: &str, request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        self.saying().complete(Some(self.words.mark(BEGIN_OF_SENTENCE)?), text, request, on)
+    }
+
     /// What its words come from.
     pub(crate) fn engine(&self) -> &Shared {
         &self.engine

@@ -190,6 +190,12 @@ impl LlavaChat {
         likelihoods(&self.model.lm, rows, &self.words, begin, context, continuations)
     }
 
+    /// Goes on from a text as it is.
+    pub fn complete(&self, text: &str, request: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+        let begin = if self.bos.is_empty() { None } else { Some(self.words.mark(&self.bos)?) };
+        self.saying().complete(begin, text, request, on)
+    }
+
     /// What its words come from.
     pub(crate) fn engine(&self) -> &Shared {
         &self.engine
