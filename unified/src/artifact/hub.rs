@@ -3,6 +3,7 @@
 use super::published::TOKENIZERS;
 use hf_hub::HFError;
 use nn::{Error, Result};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 /// Files of a checkpoint that are fetched when the hub has them.
@@ -45,7 +46,12 @@ pub fn fetch(model: &str) -> Result<PathBuf> {
     let offline =
         ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| std::env::var(name).is_ok_and(|v| is_true(&v)));
     let client = hf_hub::HFClientSync::new().map_err(|e| Error::invalid(format!("the hub's client: {e}")))?;
-    let repo = Repository { id: format!("{owner}/{name}"), repo: client.model(owner, name), revision, offline };
+    let repo = Repository {
+        id: format!("{owner}/{name}"),
+        repo: client.model(owner, name),
+        revision,
+        offline: Cell::new(offline),
+    };
     match file {
         Some(file) => repo.file(file),
         None => repo.folder(),
@@ -61,7 +67,8 @@ struct Repository {
     id: String,
     repo: hf_hub::HFRepositorySync<hf_hub::RepoTypeModel>,
     revision: Option<String>,
-    offline: bool,
+    /// Whether the cache alone is asked: as the environment says, or because the network was found to be down.
+    offline: Cell<bool>,
 }
 
 impl Repository {
@@ -73,15 +80,20 @@ impl Repository {
     /// A file's place; nothing if the repository (or the cache, where it alone is asked) has none.
     fn find(&self, file: &str) -> Result<Option<PathBuf>> {
         let absent = |e: &HFError| matches!(e, HFError::EntryNotFound { .. } | HFError::LocalEntryNotFound { .. });
-        match self.ask(file, self.offline) {
+        match self.ask(file, self.offline.get()) {
             Ok(path) => Ok(Some(path)),
             Err(e) if absent(&e) => Ok(None),
             // the network is down: what was fetched before serves
-            Err(e) if !self.offline => match self.ask(file, true) {
-                Ok(path) => Ok(Some(path)),
-                Err(_) if self.ask("config.json", true).is_ok() && file != "config.json" => Ok(None),
-                Err(_) => Err(self.failed(file, &e.to_string())),
-            },
+            Err(e) if !self.offline.get() => {
+                let nobody = e.to_string().contains("error sending request");
+                let cached = self.ask(file, true).ok();
+                if cached.is_some() || (nobody && self.ask("config.json", true).is_ok()) {
+                    // and the other files are not waited for
+                    self.offline.set(true);
+                    return Ok(cached);
+                }
+                Err(self.failed(file, &e.to_string()))
+            }
             Err(e) => Err(self.failed(file, &e.to_string())),
         }
     }
@@ -92,9 +104,10 @@ impl Repository {
 
     fn failed(&self, what: &str, why: &str) -> Error {
         let why = why.lines().next().unwrap_or_default();
-        let hint = match self.offline {
+        let refused = ["401", "403", "Authentication", "Gated", "Forbidden"].iter().any(|w| why.contains(w));
+        let hint = match self.offline.get() {
             true => "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set and the cache lacks it",
-            false if why.contains("401") || why.contains("403") => "set HF_TOKEN to a token that may read it",
+            false if refused => "set HF_TOKEN to a token that may read it",
             false => "is the id right and the network up? a folder works too",
         };
         Error::invalid(format!("model `{}`, file {what}: {why} ({hint})", self.id))

@@ -7,6 +7,7 @@ mod families;
 mod field;
 mod forward;
 mod habits;
+mod hub;
 mod llamagen;
 mod llava;
 mod terminal;

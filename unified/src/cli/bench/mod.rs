@@ -31,6 +31,9 @@ pub struct Bench {
     /// Adapters of this rank instead of all weights, for train-step of a language model.
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
+    /// So many of the shape's layers, where memory does not hold the whole (llama shapes).
+    #[arg(long)]
+    layers: Option<usize>,
     /// Timed repeats after one that warms up; the median counts.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
@@ -82,7 +85,12 @@ impl Bench {
         if self.repeats == 0 || self.batch == Some(0) || self.prompt == Some(0) || self.lora == Some(0) {
             bail!("--repeats, --batch, --prompt and --lora begin at 1");
         }
-        let shape = Shape::of(&self.shape)?;
+        let mut shape = Shape::of(&self.shape)?;
+        match (&mut shape, self.layers) {
+            (Shape::Llama(c), Some(n)) if (1..=c.num_hidden_layers).contains(&n) => c.num_hidden_layers = n,
+            (_, Some(n)) => bail!("--layers {n}: for a llama shape, 1 up to its own number"),
+            (_, None) => {}
+        }
         let llama = || shape.llama().with_context(|| format!("{:?}: use a shape with a language model", self.job));
         let m = match (self.job, &shape) {
             (Job::Encode, Shape::Qlip(c)) => self.pictures(c, false)?,
