@@ -1,7 +1,7 @@
 //! The bones of a training loop: step, clip, update, log, save, resume. What differs between trainings is passed in.
 
 use crate::exec::Exec;
-use crate::optim::{Cosine, Ema, Group, Optimizer, Rule, Settings, clip_factor};
+use crate::optim::{Ema, Group, Optimizer, Rule, Schedule, Settings, Shape, clip_factor};
 use crate::tensorboard::EventFile;
 use crate::{Error, Params, Result, checkpoint};
 use candle_core::backprop::GradStore;
@@ -39,8 +39,11 @@ pub struct OptimConfig {
     pub eps: f64,
     /// Peak learning rate.
     pub lr: f64,
-    /// Learning rate that the cosine ends at.
+    /// Learning rate that the schedule ends at.
     pub lr_floor: f64,
+    /// How the learning rate goes down: cosine, constant, linear, or wsd (warm-up, stable, decay).
+    #[serde(default)]
+    pub schedule: Shape,
     /// Steps of warm-up.
     pub warmup: usize,
     /// Decay for groups that do not name their own.
@@ -52,6 +55,32 @@ pub struct OptimConfig {
     /// Groups with their own learning rate or decay.
     #[serde(default)]
     pub groups: Vec<Group>,
+}
+
+impl OptimConfig {
+    /// Whether every number is in its range.
+    pub fn check(&self) -> Result<()> {
+        let groups =
+            self.groups.iter().flat_map(|g| [("groups.lr_scale", g.lr_scale), ("groups.weight_decay", g.weight_decay)]);
+        let numbers =
+            [("lr", self.lr), ("lr_floor", self.lr_floor), ("weight_decay", self.weight_decay), ("clip", self.clip)];
+        for (key, value) in numbers.into_iter().chain(groups) {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::invalid(format!("optim.{key} = {value}: write 0 or more")));
+            }
+        }
+        let share = |v: f64| (0.0..1.0).contains(&v);
+        if !share(self.betas.0) || !share(self.betas.1) {
+            return Err(Error::invalid(format!("optim.betas = {:?}: write shares from 0 to 1", self.betas)));
+        }
+        if self.eps.is_nan() || self.eps <= 0.0 {
+            return Err(Error::invalid(format!("optim.eps = {}: write more than 0", self.eps)));
+        }
+        match self.ema {
+            Some(d) if !share(d) => Err(Error::invalid(format!("optim.ema = {d}: write a share from 0 to 1"))),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn adamw() -> Rule {
@@ -163,6 +192,9 @@ pub struct Summary {
     pub steps: usize,
     /// Updates of this run.
     pub ran: usize,
+    /// The update after which somebody ended it, if it was not the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<usize>,
     /// Samples an update.
     pub batch_size: usize,
     /// Seconds of this run.
@@ -216,13 +248,15 @@ impl<'a> Trainer<'a> {
     }
 
     /// Runs to the end. `step` computes the gradients of update n from nothing but n, the variables and the numbers, so
-    /// that a resumed run repeats an uninterrupted one; `export` writes the model from named tensors at every checkpoint.
+    /// that a resumed run repeats an uninterrupted one; `export` writes the model from named tensors at every checkpoint. `progress` hears of every
+    /// update; by false it asks for a checkpoint now and the end.
     pub fn run(
         &self,
         mut step: impl FnMut(usize) -> Result<StepOutput>,
         mut export: impl FnMut(&BTreeMap<String, Tensor>) -> Result<()>,
-        mut progress: impl FnMut(&Progress),
+        mut progress: impl FnMut(&Progress) -> bool,
     ) -> Result<Summary> {
+        self.optim.check()?;
         for (key, n) in [("steps", self.config.steps), ("batch_size", self.config.batch_size)] {
             if n == 0 {
                 return Err(Error::invalid(format!("{key} = 0: nothing to train; write 1 or more")));
@@ -247,7 +281,8 @@ impl<'a> Trainer<'a> {
             Summary { steps: self.config.steps, batch_size: self.config.batch_size, ..Summary::default() };
         let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
         let tail = (self.config.steps / 10).clamp(1, 100);
-        let schedule = Cosine {
+        let schedule = Schedule {
+            shape: self.optim.schedule,
             peak: self.optim.lr,
             floor: self.optim.lr_floor,
             warmup: self.optim.warmup,
@@ -287,9 +322,9 @@ impl<'a> Trainer<'a> {
                     *mean += (v - *mean) / *count;
                 }
             }
-            progress(&Progress { step: n + 1, steps: self.config.steps, loss });
+            let stopped = !progress(&Progress { step: n + 1, steps: self.config.steps, loss });
             let done = n + 1;
-            if done.is_multiple_of(self.config.checkpoint_every.max(1)) || done == self.config.steps {
+            if stopped || done.is_multiple_of(self.config.checkpoint_every.max(1)) || done == self.config.steps {
                 log.sync()?;
                 // the model before the state: killed in between, the next run writes both again
                 let mut weights: BTreeMap<String, Tensor> = self.params.frozen();
@@ -299,6 +334,10 @@ impl<'a> Trainer<'a> {
                 }
                 export(&weights)?;
                 save(&state, done, &vars, &optimizer, ema.as_ref(), &self.numbers.borrow())?;
+            }
+            if stopped {
+                summary.stopped_at = Some(done);
+                break;
             }
         }
         summary.peak_memory_mib = peak_memory_bytes().map(|b| b >> 20);

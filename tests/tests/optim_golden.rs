@@ -1,7 +1,7 @@
 //! Optimisers, clipping, schedule and averaging against reference trajectories.
 
 use candle_core::{Tensor, Var};
-use nn::optim::{Cosine, Ema, Group, Optimizer, Rule, Settings, clip_factor};
+use nn::optim::{Ema, Group, Optimizer, Rule, Schedule, Settings, Shape, clip_factor};
 use std::collections::BTreeMap;
 use tests::{close_values, golden, values};
 
@@ -49,7 +49,7 @@ fn lamb() {
 #[test]
 fn schedule() {
     let io = golden("optim/optim.safetensors");
-    let s = Cosine { peak: 3e-4, floor: 3e-5, warmup: 10, total: 100 };
+    let s = Schedule { shape: Shape::Cosine, peak: 3e-4, floor: 3e-5, warmup: 10, total: 100 };
     let got: Vec<f64> = (0..111).map(|n| s.at(n)).collect();
     close_values("cosine", &got, &values(&io["cosine_schedule"]), 1e-12, 0.0);
 }
@@ -62,7 +62,7 @@ fn clip_then_step_with_groups() {
     let vars = BTreeMap::from([("a".to_owned(), a.clone()), ("b".to_owned(), b.clone())]);
     let settings = Settings { rule: Rule::Adamw, betas: (0.9, 0.95), eps: 1e-8 };
     let mut opt = Optimizer::new(settings, vars, &[group("", 0.1)]).unwrap();
-    let s = Cosine { peak: 3e-4, floor: 3e-5, warmup: 10, total: 100 };
+    let s = Schedule { shape: Shape::Cosine, peak: 3e-4, floor: 3e-5, warmup: 10, total: 100 };
     for step in 0..20 {
         let g = grads(&[(&a, io["step_a_grads"].get(step).unwrap()), (&b, io["step_b_grads"].get(step).unwrap())]);
         let norm = opt.grad_norm(&g, |_| true).unwrap();

@@ -5,7 +5,7 @@ mod muon;
 mod schedule;
 
 pub use ema::Ema;
-pub use schedule::Cosine;
+pub use schedule::{Schedule, Shape};
 
 use crate::params::is_hidden_matrix;
 use crate::{Error, Result};

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use unified::train::{Run, Training};
 
 /// Train a tokenizer, a visual tokenizer or a unified model from a config file.
@@ -14,8 +16,11 @@ pub struct Train {
     /// TOML file, as in configs/.
     config: PathBuf,
     /// Folder for the model, its log (metrics.jsonl) and its training state.
-    #[arg(long)]
-    out: PathBuf,
+    #[arg(long, required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Do one update and write nothing: says what the data are, and how long and how much memory it takes.
+    #[arg(long, conflicts_with_all = ["resume", "probe_balance"])]
+    dry_run: bool,
     /// Override a key of the config: --set steps=100 --set optim.lr=1e-4.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -40,7 +45,36 @@ impl Train {
         if self.probe_balance {
             return self.probe(&set);
         }
-        self.one(&set, &self.out).map(|_| ())
+        let Some(out) = &self.out else {
+            // clap asks for --out without --dry-run
+            return self.rehearse(&set);
+        };
+        if self.dry_run {
+            return self.rehearse(&set);
+        }
+        let done = self.one(&set, out)?;
+        if let Some(step) = done.as_ref().and_then(|s| s.stopped_at) {
+            eprintln!(
+                "stopped after update {step}; go on with: unified train {} --out {} --resume",
+                self.config.display(),
+                out.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// One update in a folder that goes away: what the data are, whether all fits together, time and memory.
+    fn rehearse(&self, set: &[String]) -> Result<()> {
+        let dir = tempfile::tempdir().context("no folder for a dry run")?;
+        let done = self.one(set, &dir.path().join("run"))?;
+        if let Some(s) = done {
+            let left = s.seconds * s.steps as f64 / 3600.0;
+            say!("one of {} updates took {:.1} s: about {left:.1} hours in all", s.steps, s.seconds);
+            if let Some(m) = s.peak_memory_mib {
+                say!("memory: at most {m} MiB so far");
+            }
+        }
+        Ok(())
     }
 
     /// One training in a folder.
@@ -48,10 +82,20 @@ impl Train {
         let training = Training::from_file(&self.config, set)?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} eta {eta} loss {msg}")?;
         let bar = ProgressBar::new(0).with_style(style);
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        // a second Ctrl-C ends it at once; the handler can be set once a program, and a probe trains twice
+        let _ = ctrlc::set_handler(move || {
+            if asked.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("\nthis update, a checkpoint, and then the end (again to leave at once)");
+        });
         let mut progress = |p: &nn::train::Progress| {
             bar.set_length(p.steps as u64);
             bar.set_position(p.step as u64);
             bar.set_message(format!("{:.4}", p.loss));
+            !stop.load(Ordering::Relaxed) && !self.dry_run
         };
         let mut say = |line: &str| bar.suspend(|| eprintln!("{line}"));
         let device = self.device.device()?;
@@ -61,7 +105,9 @@ impl Train {
         if let Some(s) = &done {
             summarise(s);
         }
-        eprintln!("{}", out.display());
+        if !self.dry_run {
+            eprintln!("{}", out.display());
+        }
         Ok(done)
     }
 
@@ -86,7 +132,8 @@ impl Train {
             let mut set = set.to_vec();
             set.extend(keys.iter().map(|key| format!("loss.{key}")));
             set.push("loss.balance=constant".into());
-            let done = self.one(&set, &self.out.join(folder))?;
+            let out = self.out.as_ref().context("--probe-balance needs --out")?;
+            let done = self.one(&set, &out.join(folder))?;
             done.and_then(|s| s.last.get(metric).copied())
                 .with_context(|| format!("no `{metric}` in the log of {folder}"))
         };

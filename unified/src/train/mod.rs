@@ -22,7 +22,7 @@ pub use vq::VqTraining;
 use crate::{Error, Result};
 use nn::train::{Progress, STATE_FILE, Summary};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A training config; `kind` says which.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,8 +52,8 @@ pub struct Run<'a> {
     pub resume: bool,
     /// Device.
     pub device: candle_core::Device,
-    /// Called after every step.
-    pub progress: &'a mut dyn FnMut(&Progress),
+    /// Called after every step; false ends the training with a checkpoint.
+    pub progress: &'a mut dyn FnMut(&Progress) -> bool,
     /// Told a line about each source of data before the first step: what it holds, and what was passed over.
     pub say: &'a mut dyn FnMut(&str),
 }
@@ -67,7 +67,27 @@ impl Training {
         for o in overrides {
             set(&mut table, o)?;
         }
-        toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.message().to_owned()))
+        check_loss(&table).map_err(|e| bad(e.to_string()))?;
+        // the whole message, which says in which key
+        toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.to_string()))
+    }
+
+    /// Keys of an earlier run's config that are another now, as "key: old -> new". What makes another model is an error.
+    fn changes(&self, before: &str, path: &Path) -> Result<Vec<String>> {
+        const MODEL: [&str; 8] = ["kind", "model", "preset", "head", "head_width", "group_bits", "stage", "lora"];
+        let old: toml::Table = toml::from_str(before).map_err(|e| Error::bad_file(path, e.message().to_owned()))?;
+        let text = toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?;
+        let new: toml::Table = toml::from_str(&text).map_err(|e| Error::invalid(e.message().to_owned()))?;
+        let mut out = Vec::new();
+        differences("", &toml::Value::Table(old), &toml::Value::Table(new), &mut out);
+        let of_model = |key: &str| MODEL.iter().any(|m| key == *m || key.starts_with(&format!("{m}.")));
+        if let Some((key, change)) = out.iter().find(|c| of_model(&c.0)) {
+            let why = format!(
+                "--resume: {key}: {change}: that is another model; choose another --out, or start = this folder"
+            );
+            return Err(Error::bad_file(path, why));
+        }
+        Ok(out.into_iter().map(|(key, change)| format!("{key}: {change}")).collect())
     }
 
     /// Runs it, leaving config, log, state and model in the folder.
@@ -81,11 +101,37 @@ impl Training {
             return Err(Error::invalid("batch_size = 0: nothing to train; write 1 or more"));
         }
         let new = !run.out.exists();
-        std::fs::create_dir_all(run.out).map_err(Error::io(run.out))?;
-        let text = toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?;
         let config = run.out.join("training.toml");
+        if run.resume && !state.exists() && !matches!(self, Self::Tokenizer(_)) {
+            (run.say)(&format!("{}: no training to go on with; it begins anew", run.out.display()));
+        }
+        let before = std::fs::read_to_string(&config).ok().filter(|_| state.exists());
+        for change in before.as_ref().map_or(Ok(Vec::new()), |b| self.changes(b, &config))? {
+            (run.say)(&format!("other than before: {change}"));
+        }
+        std::fs::create_dir_all(run.out).map_err(Error::io(run.out))?;
+        // held until the end, and given back by the system whatever happens
+        let lock = std::fs::File::create(run.out.join(LOCK)).map_err(Error::io(run.out))?;
+        if lock.try_lock().is_err() {
+            return Err(Error::bad_file(run.out, "another training runs in this folder; choose another --out"));
+        }
+        // what a run that cannot go on would leave changed
+        let kept: Vec<(PathBuf, Vec<u8>)> = ["training.toml", "config.json", "tokenizer.json", "classes.json"]
+            .iter()
+            .filter_map(|name| Some((run.out.join(name), std::fs::read(run.out.join(name)).ok()?)))
+            .collect();
+        let at = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+        let (state_before, text) =
+            (at(&state), toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?);
         nn::checkpoint::write_atomic(&config, text.as_bytes())?;
         let done = self.begin(run);
+        if done.is_err() && state.exists() && at(&state) == state_before {
+            // nothing was trained: the folder is as it was
+            for (path, bytes) in &kept {
+                nn::checkpoint::write_atomic(path, bytes)?;
+            }
+        }
+        let _ = std::fs::remove_file(run.out.join(LOCK));
         if done.is_err() && new && !run.out.join("metrics.jsonl").exists() {
             // it never began: nothing of it stays, unless something else is in the folder by now
             let _ = std::fs::remove_file(&config);
@@ -117,6 +163,39 @@ impl Training {
             Self::Unified(t) => t.run(run).map(Some),
         }
     }
+}
+
+/// Marks a folder in which a training runs.
+const LOCK: &str = "training.lock";
+
+/// Keys that differ, and how.
+fn differences(at: &str, old: &toml::Value, new: &toml::Value, out: &mut Vec<(String, String)>) {
+    if let (toml::Value::Table(a), toml::Value::Table(b)) = (old, new) {
+        let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+        for key in keys {
+            let name = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+            match (a.get(key), b.get(key)) {
+                (Some(x), Some(y)) => differences(&name, x, y, out),
+                (Some(x), None) => out.push((name, format!("{x} -> (absent)"))),
+                // a key that an older version did not write
+                (None, Some(_)) | (None, None) => {}
+            }
+        }
+    } else if old != new {
+        out.push((at.to_owned(), format!("{old} -> {new}")));
+    }
+}
+
+/// Weights of losses are not negative.
+fn check_loss(table: &toml::Table) -> Result<()> {
+    let Some(loss) = table.get("loss").and_then(toml::Value::as_table) else { return Ok(()) };
+    for (key, value) in loss {
+        let number = value.as_float().or(value.as_integer().map(|i| i as f64));
+        if number.is_some_and(|n| !n.is_finite() || n < 0.0) {
+            return Err(Error::invalid(format!("loss.{key} = {value}: write 0 or more")));
+        }
+    }
+    Ok(())
 }
 
 /// Sets `a.b.c=value` in a table; a value that is not TOML is taken as a string.

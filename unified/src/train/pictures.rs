@@ -60,7 +60,7 @@ impl PictureSource<'_> {
         trainer: &Trainer,
         mut step: impl FnMut(usize, Vec<Shown>) -> Result<StepOutput>,
         export: impl FnMut(&BTreeMap<String, Tensor>) -> Result<()>,
-        progress: &mut dyn FnMut(&Progress),
+        progress: &mut dyn FnMut(&Progress) -> bool,
     ) -> Result<Summary> {
         let c = &trainer.config;
         let make = |n: usize| self.batch(n, c.batch_size);

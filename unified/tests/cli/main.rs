@@ -10,6 +10,7 @@ mod habits;
 mod hub;
 mod llamagen;
 mod llava;
+mod runs;
 mod terminal;
 mod training;
 
