@@ -29,7 +29,7 @@ fn train(config: &str, out: &Path, photos: &Path, sets: &[&str]) {
     all.extend(sets.iter().map(|s| (*s).to_owned()));
     let training = Training::from_file(&root().join("configs").join(config), &all).unwrap();
     let device = candle_core::Device::Cpu;
-    training.run(&mut Run { out, resume: false, device, progress: &mut |_| {}, say: &mut |_| {} }).unwrap();
+    training.run(&mut Run { out, resume: false, device, progress: &mut |_| true, say: &mut |_| {} }).unwrap();
 }
 
 fn eval(args: &[&str]) -> (bool, String) {

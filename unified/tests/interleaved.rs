@@ -18,7 +18,7 @@ fn train(config: &str, out: &Path, set: &[String]) {
     let set: Vec<String> = set.iter().cloned().chain([photos, "steps=1".into(), "batch_size=2".into()]).collect();
     let training = Training::from_file(&root(config), &set).unwrap();
     training
-        .run(&mut Run { out, resume: false, device: Device::Cpu, progress: &mut |_| {}, say: &mut |_| {} })
+        .run(&mut Run { out, resume: false, device: Device::Cpu, progress: &mut |_| true, say: &mut |_| {} })
         .unwrap();
 }
 
@@ -52,7 +52,7 @@ fn ten_thousand_answers_are_well_formed() {
         generation.text.temperature = 2.0;
         generation.image.temperature = 2.0;
         generation.guidance_scale = if seed % 2 == 0 { 1.0 } else { 3.0 };
-        let request = Request { generation, seed, max_tokens: 24, window: Window::Refuse, stop: Vec::new() };
+        let request = Request { generation, seed, ..Request::greedy(24) };
         let mut events = 0;
         let reply = model
             .answer(&[Message::user("x")], &request, &mut |_| {

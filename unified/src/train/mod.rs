@@ -63,13 +63,24 @@ impl Training {
     pub fn from_file(path: &Path, overrides: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let bad = |e: String| Error::bad_file(path, e.trim_end().replace('\n', " "));
-        let mut table: toml::Table = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        for o in overrides {
-            set(&mut table, o)?;
-        }
-        check_loss(&table).map_err(|e| bad(e.to_string()))?;
-        // the whole message, which says in which key
-        toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.to_string()))
+        let table: toml::Table = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let read = |overrides: &[&String]| -> Result<Self> {
+            let mut table = table.clone();
+            for o in overrides {
+                set(&mut table, o)?;
+            }
+            check_loss(&table).map_err(|e| bad(e.to_string()))?;
+            toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.message().to_owned()))
+        };
+        let all: Vec<&String> = overrides.iter().collect();
+        read(&all).map_err(|e| {
+            // the override without which it would do, since the message names no key
+            let without = |i: usize| [&all[..i], &all[i + 1..]].concat();
+            match (0..all.len()).find(|&i| read(&without(i)).is_ok()) {
+                Some(i) => Error::invalid(format!("--set {}: {e}", all[i])),
+                None => e,
+            }
+        })
     }
 
     /// Keys of an earlier run's config that are another now, as "key: old -> new". What makes another model is an error.
