@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use unified::artifact::{Artifact, Placement};
-use unified::conversation::{Content, Message, Request, Window};
+use unified::conversation::{Content, Message, Request};
 use unified::runner::Unified;
 use unified::train::{Run, Training};
 

@@ -61,7 +61,21 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: &Mask) ->
         let op = Attention { scale, mask: mask.clone() };
         return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
     }
+    #[cfg(feature = "flash-attn")]
+    if is_flash(q, k, v, mask) {
+        let causal = matches!(mask, Mask::Causal);
+        return candle_flash_attn::flash_attn(&q.contiguous()?, &k.contiguous()?, &v.contiguous()?, scale, causal);
+    }
     composed(q, k, v, scale, mask)
+}
+
+/// Whether flash attention computes this: half precision on a GPU, heads of 64 or 128, no gradient (it has none).
+#[cfg(feature = "flash-attn")]
+fn is_flash(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask) -> bool {
+    let half = matches!(q.dtype(), candle_core::DType::F16 | candle_core::DType::BF16);
+    let trained = q.track_op() || k.track_op() || v.track_op();
+    let head = q.dims().last().is_some_and(|d| [64, 128].contains(d));
+    half && head && !trained && q.device().is_cuda() && !matches!(mask, Mask::CausalFrom(_))
 }
 
 fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: &Mask) -> Result<Tensor> {
