@@ -39,6 +39,19 @@ fn walk(rows: &mut Rows, metric: &str, reference: &'static str, want: &Value, go
     }
 }
 
+/// A row for each name in an object, or in the objects of a list.
+fn named(rows: &mut Rows, kind: &str, reference: &'static str, want: &Value, got: &Value) {
+    match want {
+        Value::Array(a) => a.iter().enumerate().for_each(|(i, v)| named(rows, kind, reference, v, &got[i])),
+        Value::Object(o) => {
+            for (key, value) in o {
+                walk(rows, &format!("{kind}: {key}"), reference, value, &got[key]);
+            }
+        }
+        other => walk(rows, kind, reference, other, got),
+    }
+}
+
 /// The program whose rule a key's variant is.
 fn program(variant: &str) -> &'static str {
     match variant {
@@ -58,20 +71,18 @@ fn program(variant: &str) -> &'static str {
 fn ledger() -> String {
     let mut rows = Rows::new();
     for (kind, input, reference) in [
-        ("images", "images.safetensors", "numpy, scikit-image and torchmetrics formulas (tests/fixtures/metrics)"),
-        ("features", "features.safetensors", "scipy and torch-fidelity formulas (tests/fixtures/metrics)"),
-        ("retrieval", "retrieval.safetensors", "numpy (tests/fixtures/metrics)"),
-        ("captions", "captions.json", "pycocoevalcap (tests/fixtures/metrics)"),
-        ("vqa", "vqa.json", "VQA's and lmms-eval's code (tests/fixtures/metrics)"),
-        ("pope", "pope.json", "POPE's, lmms-eval's and VLMEvalKit's code (tests/fixtures/metrics)"),
+        ("images", "images.safetensors", "reference values, tests/fixtures/metrics/images.json"),
+        ("features", "features.safetensors", "reference values, tests/fixtures/metrics/features.json"),
+        ("retrieval", "retrieval.safetensors", "reference values, tests/fixtures/metrics/retrieval.json"),
+        ("captions", "captions.json", "reference values, tests/fixtures/metrics/captions.json"),
+        ("vqa", "vqa.json", "reference values, tests/fixtures/metrics/vqa.json"),
+        ("pope", "pope.json", "reference values, tests/fixtures/metrics/pope.json"),
     ] {
         let path = fixture("metrics").join(input).display().to_string();
         let got: Value = serde_json::from_slice(&eval(&["score", kind, &path, "--json"])).unwrap();
         let want = json(&fixture("metrics").join(format!("{kind}.json")));
         let (want, got) = if kind == "captions" { (&want["expected"], &got["expected"]) } else { (&want, &got) };
-        for (key, value) in want.as_object().unwrap() {
-            walk(&mut rows, &format!("{kind}: {key}"), reference, value, &got[key]);
-        }
+        named(&mut rows, kind, reference, want, got);
     }
     let dir = tempfile::tempdir().unwrap();
     for (task, layout) in [
