@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use unified::conversation::{Content, Event, Message, Reply, Request, Role, Window};
+use unified::llamagen::Wanted;
 use unified::loaded::Loaded;
 
 /// Talk with the model: words and pictures in, words and pictures out.
@@ -185,7 +186,7 @@ impl Session<'_> {
                 self.pending.push(image);
             }
             "draw" if rest.is_empty() => bail!("/draw needs words, as in /draw a red circle"),
-            "draw" => return self.say(&format!("draw {rest}")),
+            "draw" => return self.draw(rest),
             "save" => {
                 let image = self.last.as_ref().context("there is no picture to save yet")?;
                 let path = if rest.is_empty() { free_name(self.out) } else { typed_path(rest) };
@@ -230,6 +231,43 @@ impl Session<'_> {
         let mut content: Vec<Content> = self.pending.drain(..).map(Content::Image).collect();
         content.push(Content::Text(text.to_owned()));
         self.ask(Message { role: Role::User, content })
+    }
+
+    /// A picture of the words, whatever was said before; it becomes a turn like any other.
+    fn draw(&mut self, words: &str) -> Result<()> {
+        if self.model.rows() == 0 {
+            bail!("/draw: this model does not draw");
+        }
+        self.stop.store(false, Ordering::Relaxed);
+        let (settings, best_of) = self.model.drawing();
+        let mut preview = Preview::default();
+        let (json, stop, model) = (self.json, &self.stop, &self.model);
+        let wanted = [Wanted::Words(words.to_owned())];
+        let drawn = model.draw(&wanted, &[self.seed], (&settings, best_of), &mut |tokens| {
+            if !json
+                && preview.is_due()
+                && let Ok(sketch) = model.sketch_tokens(&tokens[0])
+            {
+                preview.show(&sketch);
+            }
+            !stop.load(Ordering::Relaxed)
+        })?;
+        preview.clear();
+        // Ctrl-C
+        let Some(image) = drawn.into_iter().next() else { return Ok(()) };
+        let path = free_name(self.out);
+        image.save_png(&path)?;
+        if json {
+            let images = [output::path(&path)];
+            output::json(serde_json::json!({"event": "done", "text": "", "images": images, "seed": self.seed}))?;
+        } else {
+            show(&image);
+            say!("{}", path.display());
+        }
+        self.messages.push(Message::user(format!("draw {words}")));
+        self.messages.push(Message { role: Role::Assistant, content: vec![Content::Image(image.clone())] });
+        self.last = Some(image);
+        Ok(())
     }
 
     /// The model's own settings, and what the person wants otherwise.

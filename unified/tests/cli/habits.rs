@@ -113,3 +113,18 @@ fn a_template_without_a_place_for_a_system_says_so() {
     let dir = tempfile::tempdir().unwrap();
     super::fails(dir.path(), &["chat", "--prompt", "hi", "--system", "be brief"], &["system"]);
 }
+
+#[test]
+fn a_drawing_that_is_asked_for_by_name_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_unified"))
+        .args(["chat", "-o", "p"])
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all("/draw a red circle\n".repeat(12).as_bytes()).unwrap();
+    assert!(child.wait_with_output().unwrap().status.success());
+    assert_eq!(super::files(&dir.path().join("p")).len(), 12);
+}

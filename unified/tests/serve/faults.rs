@@ -217,3 +217,20 @@ fn changed_requests_do_not_stop_it() {
     still_answers(&server);
     eprintln!("{i} changed requests");
 }
+
+#[test]
+fn a_broken_model_harms_no_other_and_a_kill_harms_nothing() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/field/checkpoints/llava-nan");
+    let broken = format!("broken={}", folder.display());
+    let nano = format!("nano={}", std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/nano").display());
+    for _ in 0..2 {
+        let server = Server::start(&["--model", &nano, "--model", &broken]);
+        let body = |model: &str| json!({"model": model, "messages": [{"role": "user", "content": "hello"}], "seed": 0});
+        let (status, v) = server.post("/v1/chat/completions", &body("broken"));
+        let message = v["error"]["message"].as_str().unwrap_or_default();
+        assert!(status >= 400 && message.contains("NaN"), "{status} {v}");
+        let (status, v) = server.post("/v1/chat/completions", &body("nano"));
+        assert_eq!(status, 200, "{v}");
+        // dropped: kill -9, and the next one starts from nothing
+    }
+}
