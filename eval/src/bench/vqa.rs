@@ -4,6 +4,7 @@ use super::table::{self, Cell, Row};
 use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
 use crate::Result;
 use crate::metrics::vqa::{Rule, accuracy};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -121,7 +122,7 @@ fn score_vqav2(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> 
     }
     for (name, rule) in RULES {
         let each = |(i, a): (&Item, &Answer)| accuracy(rule, &a.text, &i.texts("answers"));
-        let each: Vec<f64> = items.iter().zip(answers).map(each).collect();
+        let each: Vec<f64> = items.par_iter().zip(answers).map(each).collect();
         out.mean(format!("vqa_acc@{name}"), each.iter().copied().enumerate().collect());
         for (group, which) in &groups {
             out.mean(format!("vqa_acc/{group}@{name}"), which.iter().map(|&i| (i, each[i])).collect());

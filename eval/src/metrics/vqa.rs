@@ -1,6 +1,9 @@
 //! VQA accuracy (Antol et al. 2015; Goyal et al. 2017) as five publications compute it: an answer counts min(matches / 3, 1) among nine of
 //! ten people's answers, averaged over who is left out. They differ in how texts are made equal first.
 
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
 /// Whose rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
@@ -66,7 +69,8 @@ pub fn punctuation(text: &str, after_digits: bool) -> String {
     let chars: Vec<char> = text.chars().collect();
     let comma_in_number = chars.windows(3).any(|w| w[1] == ',' && w[0].is_numeric() && w[2].is_numeric());
     let mut out = text.to_owned();
-    for p in PUNCTUATION {
+    // most answers have none
+    for p in PUNCTUATION.into_iter().filter(|p| text.contains(*p)) {
         let beside_blank = text.contains(&format!("{p} ")) || text.contains(&format!(" {p}"));
         out = if beside_blank || comma_in_number { out.replace(p, "") } else { out.replace(p, " ") };
     }
@@ -88,10 +92,12 @@ pub fn punctuation(text: &str, after_digits: bool) -> String {
 /// Lower case, numbers as digits, no articles, apostrophes back in contractions.
 pub fn digits_and_articles(text: &str) -> String {
     let number = |w: &str| NUMBERS.iter().find(|n| n.0 == w).map_or_else(|| w.to_owned(), |n| n.1.to_owned());
-    let restore = |w: String| {
-        let found = CONTRACTIONS.split('|').filter_map(|pair| pair.split_once(' ')).find(|pair| pair.0 == w);
-        found.map_or(w, |pair| pair.1.to_owned())
-    };
+    static TABLE: OnceLock<HashMap<&str, &str>> = OnceLock::new();
+    let table = TABLE.get_or_init(|| {
+        // of two lines for one word the first counts
+        CONTRACTIONS.split('|').rev().filter_map(|pair| pair.split_once(' ')).collect()
+    });
+    let restore = |w: String| table.get(w.as_str()).map_or(w, |full| (*full).to_owned());
     let words = text.to_lowercase();
     let words = words.split_whitespace().map(number).filter(|w| !["a", "an", "the"].contains(&w.as_str()));
     words.map(restore).collect::<Vec<_>>().join(" ")
