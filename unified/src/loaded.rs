@@ -223,11 +223,10 @@ impl Loaded {
             Ok(out)
         };
         match self {
-            Self::Unified(m) => {
-                let context = |w: &str| m.drawing_context(w.strip_prefix("draw ").unwrap_or(w));
-                let contexts = words()?.into_iter().map(context).collect::<Result<Vec<_>>>()?;
-                let g = Generation { best_of, text: m.config.generation.text, ..image };
-                m.decode(&m.draw_images(&contexts, seeds, &g, on_row)?)
+            Self::Unified(_) => {
+                let ask = |w: &str| vec![Message::user(format!("draw {}", w.strip_prefix("draw ").unwrap_or(w)))];
+                let asked: Vec<Vec<Message>> = words()?.into_iter().map(ask).collect();
+                self.draw_after(&asked, seeds, (settings, best_of), on_row)
             }
             Self::Janus(m) => m.draw(&words()?, seeds, &image, on_row),
             Self::LlamaGen(m) => m.draw(wanted, seeds, settings, on_row),
@@ -241,6 +240,7 @@ impl Loaded {
         conversations: &[Vec<Message>],
         seeds: &[u64],
         how: (&DrawSettings, usize),
+        on_row: OnRow,
     ) -> Result<Vec<Image>> {
         if let Self::Unified(m) = self {
             let context = |messages: &Vec<Message>| m.context_to_draw(messages);
@@ -251,7 +251,7 @@ impl Loaded {
                 best_of: how.1,
                 ..m.config.generation
             };
-            return m.decode(&m.draw_images(&contexts, seeds, &g, &mut |_| true)?);
+            return m.decode(&m.draw_images(&contexts, seeds, &g, on_row)?);
         }
         let words = |messages: &Vec<Message>| match messages.as_slice() {
             [one] => match one.content.as_slice() {
@@ -261,7 +261,7 @@ impl Loaded {
             _ => Self::cannot("draw in a conversation"),
         };
         let wanted = conversations.iter().map(words).collect::<Result<Vec<_>>>()?;
-        self.draw(&wanted, seeds, how, &mut |_| true)
+        self.draw(&wanted, seeds, how, on_row)
     }
 
     /// Its QLIP, where it has one.

@@ -182,10 +182,8 @@ impl Model {
 
     /// Answers a conversation.
     pub fn chat_with(&self, messages: impl IntoIterator<Item = Message>, request: Request) -> Result<Answer> {
+        self.artifact.must("answer a conversation", self.artifact.architecture.can().talk)?;
         let loaded = self.loaded()?;
-        if let Loaded::LlamaGen(_) | Loaded::Qlip(_) = &*loaded {
-            self.artifact.must("answer a conversation", false)?;
-        }
         let messages: Vec<Message> = messages.into_iter().collect();
         // a slow listener slows the answer instead of filling memory
         let (to, from) = sync_channel(64);

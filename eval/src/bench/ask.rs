@@ -4,12 +4,13 @@ use super::table::Cell;
 use super::{Files, Item};
 use crate::{Error, Result};
 use base64::Engine;
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use unified::conversation::Message;
+use unified::conversation::{Content, Message};
 
 /// Where a picture is.
 #[derive(Debug, Clone)]
@@ -139,6 +140,32 @@ pub enum Ask {
         /// For each class its texts.
         classes: Vec<String>,
     },
+}
+
+impl Ask {
+    /// Everything that the answer depends on, into a hash; pictures by their pixels.
+    pub(super) fn hash(&self, sum: &mut Sha256) {
+        let (messages, rest) = match self {
+            Self::Talk { messages, max_tokens } => (messages, format!("talk {max_tokens}")),
+            Self::Draw { messages, key } => (messages, format!("draw {key}")),
+            // words alone, which print quickly
+            other => return sum.update(format!("{other:?}")),
+        };
+        sum.update(rest);
+        for m in messages {
+            sum.update(m.role.name());
+            for c in &m.content {
+                match c {
+                    Content::Text(t) => sum.update(format!("text {} {t}", t.len())),
+                    Content::Image(i) => {
+                        sum.update(format!("image {}x{}", i.width(), i.height()));
+                        sum.update(i.rgb());
+                    }
+                    Content::Codes(codes) => sum.update(format!("{codes:?}")),
+                }
+            }
+        }
+    }
 }
 
 fn about_picture(item: &Item, words: String, max_tokens: usize) -> Ask {

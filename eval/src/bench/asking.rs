@@ -90,7 +90,7 @@ fn hash(item: &Item, ask: &Ask, spool: &Spool, model: &str, seed: u64) -> Result
     let mut sum = Sha256::new();
     sum.update(model.as_bytes());
     sum.update(item.id.as_bytes());
-    sum.update(format!("{ask:?}").as_bytes());
+    ask.hash(&mut sum);
     if matches!(ask, Ask::Draw { .. } | Ask::Interleave { .. }) {
         sum.update(seed.to_le_bytes());
     }
@@ -257,7 +257,7 @@ fn answers(model: &Loaded, chunk: &[Question], spool: &Spool, out: &Path, seed: 
             _ => None,
         };
         let (messages, seeds): (Vec<Vec<Message>>, Vec<u64>) = draws.iter().filter_map(wanted).unzip();
-        let images = model.draw_after(&messages, &seeds, (&settings, best_of))?;
+        let images = model.draw_after(&messages, &seeds, (&settings, best_of), &mut |_| true)?;
         for (i, image) in draws.into_iter().zip(images) {
             let picture = save(out, chunk[i].item, &image)?;
             found[i] = Some(json!({"answer": "", "picture": picture}));

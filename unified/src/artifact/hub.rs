@@ -133,7 +133,7 @@ impl Repository {
         for file in OPTIONAL {
             self.find(file)?;
         }
-        self.weights("", &dir)?;
+        self.weights("")?;
         for part in PARTS {
             if self.find(&format!("{part}/config.json"))?.is_none() {
                 continue;
@@ -141,12 +141,12 @@ impl Repository {
             for file in ["preprocessor_config.json", "tokenizer.json"] {
                 self.find(&format!("{part}/{file}"))?;
             }
-            self.weights(&format!("{part}/"), &dir.join(part))?;
+            self.weights(&format!("{part}/"))?;
         }
         Ok(dir)
     }
 
-    fn weights(&self, below: &str, dir: &Path) -> Result<()> {
+    fn weights(&self, below: &str) -> Result<()> {
         for name in WEIGHTS {
             let Some(path) = self.find(&format!("{below}{name}"))? else { continue };
             if name.ends_with(".index.json") {
@@ -156,13 +156,6 @@ impl Repository {
             }
             return Ok(());
         }
-        let file = TOKENIZERS.iter().find(|t| dir.join(t).is_file());
-        match file {
-            Some(_) => Ok(()),
-            None => {
-                Err(self
-                    .failed(&format!("{below}model.safetensors"), "the repository has no weights by any known name"))
-            }
-        }
+        Err(self.failed(&format!("{below}model.safetensors"), "the repository has no weights by any known name"))
     }
 }

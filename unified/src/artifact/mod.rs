@@ -115,8 +115,7 @@ impl Artifact {
         if self.architecture.can().tokenize {
             return Ok(Some(self.clone()));
         }
-        let json: serde_json::Value = serde_json::from_str(&self.files.text("config.json")?)
-            .map_err(|e| Error::bad_file(self.files.path_of("config.json"), e.to_string()))?;
+        let json: serde_json::Value = self.config()?;
         let named = json["image_tokenizer"].as_str();
         for name in named.into_iter().chain(["vq", "qlip"]) {
             if let Some(part) = self.part(name)? {

@@ -13,7 +13,7 @@ use qlip::Image;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use unified::artifact::{Architecture, Artifact};
+use unified::artifact::{Architecture, Artifact, Placement};
 use unified::captions::Captions;
 use unified::config::{Generation, UnifiedConfig};
 use unified::llamagen::{Painter, Wanted, class_of, classes};
@@ -96,7 +96,8 @@ impl Generate {
                 bail!("{}: drawn by model `{id}`, which is no folder or file here; give --model", path.display());
             }
             let recipe = Recipe { model, ..recipe };
-            let drawn = self.draw(&recipe)?;
+            let artifact = Common { model: recipe.model.clone(), ..self.common.clone() }.artifact()?;
+            let drawn = self.draw(&recipe, &artifact)?;
             if drawn != [before] {
                 eprintln!("note: not the same pixels: drawn by another version, model or machine");
             }
@@ -108,16 +109,17 @@ impl Generate {
         if self.n == 0 {
             bail!("-n 0: use 1 or more");
         }
+        let artifact = self.common.artifact()?;
+        let recipe = self.recipe(&artifact)?;
         if self.codes_only {
-            return self.codes();
+            return self.codes(&recipe, &artifact);
         }
-        self.draw(&self.recipe()?)?;
+        self.draw(&recipe, &artifact)?;
         Ok(())
     }
 
     /// What is asked for, with the model's own settings where nothing else is said.
-    fn recipe(&self) -> Result<Recipe> {
-        let artifact = self.common.artifact()?;
+    fn recipe(&self, artifact: &Artifact) -> Result<Recipe> {
         artifact.must("draw", artifact.architecture.can().draw)?;
         let llamagen = artifact.architecture == Architecture::LlamaGen;
         if !llamagen && (self.features.is_some() || !self.class.is_empty()) {
@@ -148,7 +150,7 @@ impl Generate {
             features: self.features.clone(),
             dtype: self.common.dtype,
             prompt: self.prompt.clone(),
-            class: self.classes(&artifact)?,
+            class: self.classes(artifact)?,
             seed: self.common.seed,
             n: self.n,
             batch: self.common.batch()?,
@@ -165,9 +167,9 @@ impl Generate {
     }
 
     /// Draws, shows and writes what a recipe asks for: one picture, or all of them apart or in one grid.
-    fn draw(&self, recipe: &Recipe) -> Result<Vec<Image>> {
-        let common = Common { model: recipe.model.clone(), dtype: recipe.dtype, ..self.common.clone() };
-        let model = load(&common, recipe)?;
+    fn draw(&self, recipe: &Recipe, artifact: &Artifact) -> Result<Vec<Image>> {
+        let at = Common { dtype: recipe.dtype, ..self.common.clone() }.placement()?;
+        let model = load(artifact, &at, recipe)?;
         out_dir(&self.out)?;
         let wanted = wanted(recipe)?;
         let (count, batch) = (wanted.len(), recipe.batch.max(1));
@@ -249,12 +251,10 @@ impl Generate {
     }
 
     /// LlamaGen's tokens alone.
-    fn codes(&self) -> Result<()> {
-        let recipe = self.recipe()?;
-        let artifact = self.common.artifact()?;
-        let model = Painter::codes_alone(&artifact, &self.common.placement()?)?;
-        let model = with_encoder(model, &recipe, &self.common)?;
-        let wanted = wanted(&recipe)?;
+    fn codes(&self, recipe: &Recipe, artifact: &Artifact) -> Result<()> {
+        let at = self.common.placement()?;
+        let model = with_encoder(Painter::codes_alone(artifact, &at)?, recipe, &at)?;
+        let wanted = wanted(recipe)?;
         let batch = self.common.batch()?;
         let bar = progress(model.model.config.grid() * wanted.len().div_ceil(batch), "draw");
         let mut ids: Vec<i64> = Vec::new();
@@ -281,20 +281,19 @@ impl Generate {
 }
 
 /// The asked model, with the parts that a LlamaGen was given beside its own.
-fn load(common: &Common, recipe: &Recipe) -> Result<Loaded> {
-    let (artifact, at) = (common.artifact()?, common.placement()?);
+fn load(artifact: &Artifact, at: &Placement, recipe: &Recipe) -> Result<Loaded> {
     artifact.must("draw", artifact.architecture.can().draw)?;
     if artifact.architecture != Architecture::LlamaGen {
-        return Ok(Loaded::load(&artifact, &at)?);
+        return Ok(Loaded::load(artifact, at)?);
     }
     let given = recipe.tokenizer.as_ref().map(|dir| Artifact::open(&dir.to_string_lossy())).transpose()?;
-    let painter = Painter::load(&artifact, given.as_ref(), &at)?;
-    Ok(Loaded::LlamaGen(Box::new(with_encoder(painter, recipe, common)?)))
+    let painter = Painter::load(artifact, given.as_ref(), at)?;
+    Ok(Loaded::LlamaGen(Box::new(with_encoder(painter, recipe, at)?)))
 }
 
-fn with_encoder(painter: Painter, recipe: &Recipe, common: &Common) -> Result<Painter> {
+fn with_encoder(painter: Painter, recipe: &Recipe, at: &Placement) -> Result<Painter> {
     let Some(dir) = &recipe.text_encoder else { return Ok(painter) };
-    Ok(painter.with_encoder(&Artifact::open(&dir.to_string_lossy())?, &common.placement()?)?)
+    Ok(painter.with_encoder(&Artifact::open(&dir.to_string_lossy())?, at)?)
 }
 
 /// What each picture is drawn from.

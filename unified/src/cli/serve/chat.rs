@@ -147,8 +147,7 @@ fn message(body: &MessageBody) -> Result<Message, Failure> {
 
 impl How {
     fn request(&self, loaded: &Loaded, server: &Shared) -> Result<Request, Failure> {
-        let mut r = loaded
-            .request(self.seed.map_or_else(|| nn::rng::mix(server.started ^ nn::rng::mix(rand_key())), |s| s as u64));
+        let mut r = loaded.request(server.seed(self.seed));
         let wanted = self.max_completion_tokens.or(self.max_tokens).unwrap_or(server.limits.tokens);
         if wanted == 0 {
             return Err(Failure::bad("max_tokens 0: use 1 or more"));
@@ -185,12 +184,6 @@ impl How {
     fn wants_usage(&self) -> bool {
         self.stream_options.as_ref().is_some_and(|o| o["include_usage"] == true)
     }
-}
-
-/// A number that differs from call to call.
-fn rand_key() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
 /// What is answered.
@@ -260,11 +253,7 @@ async fn answer(
     let place = server.place().await?;
     let count = how.count()?;
     let chat = matches!(asked, Asked::Messages(_));
-    let load = {
-        let model = model.clone();
-        tokio::task::spawn_blocking(move || model.loaded())
-    };
-    let loaded = load.await.map_err(|_| Failure::internal("the model could not be loaded"))??;
+    let loaded = server.loaded(model).await?;
     let mut request = how.request(&loaded, &server)?;
     request.logprobs = logprobs;
     let (to, from) = channel(32);

@@ -128,8 +128,7 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
     }
     let place = server.place().await?;
     let clock = Instant::now();
-    let load = tokio::task::spawn_blocking(move || model.loaded());
-    let loaded = load.await.map_err(|_| Failure::internal("the model could not be loaded"))??;
+    let loaded = server.loaded(model).await?;
     if let Some(size) = body.size.as_deref().filter(|s| *s != "auto") {
         let side = loaded.side();
         if size != format!("{side}x{side}") {
@@ -140,7 +139,7 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
     settings.guidance_scale = body.guidance_scale.unwrap_or(settings.guidance_scale);
     settings.sample.temperature = body.temperature.unwrap_or(settings.sample.temperature);
     settings.check()?;
-    let seed = body.seed.map_or_else(|| nn::rng::mix(clock.elapsed().as_nanos() as u64 ^ server.started), |s| s as u64);
+    let seed = server.seed(body.seed);
     let partials = if body.stream { body.partial_images.unwrap_or(2).min(8) } else { 0 };
     let (to, mut from) = channel(16);
     let work = server.clone();
@@ -172,7 +171,7 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
         };
         let drawn = match &subject {
             Subject::Wanted(wanted) => loaded.draw(wanted, &seeds, (&settings, best_of), &mut on_row),
-            Subject::Edits(all) => loaded.draw_after(all, &seeds, (&settings, best_of)),
+            Subject::Edits(all) => loaded.draw_after(all, &seeds, (&settings, best_of), &mut on_row),
         };
         let drawn = drawn.and_then(|d| if d.is_empty() { Err(unified::Error::Cancelled) } else { Ok(d) });
         if let Ok(d) = &drawn {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use unified::Model;
+use unified::loaded::Loaded;
 
 pub type Shared = Arc<Server>;
 
@@ -62,6 +63,19 @@ impl Server {
                 Err(Failure::not_found(format!("no model `{name}` here; there are: {}", names.join(", "))))
             }
         }
+    }
+
+    /// The seed that a request asks for, or any.
+    pub fn seed(&self, asked: Option<i64>) -> u64 {
+        use std::hash::{BuildHasher, Hasher};
+        let any = || std::collections::hash_map::RandomState::new().build_hasher().finish();
+        asked.map_or_else(|| nn::rng::mix(self.started ^ nn::rng::mix(any())), |s| s as u64)
+    }
+
+    /// A model in memory; loading it does not keep others waiting.
+    pub async fn loaded(&self, model: Model) -> Result<Arc<Loaded>, Failure> {
+        let load = tokio::task::spawn_blocking(move || model.loaded());
+        Ok(load.await.map_err(|_| Failure::internal("the model could not be loaded"))??)
     }
 
     /// Seconds since 1970.
