@@ -1,5 +1,6 @@
 //! The nano suite: reconstruction and zero-shot accuracy on photographs, questions and drawings on held-out scenes.
 
+use crate::bench::scenes::Suite;
 use crate::image::{psnr, ssim};
 use crate::{Error, Result};
 use qlip::Image;
@@ -8,10 +9,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use unified::config::Generation;
-use unified::conversation::{Content, Message, Role};
 use unified::photos::centre;
 use unified::runner::Unified;
-use unified::scenes::{self, Category, Checker, Scene, SceneRng, Split};
+use unified::scenes::{self, Category, Checker, Scene};
 
 /// Sizes of the suite; the defaults are what README quotes.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -179,14 +179,15 @@ fn photographs(model: &Unified, photos: &Pictures, n: usize, batch: usize) -> Re
     Ok((db / n, similar / n, right as f64 / n))
 }
 
-fn item(s: &Sizes, what: u64, i: usize) -> SceneRng {
-    SceneRng::new(Split::Test, s.seed, (what << 32) + i as u64)
+/// The items, as this model is shown them.
+fn suite(model: &Unified, s: &Sizes) -> Suite {
+    Suite { seed: s.seed, side: model.eyes.side() }
 }
 
 fn preserved(model: &Unified, s: &Sizes) -> Result<Tally> {
     let side = model.eyes.side();
     let checker = Checker::new(side);
-    let all: Vec<Scene> = (0..s.scenes).map(|i| Scene::random(&mut item(s, 1, i), Split::Test, 1, 4)).collect();
+    let all: Vec<Scene> = (0..s.scenes).map(|i| suite(model, s).scene(i)).collect();
     let mut kept = Tally::default();
     for chunk in all.chunks(s.batch) {
         let images: Vec<Image> = chunk.iter().map(|c| scenes::render(c, side)).collect();
@@ -199,7 +200,7 @@ fn preserved(model: &Unified, s: &Sizes) -> Result<Tally> {
 
 /// Right answers by kind, and the share that the commonest answer to each kind would get right.
 fn questions(model: &Unified, s: &Sizes) -> Result<(ByKind, f64)> {
-    let side = model.eyes.side();
+    let suite = suite(model, s);
     let mut by_kind = ByKind::new();
     let mut answers: BTreeMap<&str, BTreeMap<String, usize>> = BTreeMap::new();
     let all: Vec<usize> = (0..s.questions).collect();
@@ -207,11 +208,9 @@ fn questions(model: &Unified, s: &Sizes) -> Result<(ByKind, f64)> {
         let mut asked = Vec::new();
         let mut contexts = Vec::new();
         for &i in chunk {
-            let mut rng = item(s, 2, i);
-            let scene = Scene::random(&mut rng, Split::Test, 1, 4);
-            let q = scenes::question(&mut rng, &scene);
-            contexts.push(model.context(&[Message::user_with_image(scenes::render(&scene, side), q.text.clone())])?);
-            asked.push(q);
+            let (scene, q) = suite.question(i);
+            asked.push(q.clone());
+            contexts.push(model.context(&suite.asked((scene, q)))?);
         }
         for (q, answer) in asked.iter().zip(model.answer_batch(&contexts, 16)?) {
             by_kind.entry(q.kind.to_owned()).or_default().add(answer.trim() == q.answer);
@@ -222,39 +221,17 @@ fn questions(model: &Unified, s: &Sizes) -> Result<(ByKind, f64)> {
     Ok((by_kind, commonest as f64 / s.questions.max(1) as f64))
 }
 
-/// A picture from an earlier turn: drawn on request (even items) or shown.
-fn earlier(i: usize, scene: &Scene, image: Image) -> Vec<Message> {
-    if i % 2 == 1 {
-        return vec![Message { role: Role::User, content: vec![Content::Image(image)] }];
-    }
-    let asked = Message::user(format!("draw {}", scenes::caption(scene)));
-    vec![asked, Message { role: Role::Assistant, content: vec![Content::Image(image)] }]
-}
-
 /// Changed pictures that show exactly the changed scene, and all of them, by kind of instruction.
 fn edits(model: &Unified, g: &Generation, s: &Sizes) -> Result<ByKind> {
-    let side = model.eyes.side();
-    let checker = Checker::new(side);
+    let suite = suite(model, s);
+    let checker = Checker::new(suite.side);
     let mut by_kind = ByKind::new();
     let all: Vec<usize> = (0..s.edits).collect();
     for chunk in all.chunks(s.batch) {
         let (mut contexts, mut wanted) = (Vec::new(), Vec::new());
         for &i in chunk {
-            let mut rng = item(s, 20, i);
-            let (scene, edit) = loop {
-                let scene = Scene::random(&mut rng, Split::Test, 1, 3);
-                if let Some(edit) = scenes::edit(&mut rng, Split::Test, &scene) {
-                    break (scene, edit);
-                }
-            };
-            let mut messages = earlier(i, &scene, scenes::render(&scene, side));
-            match messages.last_mut().filter(|m| m.role == Role::User) {
-                Some(m) => m.content.push(Content::Text(edit.text.clone())),
-                None => messages.push(Message::user(edit.text.clone())),
-            }
-            let mut context = model.context(&messages)?;
-            context.push(model.config.vocabulary.begin_image);
-            contexts.push(context);
+            let (scene, edit) = suite.change(i);
+            contexts.push(model.context_to_draw(&suite.asked_to_change(i, &scene, &edit))?);
             wanted.push(edit);
         }
         let seeds: Vec<u64> = chunk.iter().map(|&i| s.seed.wrapping_add(i as u64)).collect();
@@ -268,26 +245,15 @@ fn edits(model: &Unified, g: &Generation, s: &Sizes) -> Result<ByKind> {
 
 /// Questions about a picture of the turn before, which was about something else.
 fn follow_ups(model: &Unified, s: &Sizes) -> Result<Tally> {
-    let side = model.eyes.side();
+    let suite = suite(model, s);
     let all: Vec<usize> = (0..s.edits).collect();
     let mut tally = Tally::default();
     for chunk in all.chunks(s.batch) {
         let (mut contexts, mut asked) = (Vec::new(), Vec::new());
         for &i in chunk {
-            let mut rng = item(s, 21, i);
-            let scene = Scene::random(&mut rng, Split::Test, 1, 3);
-            let (before, q) = loop {
-                let (a, b) = (scenes::question(&mut rng, &scene), scenes::question(&mut rng, &scene));
-                if a.kind != b.kind {
-                    break (a, b);
-                }
-            };
-            contexts.push(model.context(&[
-                Message::user_with_image(scenes::render(&scene, side), before.text),
-                Message { role: Role::Assistant, content: vec![Content::Text(before.answer)] },
-                Message::user(q.text.clone()),
-            ])?);
-            asked.push(q);
+            let (scene, before, q) = suite.follow_up(i);
+            asked.push(q.clone());
+            contexts.push(model.context(&suite.asked_later((scene, before, q)))?);
         }
         let answers = model.answer_batch(&contexts, 16)?;
         asked.iter().zip(answers).for_each(|(q, a)| tally.add(a.trim() == q.answer));
@@ -301,10 +267,7 @@ fn drawings(model: &Unified, category: Category, g: &Generation, s: &Sizes) -> R
     let (mut strict, mut soft) = (Tally::default(), 0.0);
     let all: Vec<usize> = (0..s.drawings).collect();
     for chunk in all.chunks(s.batch) {
-        let prompts: Vec<_> = chunk
-            .iter()
-            .map(|&i| scenes::prompt(&mut item(s, 3 + category as u64, i), Split::Test, category).0)
-            .collect();
+        let prompts: Vec<_> = chunk.iter().map(|&i| suite(model, s).prompt(category, i)).collect();
         let contexts = prompts.iter().map(|p| model.drawing_context(&p.text)).collect::<Result<Vec<_>>>()?;
         let seeds: Vec<u64> = chunk.iter().map(|&i| s.seed.wrapping_add(i as u64)).collect();
         let codes = model.draw_images(&contexts, &seeds, g, &mut |_| true)?;

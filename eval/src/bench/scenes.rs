@@ -28,50 +28,101 @@ const EDITS: usize = 200;
 const DRAWINGS: usize = 100;
 const INTERLEAVED: usize = 100;
 
-fn rng(what: u64, i: usize) -> SceneRng {
-    SceneRng::new(Split::Test, 0, (what << 32) + i as u64)
+/// The items of the suite: the same for the same seed, whoever asks them.
+#[derive(Debug, Clone, Copy)]
+pub struct Suite {
+    /// Seed.
+    pub seed: u64,
+    /// Pixels along the side of the pictures that are shown.
+    pub side: usize,
 }
 
-fn question(i: usize) -> (Scene, Question) {
-    let mut r = rng(2, i);
-    let scene = Scene::random(&mut r, Split::Test, 1, 4);
-    let q = scenes::question(&mut r, &scene);
-    (scene, q)
-}
+/// The items that README quotes.
+const SUITE: Suite = Suite { seed: 0, side: SIDE };
 
-fn follow_up(i: usize) -> (Scene, Question, Question) {
-    let mut r = rng(21, i);
-    let scene = Scene::random(&mut r, Split::Test, 1, 3);
-    loop {
-        let (a, b) = (scenes::question(&mut r, &scene), scenes::question(&mut r, &scene));
-        if a.kind != b.kind {
-            return (scene, a, b);
-        }
+impl Suite {
+    fn rng(&self, what: u64, i: usize) -> SceneRng {
+        SceneRng::new(Split::Test, self.seed, (what << 32) + i as u64)
     }
-}
 
-fn change(i: usize) -> (Scene, Edit) {
-    let mut r = rng(20, i);
-    loop {
+    /// A scene to be kept by a reconstruction.
+    pub fn scene(&self, i: usize) -> Scene {
+        Scene::random(&mut self.rng(1, i), Split::Test, 1, 4)
+    }
+
+    /// A scene and a question about it.
+    pub fn question(&self, i: usize) -> (Scene, Question) {
+        let mut r = self.rng(2, i);
+        let scene = Scene::random(&mut r, Split::Test, 1, 4);
+        let q = scenes::question(&mut r, &scene);
+        (scene, q)
+    }
+
+    /// The question beside its picture.
+    pub fn asked(&self, (scene, q): (Scene, Question)) -> Vec<Message> {
+        vec![Message::user_with_image(scenes::render(&scene, self.side), q.text)]
+    }
+
+    /// A scene, a question that comes before, and another about the same picture.
+    pub fn follow_up(&self, i: usize) -> (Scene, Question, Question) {
+        let mut r = self.rng(21, i);
         let scene = Scene::random(&mut r, Split::Test, 1, 3);
-        if let Some(edit) = scenes::edit(&mut r, Split::Test, &scene) {
-            return (scene, edit);
+        loop {
+            let (a, b) = (scenes::question(&mut r, &scene), scenes::question(&mut r, &scene));
+            if a.kind != b.kind {
+                return (scene, a, b);
+            }
         }
     }
-}
 
-fn prompt(category: Category, i: usize) -> Prompt {
-    scenes::prompt(&mut rng(3 + category as u64, i), Split::Test, category).0
+    /// The second question after the first and its answer.
+    pub fn asked_later(&self, (scene, before, q): (Scene, Question, Question)) -> Vec<Message> {
+        vec![
+            Message::user_with_image(scenes::render(&scene, self.side), before.text),
+            Message::assistant(before.answer),
+            Message::user(q.text),
+        ]
+    }
+
+    /// A scene and an instruction that changes it.
+    pub fn change(&self, i: usize) -> (Scene, Edit) {
+        let mut r = self.rng(20, i);
+        loop {
+            let scene = Scene::random(&mut r, Split::Test, 1, 3);
+            if let Some(edit) = scenes::edit(&mut r, Split::Test, &scene) {
+                return (scene, edit);
+            }
+        }
+    }
+
+    /// The instruction after its picture, which was drawn on request (even items) or is shown.
+    pub fn asked_to_change(&self, i: usize, scene: &Scene, edit: &Edit) -> Vec<Message> {
+        let image = Content::Image(scenes::render(scene, self.side));
+        if i % 2 == 1 {
+            return vec![Message { role: Role::User, content: vec![image, Content::Text(edit.text.clone())] }];
+        }
+        vec![
+            Message::user(format!("draw {}", scenes::caption(scene))),
+            Message { role: Role::Assistant, content: vec![image] },
+            Message::user(edit.text.clone()),
+        ]
+    }
+
+    /// A prompt of a category.
+    pub fn prompt(&self, category: Category, i: usize) -> Prompt {
+        scenes::prompt(&mut self.rng(3 + category as u64, i), Split::Test, category).0
+    }
 }
 
 fn interleaved(i: usize) -> Prompt {
-    prompt(if i.is_multiple_of(2) { Category::Colour } else { Category::Binding }, 10_000 + i)
+    let category = if i.is_multiple_of(2) { Category::Colour } else { Category::Binding };
+    SUITE.prompt(category, 10_000 + i)
 }
 
 /// Prompts to draw, each with its category: what outsiders draw for `eval scenes DIR`.
 pub fn prompts(n: usize) -> Vec<(Category, usize, Prompt)> {
     let each = n.div_ceil(Category::ALL.len());
-    let all = Category::ALL.into_iter().flat_map(|c| (0..each).map(move |i| (c, i, prompt(c, i))));
+    let all = Category::ALL.into_iter().flat_map(|c| (0..each).map(move |i| (c, i, SUITE.prompt(c, i))));
     all.take(n).collect()
 }
 
@@ -82,18 +133,18 @@ fn load(_: &Files, _: &mut Notes) -> Result<Vec<Item>> {
         items.push(Item::new(id.clone(), id, facts));
     };
     for i in 0..QUESTIONS {
-        let (_, q) = question(i);
+        let (_, q) = SUITE.question(i);
         push(format!("question-{i}"), "question", i, q.kind, q.text, q.answer);
     }
     for i in 0..EDITS {
-        let (_, _, q) = follow_up(i);
+        let (_, _, q) = SUITE.follow_up(i);
         push(format!("follow_up-{i}"), "follow_up", i, q.kind, q.text, q.answer);
-        let (_, e) = change(i);
+        let (_, e) = SUITE.change(i);
         push(format!("edit-{i}"), "edit", i, e.kind, e.text, scenes::caption(&e.scene));
     }
     for c in Category::ALL {
         for i in 0..DRAWINGS {
-            let p = prompt(c, i);
+            let p = SUITE.prompt(c, i);
             push(format!("draw-{}-{i}", c.name()), "draw", i, c.name(), p.text.clone(), p.text);
         }
     }
@@ -116,43 +167,17 @@ fn category(name: &str) -> Result<Category> {
     found.ok_or_else(|| Error::invalid(format!("no category `{name}`")))
 }
 
-/// A picture of the turn before: drawn on request (even items) or shown.
-fn earlier(i: usize, scene: &Scene) -> Vec<Message> {
-    let image = scenes::render(scene, SIDE);
-    if i % 2 == 1 {
-        return vec![Message { role: Role::User, content: vec![Content::Image(image)] }];
-    }
-    let asked = Message::user(format!("draw {}", scenes::caption(scene)));
-    vec![asked, Message { role: Role::Assistant, content: vec![Content::Image(image)] }]
-}
-
 fn ask(item: &Item) -> Result<Ask> {
     let i = item.facts["index"].as_u64().unwrap_or(0) as usize;
     Ok(match item.text("kind") {
-        "question" => {
-            let (scene, q) = question(i);
-            Ask::Talk { messages: vec![Message::user_with_image(scenes::render(&scene, SIDE), q.text)], max_tokens: 16 }
-        }
-        "follow_up" => {
-            let (scene, before, q) = follow_up(i);
-            let messages = vec![
-                Message::user_with_image(scenes::render(&scene, SIDE), before.text),
-                Message::assistant(before.answer),
-                Message::user(q.text),
-            ];
-            Ask::Talk { messages, max_tokens: 16 }
-        }
+        "question" => Ask::Talk { messages: SUITE.asked(SUITE.question(i)), max_tokens: 16 },
+        "follow_up" => Ask::Talk { messages: SUITE.asked_later(SUITE.follow_up(i)), max_tokens: 16 },
         "edit" => {
-            let (scene, edit) = change(i);
-            let mut messages = earlier(i, &scene);
-            match messages.last_mut().filter(|m| m.role == Role::User) {
-                Some(m) => m.content.push(Content::Text(edit.text)),
-                None => messages.push(Message::user(edit.text)),
-            }
-            Ask::Draw { messages, key: i as u64 }
+            let (scene, edit) = SUITE.change(i);
+            Ask::Draw { messages: SUITE.asked_to_change(i, &scene, &edit), key: i as u64 }
         }
         "draw" => {
-            let p = prompt(category(item.text("of"))?, i);
+            let p = SUITE.prompt(category(item.text("of"))?, i);
             Ask::Draw { messages: vec![Message::user(format!("draw {}", p.text))], key: i as u64 }
         }
         _ => Ask::Interleave { words: item.text("question").to_owned() },
@@ -184,13 +209,13 @@ fn score(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Re
                 }
             }
             "edit" => {
-                let (_, edit) = change(i);
+                let (_, edit) = SUITE.change(i);
                 let shown = picture(answer, files)?.is_some_and(|p| checker.shows(&p, &edit.scene));
                 put("edit@exact".into(), f64::from(shown));
                 put(format!("edit/{kind}@exact"), f64::from(shown));
             }
             "draw" => {
-                let p = prompt(category(&kind)?, i);
+                let p = SUITE.prompt(category(&kind)?, i);
                 let v = picture(answer, files)?.map(|image| checker.check(&image, &p));
                 put(format!("draw/{kind}@strict"), f64::from(v.is_some_and(|v| v.strict)));
                 put(format!("draw/{kind}@soft"), v.map_or(0.0, |v| v.soft));
