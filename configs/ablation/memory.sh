@@ -10,7 +10,7 @@ cargo build --release --quiet --workspace --bins
 peak() {
   local out="$runs/$1-$2" batch=$2
   shift 2
-  local set=(--set steps=3 --set "batch_size=$batch" --set tokenizer=unified/assets/nano/qlip/tokenizer.json)
+  local set=(--set run.steps=3 --set "run.batch_size=$batch" --set tokenizer=unified/assets/nano/qlip/tokenizer.json)
   for pair in "$@"; do set+=(--set "$pair"); done
   if ! target/release/unified train configs/nano/qlip-stage1.toml --out "$out" "${set[@]}" 2>"$runs/log"; then
     echo "failed: $(tail -n1 "$runs/log")"
@@ -23,8 +23,8 @@ echo '| pictures an update | plain, MiB | `recompute` | `micro_batch = 32` | bot
 echo '|---|---|---|---|---|'
 for batch in 64 256 1024; do
   plain=$(peak plain $batch)
-  recompute=$(peak recompute $batch recompute=true)
-  parts=$(peak parts $batch micro_batch=32)
-  both=$(peak both $batch recompute=true micro_batch=32)
+  recompute=$(peak recompute $batch run.recompute=true)
+  parts=$(peak parts $batch run.micro_batch=32)
+  both=$(peak both $batch run.recompute=true run.micro_batch=32)
   echo "| $batch | $plain | $recompute | $parts | $both |"
 done

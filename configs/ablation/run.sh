@@ -16,7 +16,7 @@ learn() { train "$1" "${@:3}"; }
 speed() {
   local name=$1 out="$runs/speed/$1" config=$3
   shift 3
-  local set=(--set steps=16)
+  local set=(--set run.steps=16)
   for pair in "$@"; do set+=(--set "$pair"); done
   case "$*" in
     *proximal*) set+=(--set loss.proximal_steps=1 --set loss.proximal_ramp=0) ;;
@@ -51,7 +51,7 @@ adversary='adversary={ net = { kind = "patch", width = 32, layers = 3 }, game = 
 trunk="lpips={ net = \"alex\", trunk = \"$runs/trunk.safetensors\" }"
 jobs=(
   "base 'stage 1: pixels and alignment' $one"
-  "base2 'the same, other seeds' $one seed=2"
+  "base2 'the same, other seeds' $one run.seed=2"
   "pixels 'pixels alone' $one loss.alignment=0.0"
   "align 'alignment alone' $one loss.reconstruction=0.0"
   "stage2 'stage 1, then stage 2' $two start=$runs/base"

@@ -11,7 +11,7 @@ mkdir -p "$out"
 stage() { # name, config, settings
   local name=$1 config=$2; shift 2
   if [ ! -e "$out/$name/done" ]; then
-    "$u" train "$config" --out "$out/$name" --resume "$@" ${STEPS:+--set steps=$STEPS --set optim.warmup=1}
+    "$u" train "$config" --out "$out/$name" --resume "$@" ${STEPS:+--set run.steps=$STEPS --set optim.warmup=1}
     touch "$out/$name/done"
   fi
 }
@@ -19,11 +19,11 @@ if [ ! -e "$out/tokenizer/tokenizer.json" ]; then
   "$u" train configs/nano/tokenizer.toml --out "$out/tokenizer"
 fi
 words="tokenizer=$out/tokenizer/tokenizer.json"
-stage qlip1 configs/nano/qlip-stage1.toml --set "photos=$photos" --set "$words"
-stage unified configs/nano/unified.toml --set "photos=$photos" --set "$words" --set "qlip=$out/qlip1"
-stage unified-more configs/nano/unified-more.toml --set "photos=$photos" --set "$words" --set "qlip=$out/qlip1" \
+stage qlip1 configs/nano/qlip-stage1.toml --set "data.pictures.path=$photos" --set "$words"
+stage unified configs/nano/unified.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip1"
+stage unified-more configs/nano/unified-more.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip1" \
   --set "start=$out/unified"
-stage qlip2 configs/nano/qlip-stage2.toml --set "photos=$photos" --set "start=$out/qlip1"
+stage qlip2 configs/nano/qlip-stage2.toml --set "data.pictures.path=$photos" --set "start=$out/qlip1"
 cp "$out/qlip2/model.safetensors" "$out/unified-more/qlip/model.safetensors"
 rm -rf "$out/model"
 "$u" export "$out/unified-more" "$out/model"

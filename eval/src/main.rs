@@ -29,6 +29,7 @@ enum Command {
     Probe(cli::run::Probe),
     Compare(cli::run::Compare),
     Gate(cli::run::Gate),
+    Import(cli::import::Import),
 }
 
 fn main() -> std::process::ExitCode {
@@ -46,6 +47,7 @@ fn main() -> std::process::ExitCode {
         Command::Probe(p) => p.run(),
         Command::Compare(c) => c.run(),
         Command::Gate(g) => g.run(),
+        Command::Import(i) => i.run(),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

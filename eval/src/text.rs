@@ -1,7 +1,7 @@
 //! Loss of text: how well a model predicts documents, in nats a token and bits a byte.
 
 use crate::{Error, Result};
-use lm::loss::split_loss;
+use lm::loss::{Totals, split_loss};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use unified::runner::Unified;
@@ -60,7 +60,9 @@ pub fn text_loss(model: &Unified, texts: &[String], length: usize) -> Result<Tex
         let batch = pack(chunk, length.max(2), 0, true)?;
         let lm = model.language_model();
         let hidden = lm.hidden(&lm.embed(&batch.ids, batch.rows)?, &batch.positions, &batch.mask)?;
-        if let Some(mean) = split_loss(lm, &model.config.vocabulary, &hidden, &batch.targets, false)?.text {
+        let mut totals = Totals::default();
+        totals.add(&batch.targets);
+        if let Some(mean) = split_loss(lm, &model.config.vocabulary, &hidden, &batch.targets, &totals, false)?.text {
             let n = batch.targets.text.len();
             nats += f64::from(mean.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?) * n as f64;
             tokens += n;

@@ -24,12 +24,21 @@ fn photographs(dir: &Path) {
 }
 
 fn train(config: &str, out: &Path, photos: &Path, sets: &[&str]) {
-    let photos = format!("photos={}", photos.display());
-    let mut all = vec![photos, "steps=6".into(), "batch_size=4".into(), "precision=f32".into()];
+    let photos = format!("data.pictures.path={}", photos.display());
+    let mut all = vec![photos, "run.steps=6".into(), "run.batch_size=4".into(), "run.precision=f32".into()];
     all.extend(sets.iter().map(|s| (*s).to_owned()));
     let training = Training::from_file(&root().join("configs").join(config), &all).unwrap();
     let device = candle_core::Device::Cpu;
-    training.run(&mut Run { out, resume: false, device, progress: &mut |_| true, say: &mut |_| {} }).unwrap();
+    training
+        .run(&mut Run {
+            out,
+            resume: false,
+            device,
+            world: &nn::parallel::World::Alone,
+            progress: &mut |_| true,
+            say: &mut |_| {},
+        })
+        .unwrap();
 }
 
 fn eval(args: &[&str]) -> (bool, String) {
@@ -81,7 +90,7 @@ fn drawings_are_measured_by_a_classifier() {
     train("llamagen/compare/classifier.toml", &at("classifier"), &at("photos"), &["image_size=16", "widths=[8,16]"]);
     let small = ["image_size=16", "model.encoder_ch_mult=[1,1,1]", "model.decoder_ch_mult=[1,1,1]"];
     train("llamagen/compare/vq.toml", &at("vq"), &at("photos"), &small);
-    let tokenizer = format!("tokenizer={}", at("vq").display());
+    let tokenizer = format!("image_tokenizer={}", at("vq").display());
     let decoder = [tokenizer.as_str(), "grid=4", "model.n_layer=1", "model.dim=32", "model.n_head=2"];
     train("llamagen/compare/llamagen-vq.toml", &at("model"), &at("photos"), &decoder);
     let (model, classifier, photos) = (at("model"), at("classifier"), at("photos"));

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Shape of the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BitwiseConfig {
     /// Bits of a token, 1 to 32.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 /// config.json of a Llama checkpoint, with the published field names; what it leaves out has the value that transformers
 /// gives it (LLaVA's text_config names little else than the vocabulary).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct LlamaConfig {
@@ -71,6 +72,7 @@ pub struct LlamaConfig {
 
 /// One id or several.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum TokenIds {
     /// One.
@@ -81,6 +83,7 @@ pub enum TokenIds {
 
 /// How positions beyond the trained ones are reached: all slowed down by a factor (linear), or long wavelengths (llama3).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct RopeScaling {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a picture is drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ModelType {
     /// A class.
@@ -23,6 +24,7 @@ pub enum ModelType {
 
 /// The published model arguments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct LlamaGenConfig {

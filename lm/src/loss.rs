@@ -5,6 +5,7 @@ use crate::vocab::{MergedVocab, Partition};
 use candle_core::Tensor;
 use nn::Result;
 use nn::ops;
+use nn::parallel::World;
 
 /// Targets of a batch: for each row of hidden states at most one.
 #[derive(Debug, Default, Clone)]
@@ -15,7 +16,37 @@ pub struct Targets {
     pub visual: Vec<(u32, u32, usize)>,
 }
 
-/// Mean losses in nats a token; a modality without targets is `None`.
+/// Numbers of targets that means are over: those of a batch whose parts are computed one by one, or by several processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Totals {
+    /// Text.
+    pub text: f64,
+    /// Visual.
+    pub visual: f64,
+}
+
+impl Totals {
+    /// Counts a part's targets too.
+    pub fn add(&mut self, targets: &Targets) {
+        self.text += targets.text.len() as f64;
+        self.visual += targets.visual.len() as f64;
+    }
+
+    /// The sum over all processes.
+    pub fn over(self, world: &World) -> Self {
+        let mut all = [self.text, self.visual];
+        world.sum_numbers(&mut all);
+        Self { text: all[0], visual: all[1] }
+    }
+
+    /// Whether there is nothing to learn.
+    pub fn is_empty(&self) -> bool {
+        self.text + self.visual == 0.0
+    }
+}
+
+/// Losses in nats a token, each the sum over a part's targets divided by the whole batch's number of them; a modality without targets is
+/// `None`.
 pub struct SplitLoss {
     /// Text.
     pub text: Option<Tensor>,
@@ -32,6 +63,7 @@ pub fn split_loss(
     vocab: &MergedVocab,
     hidden: &Tensor,
     targets: &Targets,
+    totals: &Totals,
     with_z: bool,
 ) -> Result<SplitLoss> {
     let flat = hidden.flatten_to(1)?;
@@ -61,11 +93,11 @@ pub fn split_loss(
         let (rows, ids) = targets.visual.iter().filter(|t| t.2 == sub).map(|t| (t.0, t.1)).unzip();
         part(Partition::Visual(sub), rows, ids, &mut visual)?;
     }
-    let mean = |sum: Option<Tensor>, n: usize| sum.map(|s| s / n as f64).transpose();
+    let mean = |sum: Option<Tensor>, n: f64| sum.map(|s| s / n).transpose();
     Ok(SplitLoss {
-        text: mean(text, targets.text.len())?,
-        visual: mean(visual, targets.visual.len())?,
-        z: mean(z, targets.text.len() + targets.visual.len())?,
+        text: mean(text, totals.text)?,
+        visual: mean(visual, totals.visual)?,
+        z: mean(z, totals.text + totals.visual)?,
     })
 }
 

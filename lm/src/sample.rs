@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct SampleSettings {
     /// Divides the logits; 0 takes the best token.

@@ -5,7 +5,7 @@ use crate::weight::Packed;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Writes a file under a temporary name beside it and renames it when it is complete and on the disk.
@@ -188,12 +188,32 @@ pub fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
     read(path, &bytes)
 }
 
-/// The metadata of a safetensors file's header.
+/// The metadata of a safetensors file's header, which alone is read.
 pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let (_, meta) = safetensors::SafeTensors::read_metadata(&bytes)
+    #[derive(serde::Deserialize)]
+    struct Header {
+        #[serde(rename = "__metadata__", default)]
+        metadata: HashMap<String, String>,
+    }
+    let header: Header = serde_json::from_slice(&header(path)?[8..])
         .map_err(|e| Error::bad_file(path, format!("not a safetensors file ({e})")))?;
-    Ok(meta.metadata().clone().unwrap_or_default())
+    Ok(header.metadata)
+}
+
+/// The first bytes of a safetensors file: the header's length, and the header.
+pub fn header(path: &Path) -> Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let size = file.metadata().map_err(Error::io(path))?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length)
+        .map_err(|_| Error::bad_file(path, "not a safetensors file (shorter than a header)"))?;
+    let header = u64::from_le_bytes(length);
+    if header > size.saturating_sub(8) {
+        return Err(Error::bad_file(path, "not a safetensors file (its header is longer than the file)"));
+    }
+    let mut bytes = length.to_vec();
+    file.take(header).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    Ok(bytes)
 }
 
 /// All tensors of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Shares that are left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DropoutConfig {
     /// Of the values of token embeddings.

@@ -30,6 +30,7 @@ pub struct Params {
 
 /// Low-rank adapters of linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Lora {
     /// Rank of the change.

@@ -27,8 +27,8 @@ impl EventFile {
     }
 
     /// Scalars of a step.
-    pub fn scalars(&mut self, step: usize, values: &[(&str, f64)]) -> Result<()> {
-        let value = |(tag, v): &(&str, f64)| bytes(1, &[bytes(1, tag.as_bytes()), float(2, *v as f32)].concat());
+    pub fn scalars(&mut self, step: usize, values: &[(String, f64)]) -> Result<()> {
+        let value = |(tag, v): &(String, f64)| bytes(1, &[bytes(1, tag.as_bytes()), float(2, *v as f32)].concat());
         let summary: Vec<u8> = values.iter().flat_map(value).collect();
         self.record(&[double(1, now()), varint_field(2, step as u64), bytes(5, &summary)].concat())
     }
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(CRC.checksum(b"123456789"), 0xe306_9283);
         let dir = tempfile::tempdir().unwrap();
         let mut f = EventFile::create(dir.path()).unwrap();
-        f.scalars(300, &[("loss", 0.5)]).unwrap();
+        f.scalars(300, &[("loss".into(), 0.5)]).unwrap();
         let all = std::fs::read(&f.path).unwrap();
         // every frame reads back
         let mut at = 0;

@@ -9,6 +9,7 @@ use std::path::Path;
 
 /// Root of config.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct QlipConfig {
     /// "clip", as published.
@@ -65,6 +66,7 @@ fn mlp() -> String {
 
 /// The text tower.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct TextConfig {
@@ -105,6 +107,7 @@ pub struct TextConfig {
 
 /// The vision tower or the pixel decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct TowerConfig {
@@ -157,6 +160,7 @@ pub struct TowerConfig {
 
 /// Arguments of the quantizer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct QuantizerConfig {
@@ -191,6 +195,7 @@ impl Default for QuantizerConfig {
 
 /// How the soft entropies are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum EntropyMode {
     /// Over the 2^c corners of each group.

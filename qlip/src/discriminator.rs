@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Which, and how large.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum DiscriminatorConfig {
     /// A grid of judgements, each about a patch.

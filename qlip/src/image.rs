@@ -17,6 +17,8 @@ pub struct Image {
     width: usize,
     height: usize,
     rgb: Vec<u8>,
+    /// A byte a pixel, where the file had one that is not everywhere opaque.
+    alpha: Option<Vec<u8>>,
 }
 
 /// Formats that are read.
@@ -26,8 +28,21 @@ impl Image {
     /// From `width * height * 3` bytes; a picture has at least one pixel.
     pub fn from_rgb(width: usize, height: usize, rgb: Vec<u8>) -> Self {
         assert!(width > 0 && height > 0 && rgb.len() == width * height * 3, "{width}x{height} RGB");
-        Self { width, height, rgb }
+        Self { width, height, rgb, alpha: None }
     }
+
+    /// The picture over white, where its file said how much of it shows: value x alpha + 255 (1 - alpha), in float, truncated, as
+    /// Chameleon's authors do it.
+    pub fn on_white(&self) -> Self {
+        let Some(alpha) = &self.alpha else { return self.clone() };
+        let over = |(pixel, &a): (&[u8], &u8)| {
+            let a = f64::from(a) / 255.0;
+            [0, 1, 2].map(|c| (f64::from(pixel[c]) * a + 255.0 * (1.0 - a)) as u8)
+        };
+        let rgb = self.rgb.chunks_exact(3).zip(alpha).flat_map(over).collect();
+        Self::from_rgb(self.width, self.height, rgb)
+    }
+
     /// Pixels across.
     pub fn width(&self) -> usize {
         self.width
@@ -133,8 +148,10 @@ impl Image {
         let orientation = decoder.orientation().map_err(bad)?;
         let mut img = DynamicImage::from_decoder(decoder).map_err(bad)?;
         img.apply_orientation(orientation);
+        let alpha = img.color().has_alpha().then(|| img.to_rgba8().pixels().map(|p| p.0[3]).collect::<Vec<u8>>());
         let rgb = img.into_rgb8();
-        Ok(Self::from_rgb(rgb.width() as usize, rgb.height() as usize, rgb.into_raw()))
+        let found = Self::from_rgb(rgb.width() as usize, rgb.height() as usize, rgb.into_raw());
+        Ok(Self { alpha: alpha.filter(|a| a.iter().any(|&a| a != 255)), ..found })
     }
 
     /// The picture as PNG bytes.
@@ -178,7 +195,7 @@ impl Image {
                 rgb[at..at + row.len()].copy_from_slice(row);
             }
         }
-        Self { width, height, rgb }
+        Self::from_rgb(width, height, rgb)
     }
 
     /// Writes a PNG file, whole or not at all.
@@ -190,7 +207,7 @@ impl Image {
     pub fn grey_below(&self, row: usize) -> Self {
         let mut rgb = self.rgb.clone();
         rgb[(row.min(self.height) * self.width * 3)..].fill(128);
-        Self { rgb, ..*self }
+        Self::from_rgb(self.width, self.height, rgb)
     }
 
     /// The same picture mirrored left to right.
@@ -199,7 +216,7 @@ impl Image {
         for row in self.rgb.chunks_exact(self.width * 3) {
             rgb.extend(row.chunks_exact(3).rev().flatten());
         }
-        Self { rgb, ..*self }
+        Self::from_rgb(self.width, self.height, rgb)
     }
 }
 
@@ -214,6 +231,17 @@ pub fn png_text(bytes: &[u8], keyword: &str) -> Option<String> {
 pub struct Pixels(pub Tensor);
 
 impl Pixels {
+    /// Pixels in -1..1 as pictures, cut to that range and truncated as the authors of Janus, Chameleon and Emu3 do it.
+    pub fn to_images(&self) -> Result<Vec<Image>> {
+        let (_, _, h, w) = self.0.dims4()?;
+        let plane = h * w;
+        let picture = |b: &[u8]| {
+            let rgb = (0..plane).flat_map(|i| [b[i], b[plane + i], b[2 * plane + i]]).collect();
+            Image::from_rgb(w, h, rgb)
+        };
+        Ok(self.to_bytes()?.chunks_exact((3 * plane).max(1)).map(picture).collect())
+    }
+
     /// Values in -1..1 as bytes, in the tensor's order, as the authors of Janus, Emu3 and LlamaGen make them:
     /// (x + 1) / 2 x 255, clipped, truncated.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {

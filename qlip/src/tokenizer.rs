@@ -12,7 +12,7 @@ pub fn parse(origin: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
         model.check().map_err(|why| bad(&why))?;
     }
     // a fence for what the library does not expect and the check above does not know
-    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+    nn::guard::guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
         .map_err(|_| bad("its parts do not fit together"))?
         .map_err(|e| bad(&e.to_string()))
 }

@@ -6,8 +6,8 @@ use nn::ops::{IGNORE, cross_entropy};
 use qlip::{Image, Pixels};
 use std::collections::HashMap;
 use tests::{close, close_values, fixture, golden, integers, values};
-use unified::chameleon::{Chameleon, ChameleonConfig};
-use unified::emu3::resized;
+use unified::chameleon::{Chameleon, ChameleonConfig, preprocess};
+use unified::emu3::{fitted, resized};
 use unified::janus::{Janus, JanusConfig, JanusPreprocess, prompt, published_name};
 
 fn ids(t: &Tensor) -> Vec<u32> {
@@ -153,6 +153,28 @@ fn janus_preprocessing() {
         let Some(want) = want.get("pixels_48") else { continue };
         let got = pixels.reshape(want.dims()).unwrap();
         close("pixels", &got, want, 0.02);
+    }
+}
+
+#[test]
+fn chameleon_preprocessing() {
+    for i in [0, 1, 4, 5] {
+        let want = golden(&format!("chameleon/preprocess/{i}.safetensors"));
+        levels(preprocess::square(&picture(i), 48).rgb(), &want["bytes_48"]);
+        if let Some(white) = want.get("rgb_on_white") {
+            levels(picture(i).on_white().rgb(), white);
+        }
+        let pixels = preprocess::pixels(&[picture(i)], 48, &Device::Cpu).unwrap().0;
+        let Some(want) = want.get("pixels_48") else { continue };
+        close("pixels", &pixels.reshape(want.dims()).unwrap(), want, 0.02);
+    }
+}
+
+#[test]
+fn emu3_preprocessing() {
+    for i in [0, 1, 2, 5] {
+        let want = golden(&format!("emu3/preprocess/{i}.safetensors"));
+        levels(fitted(&picture(i), 8, (2304, 6400)).rgb(), &want["bytes"]);
     }
 }
 

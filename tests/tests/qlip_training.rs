@@ -134,7 +134,7 @@ fn the_objective_has_the_golden_gradients() {
     let w = LossConfig { alignment: 1.0, quantizer: 1.0, commitment: 0.25, ..LossConfig::default() };
     for micro_batch in [None, Some(1), Some(2)] {
         let o = objective(&params, model.clone(), &w, Parts { micro_batch, ..Parts::default() });
-        let out = o.step(0, &batch, &params.vars(), &mut BTreeMap::new()).unwrap();
+        let out = o.step(0, &batch, &params.vars(), &mut BTreeMap::new(), &nn::parallel::World::Alone).unwrap();
         let total = values(&golden("qlip/eva/io.safetensors")["total_loss"])[0];
         assert!((out.loss - total).abs() < 1e-4 * total, "{} against {total}", out.loss);
         let want = golden("qlip/eva/grads.safetensors");
@@ -178,7 +178,7 @@ fn a_batch_in_parts_has_exactly_the_gradient_of_the_whole() {
             let parts = Parts { micro_batch, teacher: Some(teacher(&plain)), ..Parts::default() };
             let o = objective(&params, model, &w, parts);
             let mut numbers = BTreeMap::from([("balance.align".to_owned(), 2.0), ("balance.pixels".to_owned(), 0.5)]);
-            let out = o.step(3, &batch, &params.vars(), &mut numbers).unwrap();
+            let out = o.step(3, &batch, &params.vars(), &mut numbers, &nn::parallel::World::Alone).unwrap();
             assert!(numbers["balance.align"] != 2.0, "the averages move");
             let mut grads: BTreeMap<String, Vec<f64>> =
                 params.vars().iter().map(|(n, v)| (n.clone(), values(out.grads.get(v.as_tensor()).unwrap()))).collect();
@@ -204,7 +204,7 @@ fn the_two_players_do_not_pull_each_other() {
         let w = LossConfig { reconstruction: 0.0, adversarial, alignment: 1.0, ..LossConfig::default() };
         let parts = Parts { adversary: Some(config(start)), ..Parts::default() };
         let o = objective(&params, model.clone(), &w, parts);
-        let out = o.step(0, &batch, &params.vars(), &mut BTreeMap::new()).unwrap();
+        let out = o.step(0, &batch, &params.vars(), &mut BTreeMap::new(), &nn::parallel::World::Alone).unwrap();
         let of = |name: &str| values(out.grads.get(params.vars()[name].as_tensor()).unwrap());
         (of("vision_decoder.conv_out.weight"), of("training.discriminator.main.0.weight"))
     };

@@ -27,6 +27,7 @@ pub struct UnifiedConfig {
 
 /// Sampling settings for each modality.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Generation {
     /// Text tokens.

@@ -7,43 +7,32 @@
 //! | `{"images": [..], "texts": [..]}` | OBELICS: two lists of equal length, one of both is null at each place |
 //! | `{"text_list": [..], "image_info": [{"image_name", "matched_text_index"}]}` | MMC4: each picture before its text |
 
+use crate::data::{DataConfig, HeldOut};
 use crate::mixture::{Piece, Sample};
 use crate::{Error, Result};
 use nn::rng::{self, Rng};
+use qlip::data::{Broken, Skipped};
 use qlip::{Codes, Image};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 
-/// A file of documents in a training config.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DocumentsConfig {
-    /// JSON objects, one a line.
-    pub path: PathBuf,
-    /// Folder of the pictures they name; of a web address the last part counts.
-    #[serde(default)]
-    pub images: PathBuf,
-    /// Codes that `unified tokenize` wrote for these pictures; without it pictures are read and encoded at every step.
-    #[serde(default)]
-    pub codes: Option<PathBuf>,
-    /// Share of the samples at step 0, next to the other shares of the mixture.
-    pub start: f64,
-    /// Share after the calm-down.
-    pub end: f64,
-}
-
 /// An open file of documents: where each line begins is known, lines are read when they are wanted.
 pub struct Documents {
-    config: DocumentsConfig,
+    path: PathBuf,
+    images: PathBuf,
+    /// Whether pictures are looked up by their codes.
+    coded: bool,
     file: Mutex<File>,
     /// Where each document begins, its length, and its number in the file.
     lines: Vec<(u64, usize, usize)>,
     codes: HashMap<String, Vec<u64>>,
-    skipped: Vec<String>,
+    skipped: Vec<Skipped>,
+    broken: Broken,
+    held_out: HeldOut,
 }
 
 #[derive(Deserialize)]
@@ -82,8 +71,9 @@ enum Part {
 
 impl Documents {
     /// Finds the lines; `bits` and `grid` are the image tokenizer's.
-    pub fn open(config: &DocumentsConfig, bits: usize, grid: usize) -> Result<Self> {
-        let path = &config.path;
+    pub fn open(config: &DataConfig, bits: usize, grid: usize) -> Result<Self> {
+        let path = &config.place()?;
+        let images = config.images.clone().unwrap_or_default();
         let mut reader = BufReader::new(File::open(path).map_err(Error::io(path))?);
         let (mut lines, mut at, mut line) = (Vec::new(), 0u64, Vec::new());
         let (mut skipped, mut all) = (Vec::new(), 0);
@@ -96,8 +86,10 @@ impl Documents {
             if !line.trim_ascii().is_empty() {
                 all += 1;
                 // pictures that are encoded already are looked up by their codes, not by their files
-                match config.codes.is_none().then(|| missing(&line, &config.images)).flatten() {
-                    Some(name) => skipped.push(format!("document {all}: no picture {name}")),
+                match config.codes.is_none().then(|| missing(&line, &images)).flatten() {
+                    Some(name) => {
+                        skipped.push(Skipped { name: format!("document {all}"), why: format!("no picture {name}") })
+                    }
                     None => lines.push((at, n, all)),
                 }
             }
@@ -105,7 +97,7 @@ impl Documents {
         }
         if lines.is_empty() {
             let why = match skipped.first() {
-                Some(first) => format!("no document has its pictures; the first: {first}"),
+                Some(first) => format!("no document has its pictures; the first: {}: {}", first.name, first.why),
                 None => "no documents".into(),
             };
             return Err(Error::bad_file(path, why));
@@ -121,20 +113,35 @@ impl Documents {
                 codes.insert(name, all.image(i).to_vec());
             }
         }
-        Ok(Self { config: config.clone(), file: Mutex::new(reader.into_inner()), lines, codes, skipped })
+        Ok(Self {
+            path: path.clone(),
+            images,
+            coded: config.codes.is_some(),
+            file: Mutex::new(reader.into_inner()),
+            lines,
+            codes,
+            skipped,
+            broken: Broken::allowing(config.broken()),
+            held_out: HeldOut::default(),
+        })
+    }
+
+    /// The same with a share of the documents kept from training.
+    pub fn hold_out(self, share: f64) -> Result<Self> {
+        Ok(Self { held_out: HeldOut::of(share, self.len())?, ..self })
     }
 
     /// A line that says how many there are, and what was passed over.
     pub fn summary(&self) -> String {
         let mut line = format!("{} documents", self.len());
         if let Some(first) = self.skipped.first() {
-            line.push_str(&format!("; {} passed over, the first: {first}", self.skipped.len()));
+            line.push_str(&format!("; {} passed over, the first: {}: {}", self.skipped.len(), first.name, first.why));
         }
         line
     }
 
-    /// What was passed over, a line each.
-    pub fn skipped(&self) -> &[String] {
+    /// What was passed over.
+    pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
 
@@ -148,9 +155,25 @@ impl Documents {
         self.lines.is_empty()
     }
 
+    /// What could not be read so far.
+    pub fn broken(&self) -> Vec<String> {
+        self.broken.list()
+    }
+
+    /// The pieces of a document at random. One that cannot be read is noted and another is drawn.
+    pub fn draw(&self, end: &str, r: &mut Rng, held_out: bool) -> Result<Sample> {
+        loop {
+            let n = self.held_out.draw(r, self.len(), held_out);
+            match self.sample(n, end, r) {
+                Ok(sample) => return Ok(sample),
+                Err(e) => self.broken.note(n, self.len(), &e)?,
+            }
+        }
+    }
+
     /// The pieces of one document, all of them learned; `end` closes it.
     pub fn sample(&self, n: usize, end: &str, r: &mut Rng) -> Result<Sample> {
-        let path = &self.config.path;
+        let path = &self.path;
         let (at, length, number) = self.lines[n];
         let bad = |why: String| Error::bad_file(path, format!("document {number}: {why}"));
         let mut bytes = vec![0; length];
@@ -177,7 +200,7 @@ impl Documents {
 
     fn picture(&self, name: &str) -> Result<Piece> {
         let file = file_of(name);
-        if self.config.codes.is_some() {
+        if self.coded {
             let stem = Path::new(file).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
             let codes =
                 self.codes.get(&stem).ok_or_else(|| Error::invalid(format!("no codes for picture `{stem}`")))?;
@@ -188,7 +211,7 @@ impl Documents {
         if !inside || file.is_empty() {
             return Err(Error::invalid(format!("picture `{name}` is outside the folder of pictures")));
         }
-        Ok(Piece::Image(Image::open(&self.config.images.join(file))?, true))
+        Ok(Piece::Image(Image::open(&self.images.join(file))?, true))
     }
 }
 
@@ -288,10 +311,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("docs.jsonl");
         std::fs::write(&path, "{\"text\": \"a\"}\n\n{\"image\": \"../secret.png\", \"text\": \"b\"}\n{").unwrap();
-        let config =
-            DocumentsConfig { path: path.clone(), images: dir.path().into(), codes: None, start: 1.0, end: 1.0 };
+        let config = DataConfig {
+            path: Some(path.clone()),
+            images: Some(dir.path().into()),
+            ..DataConfig::of(crate::data::DataKind::Documents)
+        };
         let docs = Documents::open(&config, 20, 8).unwrap();
-        assert_eq!((docs.len(), docs.skipped()), (2, &["document 2: no picture ../secret.png".to_owned()][..]));
+        let passed = Skipped { name: "document 2".into(), why: "no picture ../secret.png".into() };
+        assert_eq!((docs.len(), docs.skipped()), (2, &[passed][..]));
         let mut r = rng::keyed(0, &[]);
         assert_eq!(docs.sample(0, "<end>", &mut r).unwrap().pieces.len(), 2);
         let error = docs.sample(1, "<end>", &mut r).unwrap_err().to_string();
@@ -299,7 +326,7 @@ mod tests {
         // a picture that is there, and not in the folder
         std::fs::create_dir(dir.path().join("inside")).unwrap();
         std::fs::write(dir.path().join("secret.png"), b"x").unwrap();
-        let config = DocumentsConfig { images: dir.path().join("inside"), ..config };
+        let config = DataConfig { images: Some(dir.path().join("inside")), ..config };
         let docs = Documents::open(&config, 20, 8).unwrap();
         let error = docs.sample(1, "<end>", &mut r).unwrap_err().to_string();
         assert!(error.contains("document 2") && error.contains("outside the folder"), "{error}");

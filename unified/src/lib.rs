@@ -9,6 +9,7 @@ mod code_rows;
 pub mod config;
 pub mod conversation;
 pub mod corpus;
+pub mod data;
 pub mod documents;
 mod draw;
 pub mod emu3;

@@ -1,8 +1,10 @@
 //! A model in memory, whatever its architecture: one match for each thing that models do.
 
 use crate::artifact::{Architecture, Artifact, Placement};
+use crate::chameleon::ChameleonChat;
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request};
+use crate::emu3::Emu3Chat;
 use crate::eyes::Eyes;
 use crate::janus::JanusChat;
 use crate::likelihood::likelihoods;
@@ -23,6 +25,10 @@ pub enum Loaded {
     Llava(Box<LlavaChat>),
     /// Sees and talks; draws.
     Janus(Box<JanusChat>),
+    /// Sees, talks and draws, both in one answer.
+    Chameleon(Box<ChameleonChat>),
+    /// Sees and talks; draws.
+    Emu3(Box<Emu3Chat>),
     /// Talks.
     Llama(Box<LlamaChat>),
     /// Draws.
@@ -41,6 +47,8 @@ impl Loaded {
             Architecture::Unified => Self::Unified(Box::new(Unified::load(artifact, at)?)),
             Architecture::Llava => Self::Llava(Box::new(LlavaChat::load(artifact, at)?)),
             Architecture::Janus => Self::Janus(Box::new(JanusChat::load(artifact, at)?)),
+            Architecture::Chameleon => Self::Chameleon(Box::new(ChameleonChat::load(artifact, at)?)),
+            Architecture::Emu3 => Self::Emu3(Box::new(Emu3Chat::load(artifact, at)?)),
             Architecture::Llama => Self::Llama(Box::new(LlamaChat::load(artifact, at)?)),
             Architecture::LlamaGen => Self::LlamaGen(Box::new(Painter::load(artifact, None, at)?)),
             Architecture::Qlip => Self::Qlip(Box::new(Eyes::load(artifact, at, true)?)),
@@ -68,6 +76,8 @@ impl Loaded {
             Self::Unified(m) => m.request(seed),
             Self::Llava(m) => of(m.generation()),
             Self::Janus(m) => of(m.generation()),
+            Self::Chameleon(m) => of(m.generation()),
+            Self::Emu3(m) => of(m.generation()),
             Self::Llama(m) => of(m.generation()),
             Self::LlamaGen(_) | Self::Qlip(_) => of(Generation::default()),
         }
@@ -79,6 +89,8 @@ impl Loaded {
             Self::Unified(m) => m.answer(messages, request, on),
             Self::Llava(m) => m.answer(messages, request, on),
             Self::Janus(m) => m.answer(messages, request, on),
+            Self::Chameleon(m) => m.answer(messages, request, on),
+            Self::Emu3(m) => m.answer(messages, request, on),
             Self::Llama(m) => m.answer(messages, request, on),
             Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("answer a conversation"),
         }
@@ -90,6 +102,8 @@ impl Loaded {
             Self::Unified(m) => m.complete(text, request, on),
             Self::Llava(m) => m.complete(text, request, on),
             Self::Janus(m) => m.complete(text, request, on),
+            Self::Chameleon(m) => m.complete(text, request, on),
+            Self::Emu3(m) => m.complete(text, request, on),
             Self::Llama(m) => m.complete(text, request, on),
             Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("go on from a text"),
         }
@@ -104,6 +118,8 @@ impl Loaded {
             }
             Self::Llava(m) => m.answer_batch(questions, max_tokens),
             Self::Janus(m) => m.answer_batch(questions, max_tokens),
+            Self::Chameleon(m) => m.answer_batch(questions, max_tokens),
+            Self::Emu3(m) => m.answer_batch(questions, max_tokens),
             Self::Llama(m) => m.answer_batch(questions, max_tokens),
             Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("answer questions"),
         }
@@ -118,7 +134,9 @@ impl Loaded {
             }
             Self::Llama(m) => m.likelihoods(context, continuations),
             Self::Llava(m) => m.likelihoods(context, continuations),
-            Self::Janus(_) | Self::LlamaGen(_) | Self::Qlip(_) => Self::cannot("say how likely a text is"),
+            Self::Janus(_) | Self::Chameleon(_) | Self::Emu3(_) | Self::LlamaGen(_) | Self::Qlip(_) => {
+                Self::cannot("say how likely a text is")
+            }
         }
     }
 
@@ -128,6 +146,8 @@ impl Loaded {
             Self::Unified(m) => Some(&m.engine),
             Self::Llava(m) => Some(m.engine()),
             Self::Janus(m) => Some(m.engine()),
+            Self::Chameleon(m) => Some(m.engine()),
+            Self::Emu3(m) => Some(m.engine()),
             Self::Llama(m) => Some(m.engine()),
             Self::LlamaGen(_) | Self::Qlip(_) => None,
         }
@@ -144,6 +164,8 @@ impl Loaded {
         match self {
             Self::Unified(m) => (of(m.config.generation), m.config.generation.best_of),
             Self::Janus(m) => (of(m.generation()), 1),
+            Self::Chameleon(m) => (of(m.generation()), 1),
+            Self::Emu3(m) => (of(m.generation()), 1),
             Self::LlamaGen(m) => {
                 let guidance_scale = if m.draws_classes() { 4.0 } else { 7.5 };
                 (of(Generation { image: SampleSettings::default(), guidance_scale, ..Generation::default() }), 1)
@@ -157,8 +179,10 @@ impl Loaded {
         match self {
             Self::Unified(m) => m.eyes.side(),
             Self::Janus(m) => m.model.config.grid * m.model.config.vq.stride(),
+            Self::Chameleon(m) if m.draws() => m.model.config.resolution,
+            Self::Emu3(m) => m.grid() * m.model.config.vq.net.stride(),
             Self::LlamaGen(m) => m.side(),
-            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
+            Self::Chameleon(_) | Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
         }
     }
 
@@ -167,8 +191,10 @@ impl Loaded {
         match self {
             Self::Unified(m) => m.config.vocabulary.tokens_per_image(),
             Self::Janus(m) => m.model.codes_per_picture(),
+            Self::Chameleon(m) if m.draws() => m.model.codes_per_picture(),
+            Self::Emu3(m) => m.grid() * (m.grid() + 1) + 3,
             Self::LlamaGen(m) => m.model.config.block_size,
-            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
+            Self::Chameleon(_) | Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
         }
     }
 
@@ -177,8 +203,10 @@ impl Loaded {
         match self {
             Self::Unified(m) => m.config.vocabulary.grid,
             Self::Janus(m) => m.model.config.grid,
+            Self::Chameleon(m) if m.draws() => m.model.config.grid(),
+            Self::Emu3(m) => m.grid(),
             Self::LlamaGen(m) => m.model.config.grid(),
-            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
+            Self::Chameleon(_) | Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => 0,
         }
     }
 
@@ -187,6 +215,7 @@ impl Loaded {
     pub fn sketch(&self, codes: &[u64]) -> Option<Result<Image>> {
         match self {
             Self::Unified(m) => Some(m.sketch(codes)),
+            Self::Chameleon(m) if m.draws() => Some(m.sketch_codes(codes)),
             _ => None,
         }
     }
@@ -196,6 +225,8 @@ impl Loaded {
         match self {
             Self::Unified(m) => m.sketch(&m.config.vocabulary.cells(tokens)?),
             Self::Janus(m) => m.sketch(tokens),
+            Self::Chameleon(m) => m.sketch(tokens),
+            Self::Emu3(m) => m.sketch(tokens),
             Self::LlamaGen(m) => m.sketch(tokens),
             Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => Self::cannot("draw"),
         }
@@ -229,6 +260,8 @@ impl Loaded {
                 self.draw_after(&asked, seeds, (settings, best_of), on_row)
             }
             Self::Janus(m) => m.draw(&words()?, seeds, &image, on_row),
+            Self::Chameleon(m) => m.draw(&words()?, seeds, &image, on_row),
+            Self::Emu3(m) => m.draw(&words()?, seeds, &image, on_row),
             Self::LlamaGen(m) => m.draw(wanted, seeds, settings, on_row),
             Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => Self::cannot("draw"),
         }

@@ -1,125 +1,29 @@
-//! Samples of the unified training: small talk, pictures to text, text to pictures, and both in one conversation, mixed
-//! by shares that change over the first steps (the calm-down schedule of UM3 section 4.2).
+//! Samples of the unified training: small talk, pictures to text, text to pictures, and both in one conversation, from the sources of
+//! `[[data]]` by shares that change over the first steps (the calm-down schedule of UM3 section 4.2).
 
-use crate::Result;
 use crate::corpus::{CHECK, DESCRIBE, DRAW, TALK, THEN_DESCRIBE};
-use crate::documents::{Documents, DocumentsConfig};
+use crate::data::{self, DataConfig, DataKind, HeldOut, SampleTemplate};
+use crate::documents::Documents;
 use crate::photos::augment;
 use crate::scenes::{self, Category, Scene, SceneRng, Split};
 use crate::template::Marks;
+use crate::train::conversations::{self, Entry, IMAGE_MARK, learned_turns};
+use crate::{Error, Result};
 use nn::rng::{self, Rng};
 use qlip::Image;
-use qlip::data::{Pictures, caption};
+use qlip::data::{Broken, Pictures, caption};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
-/// Shares of the kinds of samples; they need not add up to one.
+/// Section `[mixture]`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Shares {
-    /// Text alone.
-    pub text: f64,
-    /// A picture, then words about it.
-    pub image_to_text: f64,
-    /// Words, then a picture.
-    pub text_to_image: f64,
-    /// A picture drawn on request, then words about it.
-    pub interleaved: f64,
-    /// A picture, an instruction that changes it, and the changed picture.
-    #[serde(default)]
-    pub edit: f64,
-    /// A picture drawn on request, rightly or wrongly, and the question whether it is right; teaches the model to choose
-    /// among its own drawings.
-    #[serde(default)]
-    pub check: f64,
-}
-
-/// Shares at the start and after the calm-down.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Mixture {
-    /// At step 0.
-    pub start: Shares,
-    /// From `calm_down_steps` on.
-    pub end: Shares,
-    /// Steps over which the shares move in a straight line.
+    /// Steps over which the shares of the sources move from start to end in a straight line.
     pub calm_down_steps: usize,
-    /// Share of photographs among pictures.
-    pub photos: f64,
     /// Share of drawing requests whose words are dropped, for guidance.
     pub condition_dropout: f64,
-    /// Files of documents, each with shares of its own.
-    #[serde(default)]
-    pub documents: Vec<DocumentsConfig>,
-}
-
-/// Kinds of samples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Text alone.
-    Text,
-    /// A picture, then words about it.
-    ImageToText,
-    /// Words, then a picture.
-    TextToImage,
-    /// A picture drawn on request, then words about it.
-    Interleaved,
-    /// A picture, an instruction that changes it, and the changed picture.
-    Edit,
-    /// A picture drawn on request, and whether it is right.
-    Check,
-    /// One from a file of documents.
-    Document(usize),
-}
-
-impl Mixture {
-    /// The share of each kind at a step.
-    pub fn at(&self, step: usize) -> Vec<(Kind, f64)> {
-        let t = (step as f64 / self.calm_down_steps.max(1) as f64).min(1.0);
-        let mix = |a: f64, b: f64| a + (b - a) * t;
-        let (a, b) = (&self.start, &self.end);
-        let mut all = vec![
-            (Kind::Text, mix(a.text, b.text)),
-            (Kind::ImageToText, mix(a.image_to_text, b.image_to_text)),
-            (Kind::TextToImage, mix(a.text_to_image, b.text_to_image)),
-            (Kind::Interleaved, mix(a.interleaved, b.interleaved)),
-            (Kind::Edit, mix(a.edit, b.edit)),
-            (Kind::Check, mix(a.check, b.check)),
-        ];
-        all.extend(self.documents.iter().enumerate().map(|(i, d)| (Kind::Document(i), mix(d.start, d.end))));
-        all
-    }
-
-    /// A kind drawn by the shares at a step.
-    pub fn draw(&self, step: usize, r: &mut Rng) -> Kind {
-        let kinds = self.at(step);
-        let mut left = f64::from(rng::uniform(r)) * kinds.iter().map(|k| k.1).sum::<f64>();
-        for &(kind, share) in &kinds {
-            left -= share;
-            if left < 0.0 {
-                return kind;
-            }
-        }
-        // rounding: the last kind that has a share
-        kinds.iter().rev().find(|k| k.1 > 0.0).map_or(Kind::Text, |k| k.0)
-    }
-
-    /// Whether the model learns to judge its own drawings.
-    pub fn checks(&self) -> bool {
-        self.start.check > 0.0 || self.end.check > 0.0
-    }
-
-    /// Whether the shares can be drawn from.
-    pub fn check(&self) -> Result<()> {
-        for step in [0, self.calm_down_steps] {
-            let shares = self.at(step);
-            if shares.iter().any(|s| s.1.is_nan() || s.1 < 0.0) || shares.iter().all(|s| s.1 == 0.0) {
-                return Err(crate::Error::invalid(format!(
-                    "[mixture]: the shares at step {step} must not be negative, nor all be 0"
-                )));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A piece of a conversation and whether it is learned.
@@ -149,92 +53,234 @@ impl Sample {
     }
 }
 
+/// A source that is open.
+enum Open {
+    Talk,
+    Scenes,
+    Pictures(Pictures),
+    Documents(Documents),
+    Conversations(Conversations),
+}
+
+/// Conversations with their folder of pictures.
+struct Conversations {
+    entries: Vec<Entry>,
+    images: PathBuf,
+    broken: Broken,
+    held_out: HeldOut,
+}
+
 /// What samples are made from.
 pub struct Source<'a> {
-    /// Photographs.
-    pub photos: Option<&'a Pictures>,
     /// Shares.
-    pub mixture: &'a Mixture,
-    /// The mixture's files of documents, opened.
-    pub documents: &'a [Documents],
+    mixture: Mixture,
+    sources: Vec<(DataConfig, Open)>,
+    /// The chat's marks.
+    marks: &'a Marks,
+    /// Pixels along a picture's side.
+    side: usize,
+    seed: u64,
+}
+
+/// Kinds of sources that a unified training takes.
+pub const TAKES: [DataKind; 5] =
+    [DataKind::Pictures, DataKind::Scenes, DataKind::Documents, DataKind::Conversations, DataKind::Text];
+
+/// Part of a photograph that is left by a crop where a source does not say.
+const SMALLEST_CROP: f32 = 0.85;
+
+/// What samples are for.
+pub struct Frame<'a> {
+    /// Section `[mixture]`.
+    pub mixture: Mixture,
     /// The chat's marks.
     pub marks: &'a Marks,
     /// Pixels along a picture's side.
     pub side: usize,
+    /// Bits and grid of the image tokenizer, for codes that were made before.
+    pub codes: (usize, usize),
     /// Seed.
     pub seed: u64,
+    /// Share that is never trained on.
+    pub held_out: f64,
 }
 
-impl Source<'_> {
-    /// The sample of one place in the training: the same for the same seed, step and row.
-    pub fn sample(&self, step: usize, row: usize) -> Result<Sample> {
-        let mut r = rng::keyed(self.seed, &[step as u64, row as u64]);
-        let item = ((step as u64) << 20) + row as u64;
-        let mut s = SceneRng::new(Split::Train, self.seed ^ 0x55, item);
-        let kind = self.mixture.draw(step, &mut r);
-        match kind {
-            Kind::Text => return Ok(self.talk(&mut r)),
-            Kind::Edit => return Ok(self.editing(&mut r, &mut s)),
-            Kind::Check => return self.checking(&mut r, &mut s),
-            Kind::Document(i) => {
-                let documents = &self.documents[i];
-                return documents.sample(rng::below(&mut r, documents.len()), &self.marks.end, &mut r);
+impl<'a> Source<'a> {
+    /// Opens what has a share; `say` is told a line a source.
+    pub fn open(all: &[DataConfig], frame: &Frame<'a>, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        data::check(all, &TAKES)?;
+        let mut sources = Vec::new();
+        for config in all.iter().filter(|d| d.is_used()) {
+            if matches!(config.kind, DataKind::Pictures | DataKind::Scenes) && config.template.is_none() {
+                let why = "template is missing; write describe, draw, draw_then_describe, check, or edit (scenes)";
+                return Err(Error::invalid(format!("[[data]] {}: {why}", config.name())));
             }
-            Kind::ImageToText | Kind::TextToImage | Kind::Interleaved => {}
-        }
-        let photo = f64::from(rng::uniform(&mut r)) < self.mixture.photos;
-        let mut out = Sample::default();
-        match (kind, photo) {
-            (Kind::ImageToText, true) => {
-                let (image, class) = self.photo(&mut r)?;
-                self.photo_words(&mut out, Some(image), class, &mut r);
-            }
-            (Kind::ImageToText, false) => {
-                let scene = Scene::random(&mut s, Split::Train, 1, 4);
-                let image = scenes::render(&scene, self.side);
-                self.scene_words(&mut out, Some(image), &scene, 6, &mut s);
-            }
-            (_, true) => {
-                let (image, class) = self.photo(&mut r)?;
-                self.drawing(&mut out, &caption(class), image, &mut r);
-                if kind == Kind::Interleaved {
-                    self.photo_words(&mut out, None, class, &mut r);
+            let open = match (config.kind, &config.path) {
+                (DataKind::Scenes, _) => Open::Scenes,
+                (DataKind::Text, None) => Open::Talk,
+                (DataKind::Pictures, _) => {
+                    let (pictures, line) = config.pictures(frame.held_out)?;
+                    say(&line);
+                    pictures.needs_words(&config.place()?)?;
+                    Open::Pictures(pictures)
                 }
+                (DataKind::Documents | DataKind::Text, _) => {
+                    let documents = Documents::open(config, frame.codes.0, frame.codes.1)?;
+                    say(&format!("{}: {}", config.place()?.display(), documents.summary()));
+                    Open::Documents(documents.hold_out(frame.held_out)?)
+                }
+                (DataKind::Conversations, _) => {
+                    let (entries, images, _) = conversations::open(config, say)?;
+                    let held_out = HeldOut::of(frame.held_out, entries.len())?;
+                    Open::Conversations(Conversations {
+                        entries,
+                        images,
+                        broken: Broken::allowing(config.broken()),
+                        held_out,
+                    })
+                }
+            };
+            sources.push((config.clone(), open));
+        }
+        Ok(Self { mixture: frame.mixture, sources, marks: frame.marks, side: frame.side, seed: frame.seed })
+    }
+
+    /// What could not be read so far.
+    pub fn broken(&self) -> Vec<String> {
+        let of = |(_, open): &(DataConfig, Open)| match open {
+            Open::Pictures(p) => p.broken(),
+            Open::Documents(d) => d.broken(),
+            Open::Conversations(c) => c.broken.list(),
+            Open::Talk | Open::Scenes => Vec::new(),
+        };
+        self.sources.iter().flat_map(of).collect()
+    }
+
+    /// The sample of one place in the training: the same for the same seed, step and row.
+    pub fn sample(&self, step: usize, row: usize, held_out: bool) -> Result<Sample> {
+        let stream = if held_out { 0x7661_6c69 } else { 0 };
+        let mut r = rng::keyed(self.seed ^ stream, &[step as u64, row as u64]);
+        let item = ((step as u64) << 20) + row as u64;
+        let mut s = SceneRng::new(Split::Train, self.seed ^ 0x55 ^ stream, item);
+        let at = if held_out { usize::MAX } else { step };
+        let shares: Vec<f64> = self.sources.iter().map(|s| s.0.share(at, self.mixture.calm_down_steps)).collect();
+        let (config, open) = &self.sources[data::draw(&shares, &mut r)];
+        let template = config.template.unwrap_or(SampleTemplate::Describe);
+        match open {
+            Open::Talk => Ok(self.talk(&mut r)),
+            Open::Documents(d) => d.draw(&self.marks.end, &mut r, held_out),
+            Open::Conversations(c) => self.conversation(c, &mut r, held_out),
+            Open::Scenes => self.of_scene(template, &mut r, &mut s),
+            Open::Pictures(p) => {
+                let smallest = config.smallest_crop.unwrap_or(SMALLEST_CROP);
+                let (n, image) = p.draw(&mut r, held_out)?;
+                let image = augment(&image, self.side, smallest, &mut r);
+                let class = p.class(n).map(|c| p.classes[c].as_str()).filter(|_| !p.has_words(n));
+                let shown = Photo { words: p.words_at(n, step), class, classes: &p.classes, image };
+                self.of_photo(template, shown, &mut r, &mut s)
             }
-            (_, false) => {
-                // two thirds as evaluated; the rest describe richer scenes
+        }
+    }
+
+    fn of_scene(&self, template: SampleTemplate, r: &mut Rng, s: &mut SceneRng) -> Result<Sample> {
+        let mut out = Sample::default();
+        match template {
+            SampleTemplate::Edit => return Ok(self.editing(r, s)),
+            SampleTemplate::Check => return self.checking(r, s),
+            SampleTemplate::Describe => {
+                let scene = Scene::random(s, Split::Train, 1, 4);
+                let image = scenes::render(&scene, self.side);
+                self.scene_words(&mut out, Some(image), &scene, 6, s);
+            }
+            SampleTemplate::Draw | SampleTemplate::DrawThenDescribe => {
+                let describe = template == SampleTemplate::DrawThenDescribe;
+                // most as evaluated; the rest describe richer scenes
                 let (words, scene) = if s.chance(0.8) {
                     let category = s.pick(&Category::PRACTICE);
-                    let (p, scene) = scenes::prompt(&mut s, Split::Train, category);
+                    let (p, scene) = scenes::prompt(s, Split::Train, category);
                     (p.text, scene)
                 } else {
-                    let scene = Scene::random(&mut s, Split::Train, 1, 3);
+                    let scene = Scene::random(s, Split::Train, 1, 3);
                     (scenes::caption(&scene), scene)
                 };
                 let image = scenes::render(&scene, self.side);
-                if kind == Kind::Interleaved && s.chance(0.5) {
-                    self.drawn_and_described(&mut out, &words, image, &scene, &mut s);
+                if describe && s.chance(0.5) {
+                    self.drawn_and_described(&mut out, &words, image, &scene, s);
                     return Ok(out);
                 }
-                self.drawing(&mut out, &words, image, &mut r);
-                if kind == Kind::Interleaved {
-                    self.scene_words(&mut out, None, &scene, 2, &mut s);
+                self.drawing(&mut out, &words, image, r);
+                if describe {
+                    self.scene_words(&mut out, None, &scene, 2, s);
                 }
             }
         }
         Ok(out)
     }
 
-    fn photo(&self, r: &mut Rng) -> Result<(Image, &str)> {
-        let photos =
-            self.photos.ok_or_else(|| crate::Error::invalid("a share of photographs, but no folder of them"))?;
-        let (at, image) = photos.draw(r)?;
-        let class = photos.class(at).map_or("", |c| &photos.classes[c]);
-        Ok((augment(&image, self.side, 0.85, r), class))
+    fn of_photo(&self, template: SampleTemplate, photo: Photo, r: &mut Rng, s: &mut SceneRng) -> Result<Sample> {
+        let mut out = Sample::default();
+        match template {
+            SampleTemplate::Describe => {
+                let image = photo.image.clone();
+                self.photo_words(&mut out, Some(image), &photo, r);
+            }
+            SampleTemplate::Check => {
+                let right = s.chance(0.5);
+                let others: Vec<&String> = photo.classes.iter().filter(|c| Some(c.as_str()) != photo.class).collect();
+                // words that are another picture's make a wrong drawing; without classes there are none to take
+                let asked = match (right || others.is_empty(), photo.class) {
+                    (false, Some(_)) => caption(others[rng::below(r, others.len())]),
+                    _ => photo.words.clone(),
+                };
+                let fits = asked == photo.words;
+                out.push(Piece::Text(self.marks.user.clone(), false));
+                let ask = format!("{}{asked}", DRAW[rng::below(r, DRAW.len())]);
+                self.drawn(&mut out, &ask, photo.image, fits);
+                self.turn(&mut out, None, CHECK, yes_no(fits));
+            }
+            SampleTemplate::Draw | SampleTemplate::DrawThenDescribe | SampleTemplate::Edit => {
+                self.drawing(&mut out, &photo.words, photo.image.clone(), r);
+                if template == SampleTemplate::DrawThenDescribe {
+                    self.photo_words(&mut out, None, &photo, r);
+                }
+            }
+        }
+        Ok(out)
     }
 
-    fn classes(&self) -> &[String] {
-        self.photos.map_or(&[], |p| &p.classes)
+    /// A conversation as it stands: what the user says and shows is read, what the assistant says is learned.
+    fn conversation(&self, from: &Conversations, r: &mut Rng, held_out: bool) -> Result<Sample> {
+        loop {
+            let n = from.held_out.draw(r, from.entries.len(), held_out);
+            match self.turns_of(&from.entries[n], &from.images) {
+                Ok(sample) => return Ok(sample),
+                Err(e) => from.broken.note(n, from.entries.len(), &e)?,
+            }
+        }
+    }
+
+    fn turns_of(&self, entry: &Entry, images: &std::path::Path) -> Result<Sample> {
+        let m = self.marks;
+        let mut out = Sample { cut: true, ..Sample::default() };
+        let mut pictures = entry.images().iter();
+        for (learn, words) in learned_turns(entry) {
+            let (open, close) = if learn { (&m.assistant, m.end.as_str()) } else { (&m.user, "") };
+            out.push(Piece::Text(open.clone(), false));
+            for (i, text) in words.split(IMAGE_MARK).enumerate() {
+                if i > 0 {
+                    let path = pictures.next().ok_or_else(|| Error::invalid("a mark without a picture"))?;
+                    out.push(Piece::Image(crate::photos::centre(&Image::open(&images.join(path))?, self.side), learn));
+                }
+                let text = text.trim_matches('\n').replace("<|", "< |");
+                if !text.is_empty() {
+                    out.push(Piece::Text(text, learn));
+                }
+            }
+            if learn {
+                out.push(Piece::Text(close.to_owned(), true));
+            }
+        }
+        Ok(out)
     }
 
     fn talk(&self, r: &mut Rng) -> Sample {
@@ -284,15 +330,6 @@ impl Source<'_> {
         let mut out = Sample::default();
         let right = s.chance(0.5);
         out.push(Piece::Text(self.marks.user.clone(), false));
-        if f64::from(rng::uniform(r)) < self.mixture.photos {
-            let (image, class) = self.photo(r)?;
-            let classes: Vec<&String> = self.classes().iter().filter(|c| *c != class).collect();
-            let asked = if right || classes.is_empty() { class } else { classes[rng::below(r, classes.len())] };
-            let ask = format!("{}{}", DRAW[rng::below(r, DRAW.len())], caption(asked));
-            self.drawn(&mut out, &ask, image, asked == class);
-            self.turn(&mut out, None, CHECK, yes_no(asked == class));
-            return Ok(out);
-        }
         if s.chance(0.25) {
             let (before, edit) = self.edit(s);
             out.push(Piece::Image(scenes::render(&before, self.side), false));
@@ -361,42 +398,25 @@ impl Source<'_> {
         }
     }
 
-    fn photo_words(&self, out: &mut Sample, image: Option<Image>, class: &str, r: &mut Rng) {
-        self.turn(out, image, DESCRIBE[rng::below(r, DESCRIBE.len())], &caption(class));
-        let classes = self.classes();
+    fn photo_words(&self, out: &mut Sample, image: Option<Image>, photo: &Photo, r: &mut Rng) {
+        self.turn(out, image, DESCRIBE[rng::below(r, DESCRIBE.len())], &photo.words);
+        let (Some(class), classes) = (photo.class, photo.classes) else { return };
         let other = &classes[rng::below(r, classes.len())];
         let asked = if rng::uniform(r) < 0.5 { class } else { other.as_str() };
-        let answer = if asked == class { "yes" } else { "no" };
-        self.turn(out, None, &format!("is this {}?", caption(asked).trim_start_matches("a photo of ")), answer);
+        let question = format!("is this {}?", caption(asked).trim_start_matches("a photo of "));
+        self.turn(out, None, &question, yes_no(asked == class));
     }
+}
+
+/// A picture and what is known of it.
+struct Photo<'a> {
+    image: Image,
+    words: String,
+    /// Where the words are made of it.
+    class: Option<&'a str>,
+    classes: &'a [String],
 }
 
 fn yes_no(yes: bool) -> &'static str {
     if yes { "yes" } else { "no" }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_calm_down_in_a_straight_line() {
-        let shares =
-            |text| Shares { text, image_to_text: 1.0, text_to_image: 3.0, interleaved: 0.0, edit: 0.0, check: 0.0 };
-        let m = Mixture {
-            start: shares(60.0),
-            end: shares(12.0),
-            calm_down_steps: 10_000,
-            photos: 0.5,
-            condition_dropout: 0.1,
-            documents: Vec::new(),
-        };
-        // the paper's 60:1:3 to 12:1:3
-        assert_eq!(m.at(0)[0], (Kind::Text, 60.0));
-        assert_eq!(m.at(5_000)[0], (Kind::Text, 36.0));
-        assert_eq!(m.at(50_000)[0], (Kind::Text, 12.0));
-        let mut r = rng::keyed(1, &[]);
-        let text = (0..4000).filter(|_| m.draw(20_000, &mut r) == Kind::Text).count() as f64 / 4000.0;
-        assert!((text - 0.75).abs() < 0.03, "{text}");
-    }
 }

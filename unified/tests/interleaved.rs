@@ -1,6 +1,7 @@
 //! Ten thousand interleaved answers of a tiny untrained model at temperature 2: every one is well-formed.
 
 use candle_core::Device;
+use nn::parallel::World;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +15,19 @@ fn root(path: &str) -> PathBuf {
 }
 
 fn train(config: &str, out: &Path, set: &[String]) {
-    let photos = format!("photos={}", root("tests/fixtures/photos").display());
-    let set: Vec<String> = set.iter().cloned().chain([photos, "steps=1".into(), "batch_size=2".into()]).collect();
+    let photos = format!("data.pictures.path={}", root("tests/fixtures/photos").display());
+    let set: Vec<String> =
+        set.iter().cloned().chain([photos, "run.steps=1".into(), "run.batch_size=2".into()]).collect();
     let training = Training::from_file(&root(config), &set).unwrap();
     training
-        .run(&mut Run { out, resume: false, device: Device::Cpu, progress: &mut |_| true, say: &mut |_| {} })
+        .run(&mut Run {
+            out,
+            resume: false,
+            device: Device::Cpu,
+            world: &World::Alone,
+            progress: &mut |_| true,
+            say: &mut |_| {},
+        })
         .unwrap();
 }
 
@@ -34,7 +43,7 @@ fn tiny(dir: &Path) -> Unified {
     let set: Vec<String> = sizes
         .iter()
         .map(|s| format!("model.{s}"))
-        .chain([tokenizer, format!("qlip={}", dir.join("qlip").display())])
+        .chain([tokenizer, format!("image_tokenizer={}", dir.join("qlip").display())])
         .chain(["head=tokens".to_owned(), "group_bits=10".to_owned()])
         .collect();
     train("configs/nano/unified.toml", &dir.join("um"), &set);

@@ -19,11 +19,11 @@ measure() {
 }
 
 # docs/ablation.md's best tokenizer, trained for longer
-each "train qlip1 configs/ablation/stage1.toml steps=1000 $best; train qlip2 configs/ablation/stage2.toml start=$runs/qlip1 steps=300" \
+each "train qlip1 configs/ablation/stage1.toml run.steps=1000 $best; train qlip2 configs/ablation/stage2.toml start=$runs/qlip1 run.steps=300" \
   "train vq $here/vq.toml; train classifier $here/classifier.toml"
-each "train llamagen-vq $here/llamagen-vq.toml tokenizer=$runs/vq" \
-  "train llamagen-qlip $here/llamagen-qlip.toml tokenizer=$runs/qlip2" \
-  "train llamagen-bits $here/llamagen-bits.toml tokenizer=$runs/qlip2"
+each "train llamagen-vq $here/llamagen-vq.toml image_tokenizer=$runs/vq" \
+  "train llamagen-qlip $here/llamagen-qlip.toml image_tokenizer=$runs/qlip2" \
+  "train llamagen-bits $here/llamagen-bits.toml image_tokenizer=$runs/qlip2"
 # one after the other, because drawing is timed
 models=(llamagen-vq llamagen-qlip llamagen-bits)
 titles=("VQ, 10 bits a cell, one token" "QLIP, 20 bits a cell, two sub-tokens" "QLIP, 20 bits a cell, bitwise head")

@@ -4,6 +4,8 @@ pub mod ask;
 pub mod asking;
 pub mod captioning;
 pub mod choice;
+pub mod geneval;
+pub mod import;
 pub mod likelihood;
 pub mod matching;
 pub mod mmbench;
@@ -15,6 +17,7 @@ pub mod stats;
 pub mod table;
 pub mod templates;
 pub mod vqa;
+pub mod winoground;
 pub mod yes_no;
 
 use crate::{Error, Result};
@@ -159,6 +162,8 @@ pub const TASKS: &[Task] = &[
     likelihood::ARC,
     matching::CIFAR,
     matching::FLICKR30K,
+    winoground::WINOGROUND,
+    geneval::GENEVAL,
     scenes::SCENES,
 ];
 

@@ -70,6 +70,96 @@ fn bar(r: &Row) -> String {
     )
 }
 
+/// A metric of two runs.
+pub struct Line {
+    /// The task.
+    pub task: String,
+    /// The metric.
+    pub metric: String,
+    /// Items that both answered.
+    pub n: usize,
+    /// The second run's mean less the first's.
+    pub delta: f64,
+    /// 95% interval.
+    pub range: (f64, f64),
+    /// Probability of so large a difference by chance, corrected over all metrics.
+    pub p: f64,
+    /// Whether they are the same within the margin that was asked for.
+    pub same: Option<bool>,
+}
+
+/// Changed items of a metric that the page shows.
+const CHANGED: usize = 40;
+
+/// One page of what differs between two runs: intervals, and the items whose scores changed.
+pub fn comparison(a: &Path, b: &Path, lines: &[Line]) -> crate::Result<String> {
+    let name = |p: &Path| escaped(&p.display().to_string());
+    let mut page = format!(
+        "<!doctype html>\n<html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>\
+         <title>eval: {0} and {1}</title><style>{STYLE}</style>\n<main><h1>{1} less {0}</h1>\n",
+        name(a),
+        name(b)
+    );
+    let widest = lines.iter().flat_map(|l| [l.range.0.abs(), l.range.1.abs()]).fold(1e-9, f64::max);
+    let x = |v: f64| 100.0 + 100.0 * v / widest;
+    page.push_str(
+        "<table><thead><tr><th>task<th>metric<th>n<th>difference<th>95%<th>p (Holm)<th><th></tr></thead><tbody>",
+    );
+    for l in lines {
+        let same = match l.same {
+            Some(true) => "the same",
+            Some(false) => "not shown to be the same",
+            None => "",
+        };
+        let _ = write!(
+            page,
+            "<tr><td>{}<td>{}<td>{}<td>{:+.4}<td>{:+.4} to {:+.4}<td>{:.4}<td>\
+             <svg viewBox='0 0 200 14' width='200' height='14' role='img' aria-label='{:+.3}'>\
+             <rect width='200' height='14' class='ground'/><line x1='100' x2='100' y1='0' y2='14' class='range'/>\
+             <line x1='{:.1}' x2='{:.1}' y1='7' y2='7' class='range'/><circle cx='{:.1}' cy='7' r='4' class='bar'/></svg><td>{same}</tr>",
+            escaped(&l.task),
+            escaped(&l.metric),
+            l.n,
+            l.delta,
+            l.range.0,
+            l.range.1,
+            l.p,
+            l.delta,
+            x(l.range.0),
+            x(l.range.1),
+            x(l.delta)
+        );
+    }
+    page.push_str("</tbody></table>\n");
+    let tasks: std::collections::BTreeSet<&str> = lines.iter().map(|l| l.task.as_str()).collect();
+    for task in tasks {
+        changed(&mut page, (a, b), task)?;
+    }
+    Ok(page + "</main></html>\n")
+}
+
+/// Items of a task whose scores changed, both answers beside each other.
+fn changed(page: &mut String, (a, b): (&Path, &Path), task: &str) -> crate::Result<()> {
+    let read = |dir: &Path| -> crate::Result<std::collections::BTreeMap<String, Value>> {
+        let path = dir.join("samples").join(format!("{task}.jsonl"));
+        let text = std::fs::read_to_string(&path).map_err(crate::Error::io(&path))?;
+        let of = |l: &str| serde_json::from_str::<Value>(l).ok();
+        let named = |v: Value| Some((v["id"].as_str()?.to_owned(), v));
+        Ok(text.lines().filter_map(of).filter_map(named).collect())
+    };
+    let (of_a, of_b) = (read(a)?, read(b)?);
+    let both = of_a.iter().filter_map(|(id, x)| Some((id, x, of_b.get(id)?)));
+    let all: Vec<_> = both.filter(|(_, x, y)| x["scores"] != y["scores"]).collect();
+    let _ = write!(page, "<section><h2>{}</h2><p>{} items changed</p><table>", escaped(task), all.len());
+    page.push_str("<thead><tr><th>item<th>first<th>second</tr></thead><tbody>");
+    let said = |v: &Value| v["answer"].as_str().map_or_else(|| v["scores"].to_string(), str::to_owned);
+    for (id, x, y) in all.into_iter().take(CHANGED) {
+        let _ = write!(page, "<tr><td>{}<td>{}<td>{}</tr>", escaped(id), escaped(&said(x)), escaped(&said(y)));
+    }
+    page.push_str("</tbody></table></section>\n");
+    Ok(())
+}
+
 /// One page that needs nothing else.
 pub fn html(out: &Path, summary: &Value) -> String {
     let model = summary["model"].as_str().unwrap_or_default();

@@ -79,7 +79,8 @@ impl Replay {
     }
 }
 
-fn value(row: &table::Row) -> Value {
+/// A row as JSON, without its bytes.
+pub(super) fn value(row: &table::Row) -> Value {
     fn of(cell: &table::Cell) -> Value {
         use table::Cell;
         match cell {

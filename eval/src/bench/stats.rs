@@ -40,6 +40,8 @@ pub struct Difference {
     pub low: f64,
     /// Its upper end.
     pub high: f64,
+    /// 90% interval: two one-sided tests at 5% find the runs equivalent where it lies within the margin (Schuirmann 1987).
+    pub inner: (f64, f64),
     /// Two-sided probability of so large a difference where there is none: exact McNemar for right and wrong in clusters of one, else the
     /// bootstrap's.
     pub p: f64,
@@ -93,7 +95,14 @@ pub fn difference(a: &[f64], b: &[f64], clusters: &[&str], draws: usize, seed: u
     };
     let error = (sums.iter().map(|s| (s.0 - delta * s.1).powi(2)).sum::<f64>()).sqrt() / n as f64;
     // 80% power at 5%: z of 0.975 and of 0.8
-    Some(Difference { delta, low: at(0.025), high: at(0.975), p, detectable: (Z + 0.841_621_2) * error })
+    Some(Difference {
+        delta,
+        low: at(0.025),
+        high: at(0.975),
+        inner: (at(0.05), at(0.95)),
+        p,
+        detectable: (Z + 0.841_621_2) * error,
+    })
 }
 
 /// Exact two-sided McNemar: how likely so uneven a split of the changed items is at even chances.

@@ -3,6 +3,7 @@
 
 use super::Notes;
 use crate::{Error, Result};
+use nn::guard::guarded;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::Value;
@@ -223,7 +224,9 @@ pub fn parquet(
     for path in paths {
         let reader = open_parquet(path)?;
         let bad = |e: String| Error::bad_file(path, e);
-        for row in reader.get_row_iter(None).map_err(|e| bad(e.to_string()))? {
+        let damaged = qlip::data::damaged(path);
+        let mut rows = guarded(|| reader.get_row_iter(None)).map_err(&damaged)?.map_err(|e| bad(e.to_string()))?;
+        while let Some(row) = guarded(|| rows.next()).map_err(&damaged)? {
             let row = row.map_err(|e| bad(format!("row {n}: {e}")))?;
             let cells = row.get_column_iter().map(|(k, f)| (k.clone(), Cell::of_field(f))).collect();
             on(n, &Row(cells), notes)?;
@@ -236,7 +239,7 @@ pub fn parquet(
 /// Class names in a parquet file's schema metadata.
 pub fn class_names(path: &Path, column: &str) -> Result<Vec<String>> {
     let reader = open_parquet(path)?;
-    let names = qlip::data::huggingface(&reader)["info"]["features"][column]["names"].as_array().cloned();
+    let names = qlip::data::huggingface(reader.metadata())["info"]["features"][column]["names"].as_array().cloned();
     Ok(names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).collect())
 }
 
@@ -246,9 +249,10 @@ fn open_parquet(path: &Path) -> Result<SerializedFileReader<std::fs::File>> {
     }
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
-    let reader = SerializedFileReader::new(file)
+    let reader = guarded(|| SerializedFileReader::new(file))
+        .map_err(qlip::data::damaged(path))?
         .map_err(|_| Error::bad_file(path, "not a complete parquet file (no PAR1 at the end; download again)"))?;
-    if !qlip::data::columns_lie_within(&reader, size) {
+    if !qlip::data::columns_lie_within(reader.metadata(), size) {
         return Err(Error::bad_file(path, "damaged: a column lies outside the file"));
     }
     Ok(reader)

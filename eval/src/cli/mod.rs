@@ -1,5 +1,6 @@
 //! Commands of the program: parse, measure, print. One file a command.
 
+pub mod import;
 pub mod nano;
 pub mod pictures;
 pub mod qlip;

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use eval::bench::asking::{Asking, ask, replayed};
+use eval::bench::report::{Line, comparison};
 use eval::bench::run::{Replay, replay, write};
 use eval::bench::scenes::{SCENES, judge, prompts};
 use eval::bench::stats::{difference, holm};
@@ -356,6 +357,12 @@ pub struct Compare {
     /// Bootstrap samples.
     #[arg(long, default_value_t = 10_000)]
     draws: usize,
+    /// Say which metrics are the same within so many hundredths, at 95% confidence (two one-sided tests).
+    #[arg(long, value_name = "POINTS")]
+    equiv: Option<f64>,
+    /// Write one HTML file with the intervals and the items that changed.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -384,6 +391,13 @@ struct Row {
     n: usize,
     d: eval::bench::stats::Difference,
     p: f64,
+}
+
+impl Row {
+    fn line(&self, same: Option<bool>) -> Line {
+        let (task, metric) = (self.task.clone(), self.metric.clone());
+        Line { task, metric, n: self.n, delta: self.d.delta, range: (self.d.low, self.d.high), p: self.p, same }
+    }
 }
 
 fn compared(a: &Path, b: &Path, draws: usize) -> Result<Vec<Row>> {
@@ -421,11 +435,21 @@ fn compared(a: &Path, b: &Path, draws: usize) -> Result<Vec<Row>> {
 
 impl Compare {
     pub fn run(&self) -> Result<()> {
+        if self.equiv.is_some_and(|m| !(m.is_finite() && m > 0.0)) {
+            bail!("--equiv: write more than 0 hundredths");
+        }
         let rows = compared(&self.a, &self.b, self.draws)?;
+        let same = |r: &Row| self.equiv.map(|m| -m / 100.0 < r.d.inner.0 && r.d.inner.1 < m / 100.0);
+        if let Some(path) = &self.html {
+            let lines: Vec<Line> = rows.iter().map(|r| r.line(same(r))).collect();
+            let page = comparison(&self.a, &self.b, &lines)?;
+            nn::checkpoint::write_atomic(path, page.as_bytes())?;
+            eprintln!("{}", path.display());
+        }
         if self.json {
             let one = |r: &Row| {
                 serde_json::json!({"task": r.task, "metric": r.metric, "n": r.n, "delta": r.d.delta, "low": r.d.low, "high": r.d.high,
-                    "p": r.d.p, "p_holm": r.p, "detectable": r.d.detectable})
+                    "p": r.d.p, "p_holm": r.p, "detectable": r.d.detectable, "equivalent": same(r)})
             };
             println!("{}", serde_json::to_string_pretty(&rows.iter().map(one).collect::<Vec<_>>())?);
             return Ok(());
@@ -436,8 +460,13 @@ impl Compare {
         );
         for r in &rows {
             let range = format!("{:+.4} to {:+.4}", r.d.low, r.d.high);
+            let said = match same(r) {
+                Some(true) => "  the same",
+                Some(false) => "  not shown to be the same",
+                None => "",
+            };
             println!(
-                "{:<14} {:<40} {:>6} {:>+9.4}  {range:<20} {:>8.4} {:>8.4} {:>8.4}",
+                "{:<14} {:<40} {:>6} {:>+9.4}  {range:<20} {:>8.4} {:>8.4} {:>8.4}{said}",
                 r.task, r.metric, r.n, r.d.delta, r.d.p, r.p, r.d.detectable
             );
         }

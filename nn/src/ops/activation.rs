@@ -9,6 +9,7 @@ const CHUNK: usize = 16 * 1024;
 
 /// An activation function, under its published `hidden_act` name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Activation {
     /// x Phi(x), exact (error function).
     #[serde(rename = "gelu")]

@@ -7,6 +7,7 @@ mod schedule;
 pub use ema::Ema;
 pub use schedule::{Schedule, Shape};
 
+use crate::parallel::World;
 use crate::params::is_hidden_matrix;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
@@ -18,6 +19,7 @@ use std::sync::Mutex;
 
 /// How gradients become updates. Moments are bias-corrected in both rules; weight decay is decoupled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// Loshchilov and Hutter 2019.
@@ -42,6 +44,7 @@ pub struct Settings {
 
 /// Learning rate and weight decay of the variables whose name starts with `prefix` (the longest match counts).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     /// Beginning of the tensor names; empty for all.
@@ -58,6 +61,8 @@ struct Slot {
     weight_decay: f64,
     /// Rows and columns, where the tensor is updated as a matrix.
     matrix: Option<(usize, usize)>,
+    /// The process that has the moments and makes the update.
+    owner: usize,
     moments: Mutex<Moments>,
 }
 
@@ -72,7 +77,12 @@ pub struct Optimizer {
     settings: Settings,
     steps: u64,
     slots: BTreeMap<String, Slot>,
+    /// This process.
+    rank: usize,
 }
+
+/// Values of gradients that are summed over processes in one go.
+const REDUCED: usize = 1 << 22;
 
 impl Optimizer {
     /// For these variables; every one must belong to a group.
@@ -90,9 +100,72 @@ impl Optimizer {
             let matrix = muon.then(|| (var.dims()[0], n / var.dims()[0].max(1)));
             let v = if muon { vec![] } else { vec![0.0; n] };
             let moments = Mutex::new(Moments { m: vec![0.0; n], v });
-            slots.insert(name, Slot { var, lr_scale: group.lr_scale, weight_decay, matrix, moments });
+            slots.insert(name, Slot { var, lr_scale: group.lr_scale, weight_decay, matrix, owner: 0, moments });
         }
-        Ok(Self { settings, steps: 0, slots })
+        Ok(Self { settings, steps: 0, slots, rank: 0 })
+    }
+
+    /// Divides the moments among processes (ZeRO stage 1, Rajbhandari et al. 2020), the largest tensors first, each to the process that has
+    /// least.
+    pub fn share(&mut self, world: &World) {
+        self.rank = world.rank();
+        let mut load = vec![0usize; world.size()];
+        let mut slots: Vec<&mut Slot> = self.slots.values_mut().collect();
+        slots.sort_by_key(|s| std::cmp::Reverse(s.var.elem_count()));
+        for slot in slots {
+            slot.owner = (0..load.len()).min_by_key(|&r| load[r]).unwrap_or(0);
+            load[slot.owner] += slot.var.elem_count();
+            if slot.owner != self.rank {
+                *slot.moments.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner) = Moments::default();
+            }
+        }
+    }
+
+    /// Gradients summed over all processes. A variable that has none in one process may have one in another.
+    pub fn reduce(&self, grads: &mut GradStore, world: &World) -> Result<()> {
+        if world.size() == 1 {
+            return Ok(());
+        }
+        let mut there: Vec<f64> =
+            self.slots.values().map(|s| f64::from(u8::from(grads.get(s.var.as_tensor()).is_some()))).collect();
+        world.sum_numbers(&mut there);
+        let slots: Vec<&Slot> = self.slots.values().zip(&there).filter(|s| *s.1 > 0.0).map(|s| s.0).collect();
+        let mut from = 0;
+        while from < slots.len() {
+            let (mut to, mut flat) = (from, Vec::new());
+            while to < slots.len() && (to == from || flat.len() + slots[to].var.elem_count() <= REDUCED) {
+                match grads.get(slots[to].var.as_tensor()) {
+                    Some(g) => flat.extend(g.flatten_all()?.to_vec1::<f32>()?),
+                    None => flat.resize(flat.len() + slots[to].var.elem_count(), 0.0),
+                }
+                to += 1;
+            }
+            world.sum(&mut flat);
+            let mut at = 0;
+            for slot in &slots[from..to] {
+                let n = slot.var.elem_count();
+                let sum = Tensor::from_slice(&flat[at..at + n], slot.var.shape(), &Device::Cpu)?;
+                grads.insert(slot.var.as_tensor(), sum.to_device(slot.var.device())?);
+                at += n;
+            }
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Every variable from the process that updated it to all others.
+    pub fn spread(&self, world: &World) -> Result<()> {
+        if world.size() == 1 {
+            return Ok(());
+        }
+        for slot in self.slots.values() {
+            let mut values = slot.var.flatten_all()?.to_vec1::<f32>()?;
+            world.broadcast(slot.owner, &mut values);
+            if slot.owner != self.rank {
+                slot.var.set(&Tensor::from_vec(values, slot.var.shape(), slot.var.device())?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Steps taken so far.
@@ -107,13 +180,13 @@ impl Optimizer {
             let g = grads
                 .get(slot.var.as_tensor())
                 .ok_or_else(|| Error::invalid(format!("`{name}` got no gradient: something cuts the graph")))?;
-            sum += f64::from(g.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            let square = f64::from(g.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            if !square.is_finite() {
+                return Err(Error::invalid(format!("the gradient of `{name}` is not finite: lower the learning rate")));
+            }
+            sum += square;
         }
-        if sum.is_finite() {
-            Ok(sum.sqrt())
-        } else {
-            Err(Error::invalid("the gradient is not finite: lower the learning rate"))
-        }
+        Ok(sum.sqrt())
     }
 
     /// One update at learning rate `lr`, each gradient multiplied by its variable's `grad_scale` first.
@@ -121,7 +194,8 @@ impl Optimizer {
         self.steps += 1;
         // the updates of matrices have products too
         let exec = crate::Exec::now();
-        self.slots.par_iter().try_for_each(|(name, slot)| {
+        let rank = self.rank;
+        self.slots.par_iter().filter(|s| s.1.owner == rank).try_for_each(|(name, slot)| {
             let g = grads
                 .get(slot.var.as_tensor())
                 .ok_or_else(|| Error::invalid(format!("`{name}` got no gradient: something cuts the graph")))?;
@@ -138,22 +212,33 @@ impl Optimizer {
         })
     }
 
-    /// The moments as tensors under `m.NAME` and, where the rule has second moments, `v.NAME`.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut out = BTreeMap::new();
-        for (name, slot) in &self.slots {
-            let s = slot.moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (key, values) in [("m", &s.m), ("v", &s.v)].into_iter().filter(|x| !x.1.is_empty()) {
-                out.insert(format!("{key}.{name}"), Tensor::from_slice(values, slot.var.shape(), &Device::Cpu)?);
-            }
-        }
-        Ok(out)
+    /// The moments by the names they are saved under, `m.NAME` and, where the rule has second moments, `v.NAME`: the variable and its shape.
+    pub fn moments(&self) -> BTreeMap<String, (String, Vec<usize>)> {
+        let one = |(name, slot): (&String, &Slot)| {
+            let keys: &[&str] = if slot.matrix.is_some() { &["m"] } else { &["m", "v"] };
+            let of = |key: &&str| (format!("{key}.{name}"), (name.clone(), slot.var.dims().to_vec()));
+            keys.iter().map(of).collect::<Vec<_>>()
+        };
+        self.slots.iter().flat_map(one).collect()
     }
 
-    /// Takes back what [`Self::state`] gave, and the number of steps.
+    /// Values of one of [`Self::moments`], from the process that has them.
+    pub fn moment(&self, key: &str, name: &str, world: &World) -> Result<Vec<f32>> {
+        let slot = self.slots.get(name).ok_or_else(|| Error::invalid(format!("no variable `{name}`")))?;
+        let mut values = {
+            let s = slot.moments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if key.starts_with("m.") { s.m.clone() } else { s.v.clone() }
+        };
+        values.resize(slot.var.elem_count(), 0.0);
+        world.broadcast(slot.owner, &mut values);
+        Ok(values)
+    }
+
+    /// Takes back moments by those names, and the number of steps.
     pub fn restore(&mut self, steps: u64, state: &HashMap<String, Tensor>) -> Result<()> {
         self.steps = steps;
-        for (name, slot) in &mut self.slots {
+        let rank = self.rank;
+        for (name, slot) in self.slots.iter_mut().filter(|s| s.1.owner == rank) {
             let values = |key: &str| -> Result<Vec<f32>> {
                 let full = format!("{key}.{name}");
                 let t = state

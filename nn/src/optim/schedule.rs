@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How the learning rate goes down after its warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
     /// Half a cosine down to the floor.

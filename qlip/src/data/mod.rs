@@ -4,33 +4,32 @@
 //! whatever thread asks. Any picture can be read without the ones before it, so the order of a training is its random
 //! numbers' alone and a resumed run needs no position.
 
+mod broken;
 mod folder;
 mod parquet;
 mod shard;
 mod table;
 
-pub use parquet::{columns_lie_within, huggingface};
+pub use broken::Broken;
+pub use parquet::{columns_lie_within, damaged, huggingface};
 
 use crate::image::Image;
 use nn::rng::{self, Rng};
 use nn::{Error, Result};
-use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::Arc;
 
 /// Share of the pictures that may be broken where nothing else is said.
 const BROKEN_SHARE: f64 = 0.01;
-
-/// Pictures that a new source may have broken before the share counts.
-const BROKEN_AT_LEAST: usize = 3;
 
 /// Where a picture's bytes are.
 enum Place {
     File(PathBuf),
     /// Part of a file.
     Within(PathBuf, u64, usize),
-    Memory(Vec<u8>),
+    /// A row of a row group of a parquet file.
+    Row(Arc<parquet::Table>, usize, usize),
 }
 
 struct Item {
@@ -65,8 +64,9 @@ pub struct Pictures {
     pub skipped: Vec<Skipped>,
     /// What is taken as picture, words and class.
     pub taken: String,
-    broken: Mutex<BTreeMap<usize, String>>,
-    broken_share: f64,
+    broken: Broken,
+    /// Numbers of the pictures that are trained on, and of those that never are; all and none where nothing is held out.
+    parts: Option<[Vec<usize>; 2]>,
 }
 
 impl Pictures {
@@ -96,14 +96,36 @@ impl Pictures {
         if found.items.iter().any(|i| i.class.is_some_and(|c| c >= found.classes.len())) {
             return Err(Error::bad_file(path, "a picture's class has no name"));
         }
-        found.broken_share = BROKEN_SHARE;
+        found.broken = Broken::allowing(BROKEN_SHARE);
         Ok(found)
     }
 
     /// The same, ending a training only where more than this share of the pictures is broken.
     pub fn allow_broken(mut self, share: f64) -> Self {
-        self.broken_share = share;
+        self.broken = Broken::allowing(share);
         self
+    }
+
+    /// The same with a share of the pictures kept from training, chosen by their names alone.
+    pub fn hold_out(mut self, share: f64) -> Result<Self> {
+        if share == 0.0 {
+            return Ok(self);
+        }
+        let held = |i: &usize| f64::from(rng::uniform(&mut rng::keyed(name_key(&self.items[*i].name), &[]))) < share;
+        let (out, used): (Vec<usize>, Vec<usize>) = (0..self.len()).partition(held);
+        if out.is_empty() || used.is_empty() {
+            let (n, all) = (out.len(), self.len());
+            return Err(Error::invalid(format!(
+                "run.validation.held_out = {share} keeps {n} of {all} pictures from training; both parts need some"
+            )));
+        }
+        self.parts = Some([used, out]);
+        Ok(self)
+    }
+
+    /// Whether a picture is never trained on.
+    pub fn is_held_out(&self, i: usize) -> bool {
+        self.parts.as_ref().is_some_and(|p| p[1].binary_search(&i).is_ok())
     }
 
     /// Number of pictures.
@@ -121,7 +143,10 @@ impl Pictures {
         let item = &self.items[i];
         match &item.place {
             Place::File(path) => Image::open(path),
-            Place::Memory(bytes) => Image::from_bytes(&item.name, bytes),
+            Place::Row(table, group, row) => {
+                let bytes = table.picture(*group, *row)?;
+                Image::from_bytes(&item.name, &bytes.ok_or_else(|| Error::bad_file(&item.name, "no picture"))?)
+            }
             Place::Within(file, start, len) => {
                 let mut f = std::fs::File::open(file).map_err(Error::io(file))?;
                 f.seek(SeekFrom::Start(*start)).map_err(Error::io(file))?;
@@ -201,9 +226,9 @@ impl Pictures {
 
     /// A picture at random. One that cannot be read is noted and another is drawn, until more than the allowed share is
     /// broken.
-    pub fn draw(&self, r: &mut Rng) -> Result<(usize, Image)> {
+    pub fn draw(&self, r: &mut Rng, held_out: bool) -> Result<(usize, Image)> {
         loop {
-            let at = rng::below(r, self.len());
+            let at = self.pick(r, held_out);
             match self.image(at) {
                 Ok(image) => return Ok((at, image)),
                 Err(e) => self.note(at, e)?,
@@ -211,24 +236,32 @@ impl Pictures {
         }
     }
 
+    /// The number of a picture at random, of those that are trained on or of those that never are.
+    pub fn pick(&self, r: &mut Rng, held_out: bool) -> usize {
+        match &self.parts {
+            Some(parts) => {
+                let part = &parts[usize::from(held_out)];
+                part[rng::below(r, part.len())]
+            }
+            None => rng::below(r, self.len()),
+        }
+    }
+
     /// Notes that a picture could not be read; an error where more than the allowed share is broken by now.
     pub fn note(&self, at: usize, e: Error) -> Result<()> {
-        let mut broken = self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        broken.insert(at, e.to_string());
-        let allowed = (self.broken_share * self.len() as f64).max(BROKEN_AT_LEAST.min(self.len() - 1) as f64);
-        if broken.len() as f64 <= allowed && broken.len() < self.len() {
-            return Ok(());
-        }
-        let (n, all, share) = (broken.len(), self.len(), self.broken_share);
-        Err(Error::invalid(format!(
-            "{n} of {all} pictures cannot be read, more than the allowed share {share}; the last: {e}"
-        )))
+        self.broken.note(at, self.len(), &e)
     }
 
     /// What could not be read so far, one message a picture.
     pub fn broken(&self) -> Vec<String> {
-        self.broken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect()
+        self.broken.list()
     }
+}
+
+/// A number of a picture's name and folder, the same on every machine.
+fn name_key(name: &Path) -> u64 {
+    let last = name.components().rev().take(2).map(|c| c.as_os_str().to_string_lossy().into_owned());
+    rng::name_key(&last.collect::<Vec<_>>().join("/"))
 }
 
 /// "a photo of a dog"
@@ -313,14 +346,14 @@ mod tests {
             assert_eq!(p.image(0).unwrap().pixel(1, 0), [30; 3]);
             // the broken one is passed over, and named
             let mut r = rng::keyed(0, &[]);
-            assert!((0..20).all(|_| p.draw(&mut r).unwrap().0 == 0));
+            assert!((0..20).all(|_| p.draw(&mut r, false).unwrap().0 == 0));
             assert!(p.broken()[0].contains("a/2.jpg"), "{:?}", p.broken());
         }
         std::fs::write(dir.join("by-class/cat/0.png"), b"x").unwrap();
         std::fs::write(dir.join("by-class/owl/0.png"), b"x").unwrap();
         let p = Pictures::open(&dir.join("by-class"), "train").unwrap();
-        let e = p.draw(&mut rng::keyed(0, &[])).unwrap_err().to_string();
-        assert!(e.starts_with("2 of 2 pictures cannot be read"), "{e}");
+        let e = p.draw(&mut rng::keyed(0, &[]), false).unwrap_err().to_string();
+        assert!(e.starts_with("2 of 2 samples cannot be read"), "{e}");
         for bad in ["nothing.csv", "x-{1..2}.tar"] {
             let e = Pictures::open(&dir.join(bad), "train").err().unwrap().to_string();
             assert!(e.contains(bad), "{e}");

@@ -1,12 +1,23 @@
 //! Parquet files in the Hugging Face layout: an image struct {bytes, path} or plain bytes, the schema's ClassLabel, captions as text or
-//! lists. The compressed pictures are held in memory.
+//! lists. Pictures stay in their files: a row's page is read when the row is asked for.
 
 use super::table::WORDS;
 use super::{Item, Pictures, Place, Skipped, spoken};
+use nn::guard::guarded;
 use nn::{Error, Result};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::record::{Field, Row};
+use parquet::schema::types::{SchemaDescriptor, Type};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// All files `SPLIT-*.parquet` of a folder or of its `data`, in order.
 pub(super) fn files(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
@@ -26,102 +37,223 @@ pub(super) fn files(dir: &Path, split: &str) -> Result<Vec<PathBuf>> {
     Ok(Vec::new())
 }
 
-/// Which columns hold what.
+/// Which columns hold what, by the schema.
 struct Columns {
-    image: Option<String>,
+    /// The picture's root column, and the number of the leaf that holds its bytes.
+    image: (String, usize),
     words: Option<String>,
     label: Option<String>,
-    there: String,
 }
 
-/// The first column of pictures, the schema's ClassLabel (or the first whole number where nothing says more), and captions.
-fn columns(row: &Row, label: Option<String>) -> Columns {
-    let mut found = Columns { image: None, words: None, label: None, there: String::new() };
-    let mut there = Vec::new();
-    for (name, field) in row.get_column_iter() {
-        there.push(name.as_str());
-        let picture = match field {
-            Field::Group(g) => g.get_column_iter().any(|(n, _)| n == "bytes"),
-            // a picture's bytes by themselves
-            Field::Bytes(_) => true,
-            _ => false,
+/// The first column of pictures ({bytes, path}, or bytes by themselves), the schema's ClassLabel, and captions.
+fn columns(schema: &SchemaDescriptor, label: Option<String>) -> std::result::Result<Columns, String> {
+    let fields = schema.root_schema().get_fields();
+    let there: Vec<&str> = fields.iter().map(|f| f.name()).collect();
+    let is_bytes = |t: &Type| {
+        t.is_primitive()
+            && t.get_physical_type() == PhysicalType::BYTE_ARRAY
+            && t.get_basic_info().converted_type() != ConvertedType::UTF8
+            && t.get_basic_info().logical_type_ref() != Some(&LogicalType::String)
+    };
+    let picture = fields.iter().find_map(|f| {
+        let path = match f.is_group() {
+            true if f.get_fields().iter().any(|g| g.name() == "bytes" && is_bytes(g)) => vec![f.name(), "bytes"],
+            false if is_bytes(f) => vec![f.name()],
+            _ => return None,
         };
-        let null_picture = matches!(field, Field::Null) && ["image", "img"].contains(&name.as_str());
-        if picture || null_picture {
-            found.image.get_or_insert(name.clone());
-        } else if WORDS.contains(&name.as_str()) {
-            found.words.get_or_insert(name.clone());
+        let leaf = schema.columns().iter().position(|c| c.path().parts() == path && c.max_rep_level() == 0)?;
+        Some((f.name().to_owned(), leaf))
+    });
+    let Some(image) = picture else {
+        let there = there.join(", ");
+        return Err(format!("no column of pictures {{bytes, path}} (has: {there}); one of them is needed"));
+    };
+    let words = there.iter().find(|n| **n != image.0 && WORDS.contains(n)).map(|n| (*n).to_owned());
+    Ok(Columns { image, words, label: label.filter(|l| there.contains(&l.as_str())) })
+}
+
+/// An open file, of which any row's picture can be read by any thread.
+pub(super) struct Table {
+    path: PathBuf,
+    reader: SerializedFileReader<Pread>,
+    /// The column of the pictures' bytes.
+    leaf: usize,
+}
+
+/// A file that is read at places, without a position that threads would share.
+struct Pread(Arc<File>);
+
+impl Length for Pread {
+    fn len(&self) -> u64 {
+        self.0.metadata().map_or(0, |m| m.len())
+    }
+}
+
+impl ChunkReader for Pread {
+    type T = BufReader<From>;
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(BufReader::new(From(self.0.clone(), start)))
+    }
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<bytes::Bytes> {
+        let mut out = Vec::new();
+        From(self.0.clone(), start).take(length as u64).read_to_end(&mut out)?;
+        match out.len() == length {
+            true => Ok(out.into()),
+            false => Err(ParquetError::EOF(format!("{length} bytes at {start} are not there"))),
         }
     }
-    found.there = there.join(", ");
-    found.label = label.filter(|l| there.contains(&l.as_str()));
-    found
 }
 
-/// Reads the pictures of the files; a row without one is passed over.
+/// A file from a place on.
+struct From(Arc<File>, u64);
+
+impl Read for From {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.0.read_at(buffer, self.1)?;
+        self.1 += n as u64;
+        Ok(n)
+    }
+}
+
+impl Table {
+    fn open(path: &Path) -> Result<(Self, Columns, Vec<String>)> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        let size = file.metadata().map_err(Error::io(path))?.len();
+        let bad = |e: String| Error::bad_file(path, e);
+        let file = Pread(Arc::new(file));
+        let reader = guarded(|| SerializedFileReader::new(file))
+            .map_err(damaged(path))?
+            .map_err(|e| bad(format!("not a parquet file ({e})")))?;
+        if !columns_lie_within(reader.metadata(), size) {
+            return Err(bad("damaged: a column lies outside the file".into()));
+        }
+        let (label, names) = class_label(reader.metadata());
+        let columns = columns(reader.metadata().file_metadata().schema_descr(), label).map_err(bad)?;
+        Ok((Self { path: path.to_owned(), leaf: columns.image.1, reader }, columns, names))
+    }
+
+    /// The bytes of the picture in a row of a row group. Pages before it are passed over by their headers.
+    pub fn picture(&self, group: usize, row: usize) -> Result<Option<Vec<u8>>> {
+        self.guarded(|| {
+            let mut column = self.column(group)?;
+            column.skip_records(row)?;
+            let (mut levels, mut values) = (Vec::new(), Vec::new());
+            column.read_records(1, Some(&mut levels), None, &mut values)?;
+            Ok(values.first().map(|v: &ByteArray| v.data().to_vec()))
+        })
+    }
+
+    /// Which rows of a row group hold a picture.
+    fn filled(&self, group: usize) -> Result<Vec<bool>> {
+        let meta = self.reader.metadata().row_group(group);
+        let rows = usize::try_from(meta.num_rows()).unwrap_or(0);
+        let column = meta.column(self.leaf);
+        if column.statistics().and_then(|s| s.null_count_opt()) == Some(0) {
+            return Ok(vec![true; rows]);
+        }
+        let full = column.column_descr().max_def_level();
+        self.guarded(|| {
+            let mut column = self.column(group)?;
+            let (mut out, mut levels, mut values) = (Vec::new(), Vec::new(), Vec::new());
+            loop {
+                levels.clear();
+                values.clear();
+                // a few at a time, so that their bytes are not all in memory
+                let (read, _, _) = column.read_records(16, Some(&mut levels), None, &mut values)?;
+                if read == 0 {
+                    return Ok(out);
+                }
+                let mut bytes = values.iter().map(|v: &ByteArray| !v.data().is_empty());
+                match full {
+                    0 => out.extend(bytes),
+                    _ => out.extend(levels.iter().map(|&l| l == full && bytes.next() == Some(true))),
+                }
+            }
+        })
+    }
+
+    fn column(&self, group: usize) -> parquet::errors::Result<ColumnReaderImpl<ByteArrayType>> {
+        match self.reader.get_row_group(group)?.get_column_reader(self.leaf)? {
+            ColumnReader::ByteArrayColumnReader(c) => Ok(c),
+            _ => Err(ParquetError::General("the pictures are not bytes".into())),
+        }
+    }
+
+    fn guarded<T>(&self, f: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
+        guarded(f).map_err(damaged(&self.path))?.map_err(|e| Error::bad_file(&self.path, e.to_string()))
+    }
+}
+
+/// The error of a file at which the library gave up.
+pub fn damaged(path: &Path) -> impl Fn(String) -> Error {
+    move |why| Error::bad_file(path, format!("damaged ({why})"))
+}
+
+/// Finds the pictures of the files; a row without one is passed over. Words and classes are read now, pictures when they are asked for.
 pub(super) fn open(paths: &[PathBuf]) -> Result<Pictures> {
     let mut all = Pictures::default();
     for path in paths {
-        let file = std::fs::File::open(path).map_err(Error::io(path))?;
-        let size = file.metadata().map_err(Error::io(path))?.len();
-        let bad = |e: String| Error::bad_file(path, e);
-        let reader = SerializedFileReader::new(file).map_err(|e| bad(format!("not a parquet file ({e})")))?;
-        if !columns_lie_within(&reader, size) {
-            return Err(bad("damaged: a column lies outside the file".into()));
-        }
-        let (label, names) = class_label(&reader);
+        let (table, columns, names) = Table::open(path)?;
+        let table = Arc::new(table);
         if all.classes.is_empty() {
             all.classes = names;
         }
-        let mut known: Option<Columns> = None;
-        for (n, row) in reader.get_row_iter(None).map_err(|e| bad(e.to_string()))?.enumerate() {
-            let row = row.map_err(|e| bad(e.to_string()))?;
-            let columns = known.get_or_insert_with(|| columns(&row, label.clone()));
-            let Some(image) = &columns.image else {
-                let there = &columns.there;
-                return Err(bad(format!(
-                    "no column of pictures {{bytes, path}} (has: {there}); one of them is needed"
-                )));
-            };
-            let name = path.join(format!("row {n}"));
-            match picture(&row, image) {
-                Some(bytes) => {
-                    let words = columns.words.as_ref().map(|w| texts(&row, w)).unwrap_or_default();
-                    let class =
-                        columns.label.as_ref().and_then(|l| whole(&row, l)).and_then(|c| usize::try_from(c).ok());
-                    all.items.push(Item { name, place: Place::Memory(bytes), words: spoken(words), class });
+        let mut n = 0;
+        for group in 0..table.reader.metadata().num_row_groups() {
+            let told = words_and_classes(&table, group, &columns)?;
+            for (row, there) in table.filled(group)?.into_iter().enumerate() {
+                let name = path.join(format!("row {n}"));
+                n += 1;
+                if there {
+                    let (words, class) = told.get(row).cloned().unwrap_or_default();
+                    all.items.push(Item { name, place: Place::Row(table.clone(), group, row), words, class });
+                } else {
+                    let why = format!("no picture in `{}`", columns.image.0);
+                    all.skipped.push(Skipped { name: name.display().to_string(), why });
                 }
-                None => all
-                    .skipped
-                    .push(Skipped { name: name.display().to_string(), why: format!("no picture in `{image}`") }),
             }
         }
-        if let Some(c) = known.filter(|_| all.taken.is_empty()) {
-            let shown = |what: &str, column: &Option<String>| column.as_ref().map(|c| format!("{what} from `{c}`"));
-            let parts = [shown("pictures", &c.image), shown("words", &c.words), shown("classes", &c.label)];
+        if all.taken.is_empty() {
+            let shown = |what: &str, column: Option<&String>| column.map(|c| format!("{what} from `{c}`"));
+            let parts = [
+                shown("pictures", Some(&columns.image.0)),
+                shown("words", columns.words.as_ref()),
+                shown("classes", columns.label.as_ref()),
+            ];
             all.taken = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
-            if c.words.is_none() && c.label.is_none() {
-                all.taken.push_str(&format!("; no words among the columns {}", c.there));
+            if columns.words.is_none() && columns.label.is_none() {
+                let fields = table.reader.metadata().file_metadata().schema_descr().root_schema().get_fields();
+                let there: Vec<&str> = fields.iter().map(|f| f.name()).collect();
+                all.taken.push_str(&format!("; no words among the columns {}", there.join(", ")));
             }
         }
     }
     Ok(all)
 }
 
-fn field<'a>(row: &'a Row, column: &str) -> Option<&'a Field> {
-    row.get_column_iter().find(|(n, _)| *n == column).map(|(_, f)| f)
+/// Captions and class of every row of a row group; nothing where there are no such columns.
+fn words_and_classes(table: &Table, group: usize, columns: &Columns) -> Result<Vec<(Vec<String>, Option<usize>)>> {
+    let wanted: Vec<&String> = columns.words.iter().chain(&columns.label).collect();
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let root = table.reader.metadata().file_metadata().schema_descr().root_schema();
+    let fields = root.get_fields().iter().filter(|f| wanted.iter().any(|w| *w == f.name())).cloned().collect();
+    table.guarded(|| {
+        let only = Type::group_type_builder(root.name()).with_fields(fields).build()?;
+        let mut out = Vec::new();
+        for row in table.reader.get_row_group(group)?.get_row_iter(Some(only))? {
+            let row = row?;
+            let words = columns.words.as_ref().map(|w| texts(&row, w)).unwrap_or_default();
+            let class = columns.label.as_ref().and_then(|l| whole(&row, l)).and_then(|c| usize::try_from(c).ok());
+            out.push((spoken(words), class));
+        }
+        Ok(out)
+    })
 }
 
-fn picture(row: &Row, column: &str) -> Option<Vec<u8>> {
-    let bytes = match field(row, column)? {
-        Field::Bytes(b) => b.data().to_vec(),
-        Field::Group(g) => g.get_column_iter().find_map(|(n, f)| match f {
-            Field::Bytes(b) if n == "bytes" => Some(b.data().to_vec()),
-            _ => None,
-        })?,
-        _ => return None,
-    };
-    (!bytes.is_empty()).then_some(bytes)
+fn field<'a>(row: &'a Row, column: &str) -> Option<&'a Field> {
+    row.get_column_iter().find(|(n, _)| *n == column).map(|(_, f)| f)
 }
 
 fn texts(row: &Row, column: &str) -> Vec<String> {
@@ -146,8 +278,8 @@ fn whole(row: &Row, column: &str) -> Option<i64> {
 }
 
 /// Whether every column's bytes are in the file: the library takes their places on trust and panics on negative ones.
-pub fn columns_lie_within(reader: &SerializedFileReader<std::fs::File>, size: u64) -> bool {
-    let mut columns = reader.metadata().row_groups().iter().flat_map(|g| g.columns());
+pub fn columns_lie_within(meta: &ParquetMetaData, size: u64) -> bool {
+    let mut columns = meta.row_groups().iter().flat_map(|g| g.columns());
     columns.all(|c| {
         let start = u64::try_from(c.dictionary_page_offset().unwrap_or_else(|| c.data_page_offset()));
         let length = u64::try_from(c.compressed_size());
@@ -156,15 +288,15 @@ pub fn columns_lie_within(reader: &SerializedFileReader<std::fs::File>, size: u6
 }
 
 /// What the `datasets` library wrote of the columns into the schema's metadata; null if there is nothing.
-pub fn huggingface(reader: &SerializedFileReader<std::fs::File>) -> serde_json::Value {
-    let meta = reader.metadata().file_metadata().key_value_metadata();
+pub fn huggingface(meta: &ParquetMetaData) -> serde_json::Value {
+    let meta = meta.file_metadata().key_value_metadata();
     let text = meta.into_iter().flatten().find(|kv| kv.key == "huggingface").and_then(|kv| kv.value.as_deref());
     text.and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default()
 }
 
 /// The column that the schema's metadata says is a class, and the classes' names.
-fn class_label(reader: &SerializedFileReader<std::fs::File>) -> (Option<String>, Vec<String>) {
-    let json = huggingface(reader);
+fn class_label(meta: &ParquetMetaData) -> (Option<String>, Vec<String>) {
+    let json = huggingface(meta);
     let features = json["info"]["features"].as_object();
     let found =
         features.into_iter().flatten().find_map(|(column, f)| Some((column.clone(), f["names"].as_array()?.clone())));

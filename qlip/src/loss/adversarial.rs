@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// How the two sides are scored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Game {
     /// Logistic: softplus of the logits (Goodfellow et al. 2014; StyleGAN2, bsq-vit).

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 /// Which trunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Trunk {
     /// VGG16: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
@@ -22,6 +23,7 @@ pub enum Trunk {
 
 /// Where the weights are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LpipsConfig {
     /// Which trunk.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Config of the adversarial term.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AdversaryConfig {
     /// The discriminator.

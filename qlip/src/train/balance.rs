@@ -8,6 +8,7 @@ const DECAY: f64 = 0.99;
 
 /// A rule. Each multiplies the weights `reconstruction` and `l1`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Balance {
     /// None: weights chosen beforehand, as the paper does (section 4; `unified train --probe-balance` finds them).

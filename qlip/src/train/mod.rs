@@ -55,6 +55,16 @@ fn number(t: &Tensor) -> nn::Result<f64> {
     Ok(t.to_dtype(DType::F64)?.to_scalar::<f64>()?)
 }
 
+/// Mean squared error, and the mean over pictures of the PSNR in dB, of painted pixels in -1..1; painted values are cut to that range.
+fn quality(painted: &Tensor, pixels: &Tensor) -> nn::Result<(f64, f64)> {
+    let square = (painted.clamp(-1f32, 1f32)? - pixels)?.sqr()?.flatten_from(1)?.mean(1)?;
+    let errors = square.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let n = errors.len().max(1) as f64;
+    // a range of 2, whose square is 4
+    let psnr = errors.iter().map(|e| 10.0 * (4.0 / e.max(1e-10)).log10()).sum::<f64>() / n;
+    Ok((errors.iter().sum::<f64>() / n, psnr))
+}
+
 /// The gradient at a leaf of a loss; zero where the loss does not reach it.
 fn slope_at(loss: &Tensor, leaf: &Var) -> nn::Result<Tensor> {
     slope_in(&loss.backward()?, leaf)

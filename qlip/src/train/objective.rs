@@ -10,13 +10,14 @@ use super::balance::Balance;
 use super::judges::{JudgeWeights, Judges};
 use super::probes::{Imitation, Pool};
 use super::teacher::Teacher;
-use super::{carried, number, own, slope_in};
+use super::{carried, number, own, quality, slope_in};
 use crate::bsq::Latents;
 use crate::image::{Pixels, Preprocess};
 use crate::loss::{Lpips, accuracy, info_nce, sigmoid};
 use crate::model::Qlip;
 use candle_core::{Tensor, Var};
 use nn::ops::add_term;
+use nn::parallel::World;
 use nn::train::{Accumulator, StepOutput};
 use nn::{Error, Init, Params, Result};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ use std::ops::Range;
 /// Weights of the terms (alpha_r, alpha_a, alpha_q, alpha_z, alpha_p, alpha_g in table 8, then terms beyond the paper). A
 /// term of weight 0 is not computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
     /// Mean squared error of normalised pixels.
@@ -84,6 +86,7 @@ impl Default for LossConfig {
 
 /// Losses of image and text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Alignment {
     /// Softmax over the batch (the paper's).
@@ -101,7 +104,7 @@ pub struct PairBatch {
     pub text_ids: Vec<u32>,
     /// Tokens a caption.
     pub text_tokens: usize,
-    /// An id a caption; equal captions share one.
+    /// An id a caption, the same in every process; equal captions share one.
     pub caption_of: Vec<usize>,
 }
 
@@ -188,6 +191,19 @@ impl Term {
     }
 }
 
+/// Ids of the captions of all processes' rows, in sixteen bits at a time, which a float32 holds.
+fn captions(batch: &PairBatch, world: &World, all: usize) -> Result<Vec<usize>> {
+    if world.size() == 1 {
+        return Ok(batch.caption_of.clone());
+    }
+    const PARTS: usize = usize::BITS as usize / 16;
+    let words = |id: &usize| (0..PARTS).map(|i| (id >> (16 * i) & 0xffff) as f32).collect::<Vec<_>>();
+    let flat: Vec<f32> = batch.caption_of.iter().flat_map(words).collect();
+    let n = batch.caption_of.len();
+    let rows = world.gather(&Tensor::from_vec(flat, (n, PARTS), &candle_core::Device::Cpu)?, all)?.to_vec2::<f32>()?;
+    Ok(rows.iter().map(|r| r.iter().rev().fold(0, |id, part| id << 16 | *part as usize)).collect())
+}
+
 /// Zero, with gradients of zero: times a tensor, because candle cuts the graph where it multiplies by the number 0.
 fn idle(t: &Tensor) -> Result<Tensor> {
     Ok((t * t.zeros_like()?)?)
@@ -256,18 +272,23 @@ impl Objective {
         &self.model
     }
 
-    /// Gradients of update `step`.
+    /// Gradients of update `step`, of this process's rows; alignment and entropies see those of all processes.
     pub fn step(
         &self,
         step: usize,
         batch: &PairBatch,
         vars: &BTreeMap<String, Var>,
         numbers: &mut BTreeMap<String, f64>,
+        world: &World,
     ) -> Result<StepOutput> {
         let n = batch.pixels.0.dim(0)?;
+        if world.size() > 1 && self.w.balance == Balance::Gradient {
+            return Err(Error::invalid("balance = \"gradient\" works on whole batches: train with one process"));
+        }
         let factor = self.w.balance.factor(numbers);
         let out = match self.micro_batch {
-            Some(size) if size > 0 && size < n => self.in_parts(step, batch, size, vars, factor)?,
+            Some(size) if size > 0 && size < n => self.in_parts(step, batch, size, vars, factor, world)?,
+            _ if world.size() > 1 => self.in_parts(step, batch, n, vars, factor, world)?,
             _ => self.at_once(step, batch, vars, factor, numbers)?,
         };
         for (name, metric) in [("balance.align", "align"), ("balance.pixels", "mse")] {
@@ -276,6 +297,24 @@ impl Objective {
             }
         }
         Ok(out)
+    }
+
+    /// Losses of pairs that are not trained on, each a mean: what is painted, and (stage 1) how pictures and words find each other.
+    pub fn validate(&self, batch: &PairBatch) -> Result<Vec<(&'static str, f64)>> {
+        let out = nn::Exec::exact(|| self.model.encode(&batch.pixels))?;
+        let painted = self.model.paint(&self.model.expand(&self.model.bsq.quantize(&out.latents)?)?)?.0.0;
+        let (mse, psnr) = quality(&self.half(&painted)?, &self.half(&batch.pixels.0)?)?;
+        let mut found = vec![("mse", mse), ("psnr", psnr)];
+        let mut loss = mse * self.w.reconstruction;
+        if self.stage == 1 && self.w.alignment != 0.0 {
+            let text = self.model.embed_text(&batch.text_ids, batch.text_tokens)?;
+            let image = self.model.embed_image(&out.pooled)?;
+            let align = number(&info_nce(&text, &image, &self.model.logit_scale, &batch.caption_of)?)?;
+            loss += align * self.w.alignment;
+            found.extend([("align", align), ("align_accuracy", accuracy(&text, &image, &batch.caption_of)?)]);
+        }
+        found.push(("loss", loss));
+        Ok(found)
     }
 
     fn at_once(
@@ -289,7 +328,7 @@ impl Objective {
         let n = batch.pixels.0.dim(0)?;
         let (seen, mut own) = self.part(step, batch, &(0..n), factor)?;
         if let Some(seen) = &seen {
-            let whole = self.whole(seen, batch)?;
+            let whole = self.whole(seen, &batch.caption_of)?;
             if self.w.balance == Balance::Gradient && step.is_multiple_of(Balance::EVERY) {
                 self.measure(&whole, &own, vars, numbers)?;
             }
@@ -309,8 +348,13 @@ impl Objective {
         size: usize,
         vars: &BTreeMap<String, Var>,
         factor: f64,
+        world: &World,
     ) -> Result<StepOutput> {
         let n = batch.pixels.0.dim(0)?;
+        let mut all = [n as f64];
+        world.sum_numbers(&mut all);
+        let all = all[0] as usize;
+        let mine = world.rows(all);
         let parts: Vec<Range<usize>> = (0..n).step_by(size).map(|a| a..(a + size).min(n)).collect();
         let mut sum = Accumulator::default();
         let mut metrics = Metrics::new();
@@ -322,23 +366,29 @@ impl Objective {
                 rows.push(seen.fields().into_iter().map(Tensor::detach).collect());
             }
             let columns = (0..rows[0].len()).map(|f| {
-                let all: Vec<&Tensor> = rows.iter().map(|r| &r[f]).collect();
-                Ok(Var::from_tensor(&Tensor::cat(&all, 0)?)?)
+                let own: Vec<&Tensor> = rows.iter().map(|r| &r[f]).collect();
+                Ok(Var::from_tensor(&world.gather(&Tensor::cat(&own, 0)?, all)?)?)
             });
             let columns: Vec<Var> = columns.collect::<Result<_>>()?;
-            let whole =
-                self.whole(&Seen::from_fields(columns.iter().map(|v| v.as_tensor().clone()).collect())?, batch)?;
-            metrics.extend(whole.metrics);
+            let whole = self.whole(
+                &Seen::from_fields(columns.iter().map(|v| v.as_tensor().clone()).collect())?,
+                &captions(batch, world, all)?,
+            )?;
+            // every process computes it; one counts it
+            let counted = if world.is_first() { 1.0 } else { 0.0 };
+            metrics.extend(whole.metrics.into_iter().map(|(k, v)| (k, v * counted)));
             if let Some(loss) = whole.loss {
                 let grads = loss.backward()?;
                 for c in &columns {
-                    pulls.push(slope_in(&grads, c)?);
+                    pulls.push(slope_in(&grads, c)?.narrow(0, mine.start, mine.len())?);
                 }
-                sum.add(&loss, vars)?;
+                if world.is_first() {
+                    sum.add(&loss, vars)?;
+                }
             }
         }
         for r in &parts {
-            let share = r.len() as f64 / n as f64;
+            let share = r.len() as f64 / all as f64;
             let (seen, own) = self.part(step, batch, r, factor)?;
             for (k, v) in own.metrics {
                 *metrics.entry(k).or_default() += v * share;
@@ -349,7 +399,7 @@ impl Objective {
             }
             sum.add(&pull.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?, vars)?;
         }
-        sum.finish(metrics.into_iter().collect())
+        sum.finish(metrics.into_iter().collect())?.over(world)
     }
 
     /// A part of the batch, with a graph: what the whole-batch terms look at (stage 1), and its own terms.
@@ -449,20 +499,20 @@ impl Objective {
     }
 
     /// Terms over the whole batch (stage 1).
-    fn whole(&self, seen: &Seen, batch: &PairBatch) -> Result<Term> {
+    fn whole(&self, seen: &Seen, caption_of: &[usize]) -> Result<Term> {
         let (w, model) = (&self.w, &self.model);
         let mut out = Term::new();
         let align = |image: &Tensor| -> Result<Tensor> {
             match &self.logit_bias {
-                Some(bias) => sigmoid(&seen.text, image, &model.logit_scale, bias, &batch.caption_of),
-                None => info_nce(&seen.text, image, &model.logit_scale, &batch.caption_of),
+                Some(bias) => sigmoid(&seen.text, image, &model.logit_scale, bias, caption_of),
+                None => info_nce(&seen.text, image, &model.logit_scale, caption_of),
             }
         };
         if w.alignment != 0.0 {
             let loss = align(&seen.image)?;
             out.add("align", w.alignment, &loss)?;
             out.balanced = Some((loss * w.alignment)?);
-            out.metrics.insert("align_accuracy", accuracy(&seen.text, &seen.image, &batch.caption_of)?);
+            out.metrics.insert("align_accuracy", accuracy(&seen.text, &seen.image, caption_of)?);
             out.metrics.insert("logit_scale", number(&model.logit_scale.exp()?)?);
         } else {
             // both towers stay in the graph, at no weight, so that one list of variables serves every choice
@@ -471,7 +521,7 @@ impl Objective {
         }
         if let Some(q) = &seen.quantized {
             out.add("quantized_align", w.quantized_alignment, &align(q)?)?;
-            out.metrics.insert("quantized_align_accuracy", accuracy(&seen.text, q, &batch.caption_of)?);
+            out.metrics.insert("quantized_align_accuracy", accuracy(&seen.text, q, caption_of)?);
         }
         let latents = Latents(seen.latents.clone());
         let e = model.bsq.entropies(&latents)?;

@@ -3,7 +3,7 @@
 
 use super::adversary::AdversaryConfig;
 use super::judges::{JudgeWeights, Judges};
-use super::{carried, number, own, slope_at};
+use super::{carried, number, own, quality, slope_at};
 use crate::image::Pixels;
 use crate::loss::Lpips;
 use crate::vq::VqTokenizer;
@@ -15,6 +15,7 @@ use std::collections::HashSet;
 
 /// Weights of the terms. A term of weight 0 that nothing else needs is not computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct VqLossConfig {
     /// Mean squared error of pixels in -1..1.
@@ -117,6 +118,12 @@ impl VqObjective {
         }
         // the values are in the loss already
         StepOutput::of(&(loss + carried(&painted, &slope)?)?, metrics)
+    }
+
+    /// Mean squared error of pixels in -1..1 and the mean PSNR in dB of pictures that are not trained on.
+    pub fn validate(&self, pixels: &Pixels) -> Result<(f64, f64)> {
+        let q = self.model.quantise(&self.model.pre_quant(&self.model.encoder_out(pixels)?)?)?;
+        quality(&self.model.conv_out(&self.model.before_conv_out(&q.values)?)?.0, &pixels.0)
     }
 
     /// Length of the gradient of the last layer's kernels, where the pixels' is `slope`.

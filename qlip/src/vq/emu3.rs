@@ -199,6 +199,11 @@ impl Emu3Tokenizer {
         self.quant_conv.forward(encoder_out)
     }
 
+    /// Type of the weights, which is that of the pixels.
+    pub fn dtype(&self) -> candle_core::DType {
+        self.decoder.conv_out.weight.dtype()
+    }
+
     /// Codes of each video, time by time and row by row.
     pub fn codes(&self, pre_quant: &Tensor) -> Result<Vec<u32>> {
         let Quantised { indices, .. } = self.codebook.quantise(&pre_quant.flatten(0, 1)?, &self.config.net)?;

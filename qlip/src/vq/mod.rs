@@ -22,6 +22,7 @@ use std::collections::HashMap;
 
 /// The published model arguments; the defaults are VQ-16's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "published field names")]
 pub struct VqConfig {

@@ -2,6 +2,7 @@
 
 /// Which end of the decoder level 0 is in a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum DecoderLevels {
     /// The coarsest, where the decoder begins (Janus).
     FromCoarsest,

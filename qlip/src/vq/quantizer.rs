@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a cell becomes a code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Quantizer {
     /// The nearest entry of the codebook.

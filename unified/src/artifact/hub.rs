@@ -35,27 +35,74 @@ pub fn fetch(model: &str) -> Result<PathBuf> {
         Some((name, r)) => (name, Some(r.to_owned())),
         None => (name, None),
     };
-    let plain = |s: &str| {
-        !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
     if !plain(owner) || !plain(name) || !file.is_none_or(|f| f.split('/').all(plain)) {
         return Err(Error::invalid(format!(
             "model `{model}`: no such folder or file, and not a hub id of the form owner/name or owner/name@revision"
         )));
     }
-    let offline =
-        ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| std::env::var(name).is_ok_and(|v| is_true(&v)));
     let client = hf_hub::HFClientSync::new().map_err(|e| Error::invalid(format!("the hub's client: {e}")))?;
     let repo = Repository {
         id: format!("{owner}/{name}"),
         repo: client.model(owner, name),
         revision,
-        offline: Cell::new(offline),
+        offline: Cell::new(is_offline()),
     };
     match file {
         Some(file) => repo.file(file),
         None => repo.folder(),
     }
+}
+
+/// The place in the cache of `datasets/OWNER/NAME[@revision][/folder or file]`, fetched where it is not there yet.
+pub fn dataset(place: &str) -> Result<PathBuf> {
+    let wrong = || Error::invalid(format!("hf://{place}: write hf://datasets/OWNER/NAME[@REVISION][/FOLDER]"));
+    let mut parts = place.strip_prefix("datasets/").ok_or_else(wrong)?.splitn(3, '/');
+    let (Some(owner), Some(name), below) = (parts.next(), parts.next(), parts.next()) else { return Err(wrong()) };
+    let (name, revision) = name.split_once('@').map_or((name, None), |(n, r)| (n, Some(r.to_owned())));
+    let below = below.unwrap_or_default().trim_end_matches('/');
+    if !plain(owner) || !plain(name) || !(below.is_empty() || below.split('/').all(plain)) {
+        return Err(wrong());
+    }
+    let client = hf_hub::HFClientSync::new().map_err(|e| Error::invalid(format!("the hub's client: {e}")))?;
+    let repo = client.dataset(owner, name);
+    let wanted = (!below.is_empty()).then(|| vec![below.to_owned(), format!("{below}/**")]);
+    let ask = |cache_alone: bool| {
+        let ask = repo.snapshot_download().maybe_revision(revision.clone()).maybe_allow_patterns(wanted.clone());
+        ask.local_files_only(cache_alone).send()
+    };
+    let offline = is_offline();
+    // what was fetched before serves where nobody answers
+    let found = ask(offline).or_else(|e| match ask(true) {
+        Ok(path) if !offline && e.to_string().contains("error sending request") => Ok(path),
+        _ => Err(e),
+    });
+    let root = found.map_err(|e| failed(&format!("data hf://{place}"), &e.to_string(), offline))?;
+    let path = root.join(below);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(failed(&format!("data hf://{place}"), "the repository has no such file or folder", offline)),
+    }
+}
+
+fn is_offline() -> bool {
+    ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| std::env::var(name).is_ok_and(|v| is_true(&v)))
+}
+
+/// Whether a part of an id or a path has nothing that leads elsewhere.
+fn plain(s: &str) -> bool {
+    !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+/// Why the hub gave nothing, and what to do.
+fn failed(what: &str, why: &str, offline: bool) -> Error {
+    let why = why.lines().next().unwrap_or_default();
+    let refused = ["401", "403", "Authentication", "Gated", "Forbidden"].iter().any(|w| why.contains(w));
+    let hint = match offline {
+        true => "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set and the cache lacks it",
+        false if refused => "set HF_TOKEN to a token that may read it",
+        false => "is the id right and the network up? a folder works too",
+    };
+    Error::invalid(format!("{what}: {why} ({hint})"))
 }
 
 /// Every spelling of true that transformers and the hub's own client take.
@@ -103,14 +150,7 @@ impl Repository {
     }
 
     fn failed(&self, what: &str, why: &str) -> Error {
-        let why = why.lines().next().unwrap_or_default();
-        let refused = ["401", "403", "Authentication", "Gated", "Forbidden"].iter().any(|w| why.contains(w));
-        let hint = match self.offline.get() {
-            true => "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set and the cache lacks it",
-            false if refused => "set HF_TOKEN to a token that may read it",
-            false => "is the id right and the network up? a folder works too",
-        };
-        Error::invalid(format!("model `{}`, file {what}: {why} ({hint})", self.id))
+        failed(&format!("model `{}`, file {what}", self.id), why, self.offline.get())
     }
 
     /// One file, and what a model in it needs beside it.

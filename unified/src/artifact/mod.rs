@@ -207,3 +207,15 @@ fn fetched(model: &str) -> Result<PathBuf> {
 fn fetched(model: &str) -> Result<PathBuf> {
     Err(Error::invalid(format!("model `{model}`: no such folder or file (this build has no feature `hub`)")))
 }
+
+/// The place on this machine of `hf://`'s rest, `datasets/OWNER/NAME[@revision][/folder]`.
+#[cfg(feature = "hub")]
+pub(crate) fn dataset(place: &str) -> Result<PathBuf> {
+    hub::dataset(place)
+}
+
+/// The place on this machine of `hf://`'s rest.
+#[cfg(not(feature = "hub"))]
+pub(crate) fn dataset(place: &str) -> Result<PathBuf> {
+    Err(Error::invalid(format!("hf://{place}: this build has no feature `hub`; give a folder")))
+}

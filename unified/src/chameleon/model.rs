@@ -69,6 +69,11 @@ impl Chameleon {
         })
     }
 
+    /// Entries that are no words.
+    pub fn not_words(&self) -> &[u32] {
+        &self.not_words
+    }
+
     /// Codes of a picture.
     pub fn codes_per_picture(&self) -> usize {
         self.config.grid() * self.config.grid()

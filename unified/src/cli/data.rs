@@ -3,20 +3,21 @@
 use super::output::say;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use qlip::data::Pictures;
+use qlip::data::{Pictures, Skipped};
 use qlip::{Image, data};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use unified::documents::{Documents, DocumentsConfig};
-use unified::train::conversations;
+use unified::data::{DataConfig, DataKind};
+use unified::documents::Documents;
+use unified::train::{Training, conversations};
 
 /// Say what a training would find in a folder, a file of captions, WebDataset shards, parquet files, conversations or documents: how many
 /// pictures, which have words and classes, and what is passed over, with the reason.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Data {
-    /// The folder or file.
+    /// The folder or file, hf://datasets/OWNER/NAME, or a training's config (.toml), whose sources are reported one by one.
     path: PathBuf,
     /// Folder of the pictures that conversations and documents name; theirs if absent.
     #[arg(long)]
@@ -40,15 +41,61 @@ const ON_SHEET: usize = 128;
 
 impl Data {
     pub fn run(&self) -> Result<()> {
-        let report = match kind(&self.path)? {
-            Kind::Pictures => self.pictures()?,
-            Kind::Conversations => self.conversations()?,
-            Kind::Documents => self.documents()?,
+        if self.path.extension().is_some_and(|e| e == "toml") {
+            return self.sources();
+        }
+        let path = DataConfig { path: Some(self.path.clone()), ..DataConfig::of(DataKind::Pictures) }.place()?;
+        let at = Self { path, ..self.clone() };
+        let report = match kind(&at.path)? {
+            Kind::Pictures => at.pictures()?,
+            Kind::Conversations => at.conversations()?,
+            Kind::Documents => at.documents()?,
         };
         if self.json {
             say!("{}", serde_json::to_string_pretty(&report)?);
             return Ok(());
         }
+        self.show(&report)
+    }
+
+    /// The sources of a training's config.
+    fn sources(&self) -> Result<()> {
+        let training = Training::from_file(&self.path, &[])?;
+        let mut all = Vec::new();
+        for config in training.data() {
+            config.check()?;
+            let mut at = Self { sheet: None, images: config.images.clone(), ..self.clone() };
+            if let Some(split) = &config.split {
+                at.split.clone_from(split);
+            }
+            let report = match (config.kind, &config.path) {
+                (DataKind::Scenes, _) | (_, None) => json!({"made": "as it is needed", "skipped": []}),
+                (kind, _) => {
+                    at.path = config.place()?;
+                    match kind {
+                        DataKind::Conversations => at.conversations()?,
+                        DataKind::Documents | DataKind::Text => at.documents()?,
+                        _ => at.pictures()?,
+                    }
+                }
+            };
+            if !self.json {
+                say!("{} (share {} to {})", config.name(), config.start, config.end());
+                self.show(&report)?;
+            }
+            let mut report = report;
+            report["source"] = config.name().into();
+            all.push(report);
+        }
+        if self.json {
+            say!("{}", serde_json::to_string_pretty(&json!({"version": 1, "sources": all}))?);
+        } else if all.is_empty() {
+            say!("{}: no [[data]]", self.path.display());
+        }
+        Ok(())
+    }
+
+    fn show(&self, report: &Value) -> Result<()> {
         let skipped = report["skipped"].as_array().map_or(0, Vec::len);
         for key in ["pictures", "with_words", "conversations", "documents"] {
             if let Some(n) = report[key].as_u64() {
@@ -97,7 +144,7 @@ impl Data {
                 }
             })
             .collect();
-        let mut skipped: Vec<Value> = found.skipped.iter().map(|s| json!({"name": s.name, "why": s.why})).collect();
+        let mut skipped = passed_over(&found.skipped);
         let mut good = Vec::new();
         for (i, one) in looked.into_iter().enumerate() {
             match one {
@@ -129,41 +176,26 @@ impl Data {
     }
 
     fn conversations(&self) -> Result<Value> {
-        let images = self.images.clone().unwrap_or_else(|| beside(&self.path));
-        let (entries, missing) = conversations(&self.path, &images)?;
-        let skipped: Vec<Value> = missing
-            .iter()
-            .map(|m| {
-                let (name, why) = m.split_once(": ").unwrap_or((m.as_str(), ""));
-                json!({"name": name, "why": why})
-            })
-            .collect();
+        let (entries, _, skipped) = conversations::list(&self.path, self.images.as_deref())?;
         let pictures: usize = entries.iter().map(|e| e.images().len()).sum();
         Ok(
             json!({"version": 1, "pictures": pictures, "with_words": pictures, "classes": [], "conversations": entries.len(),
-            "skipped": skipped, "samples": []}),
+            "skipped": passed_over(&skipped), "samples": []}),
         )
     }
 
     fn documents(&self) -> Result<Value> {
-        let images = self.images.clone().unwrap_or_else(|| beside(&self.path));
-        let config = DocumentsConfig { path: self.path.clone(), images, codes: None, start: 1.0, end: 1.0 };
+        let images = self.images.clone().unwrap_or_else(|| self.path.parent().unwrap_or(Path::new("")).to_owned());
+        let path = Some(self.path.clone());
+        let config = DataConfig { path, images: Some(images), ..DataConfig::of(DataKind::Documents) };
         let found = Documents::open(&config, 1, 1)?;
-        let skipped: Vec<Value> = found
-            .skipped()
-            .iter()
-            .map(|m| {
-                let (name, why) = m.split_once(": ").unwrap_or((m.as_str(), ""));
-                json!({"name": name, "why": why})
-            })
-            .collect();
         Ok(json!({"version": 1, "pictures": found.len(), "with_words": found.len(), "classes": [], "conversations": 0,
-            "documents": found.len(), "skipped": skipped, "samples": []}))
+            "documents": found.len(), "skipped": passed_over(found.skipped()), "samples": []}))
     }
 }
 
-fn beside(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(Path::new("")).to_owned()
+fn passed_over(all: &[Skipped]) -> Vec<Value> {
+    all.iter().map(|s| json!({"name": s.name, "why": s.why})).collect()
 }
 
 fn small(image: &Image) -> Image {
@@ -191,7 +223,7 @@ fn kind(path: &Path) -> Result<Kind> {
         Ok(v @ Value::Object(_)) => v,
         _ => serde_json::from_str::<Value>(&text).map(|v| v[0].clone()).with_context(|| path.display().to_string())?,
     };
-    Ok(if json.get("conversations").is_some() {
+    Ok(if json.get("conversations").is_some() || json.get("messages").is_some() {
         Kind::Conversations
     } else if json.get("images").is_some() || json.get("text_list").is_some() || json.get("image_info").is_some() {
         Kind::Documents

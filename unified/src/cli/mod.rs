@@ -10,6 +10,7 @@ mod generate;
 mod images;
 mod info;
 mod output;
+mod plan;
 mod recipe;
 #[cfg(feature = "serve")]
 mod serve;
@@ -39,6 +40,7 @@ enum Command {
     Classify(images::Classify),
     Features(features::Features),
     Train(train::Train),
+    Plan(plan::PlanArgs),
     Data(data::Data),
     Forward(forward::Forward),
     Info(info::Info),
@@ -102,6 +104,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Classify(c) => c.run(),
         Command::Features(c) => c.run(),
         Command::Train(c) => c.run(),
+        Command::Plan(c) => c.run(),
         Command::Data(c) => c.run(),
         Command::Forward(c) => c.run(),
         Command::Info(c) => c.run(),

@@ -5,43 +5,52 @@ use super::output::say;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use nn::parallel::World;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use unified::train::{Run, Training};
+use unified::train::{Run, Training, schema};
 
 /// Train a tokenizer, a visual tokenizer or a unified model from a config file.
 #[derive(Args)]
 pub struct Train {
     /// TOML file, as in configs/.
-    config: PathBuf,
+    #[arg(required_unless_present = "schema")]
+    config: Option<PathBuf>,
+    /// Print the JSON schema of a kind of config (of all kinds without one) and do nothing else.
+    #[arg(long, value_name = "KIND", num_args = 0..=1, default_missing_value = "", conflicts_with = "config")]
+    schema: Option<String>,
     /// Folder for the model, its log (metrics.jsonl) and its training state.
-    #[arg(long, required_unless_present = "dry_run")]
+    #[arg(long, required_unless_present_any = ["dry_run", "schema"])]
     out: Option<PathBuf>,
     /// Do one update and write nothing: says what the data are, and how long and how much memory it takes.
     #[arg(long, conflicts_with_all = ["resume", "probe_balance"])]
     dry_run: bool,
-    /// Override a key of the config: --set steps=100 --set optim.lr=1e-4.
+    /// Override a key of the config: --set run.steps=100 --set data.0.path=DIR.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Continue from the folder's last checkpoint.
     #[arg(long)]
     resume: bool,
     /// Find the weight of pixels against alignment as QLIP does (section 4): train with each alone, divide the losses that
-    /// they end with, and write the ratio into the config. Stage 1 of a QLIP training; both runs stay in --out.
+    /// they end with, and write the config with that ratio to OUT/balanced.toml. Stage 1 of a QLIP training; both runs stay in --out.
     #[arg(long, conflicts_with = "resume")]
     probe_balance: bool,
     #[command(flatten)]
     device: OnDevice,
-    /// Seed of initial values, data order and augmentation; as --set seed=N.
+    /// Seed of initial values, data order and augmentation; as --set run.seed=N.
     #[arg(long)]
     seed: Option<u64>,
 }
 
 impl Train {
     pub fn run(&self) -> Result<()> {
+        if let Some(kind) = &self.schema {
+            return print_schema(kind);
+        }
         let mut set = self.set.clone();
-        set.extend(self.seed.map(|s| format!("seed={s}")));
+        set.extend(self.seed.map(|s| format!("run.seed={s}")));
         if self.probe_balance {
             return self.probe(&set);
         }
@@ -56,11 +65,22 @@ impl Train {
         if let Some(step) = done.as_ref().and_then(|s| s.stopped_at) {
             eprintln!(
                 "stopped after update {step}; go on with: unified train {} --out {} --resume",
-                self.config.display(),
+                self.config().display(),
+                out.display()
+            );
+        }
+        if let Some(step) = done.as_ref().and_then(|s| s.ended_at) {
+            eprintln!(
+                "validation has not become better: ended after update {step}; the best is in {}/best",
                 out.display()
             );
         }
         Ok(())
+    }
+
+    /// The config's file; clap asks for it where no schema is wanted.
+    fn config(&self) -> &Path {
+        self.config.as_deref().unwrap_or(Path::new(""))
     }
 
     /// One update in a folder that goes away: what the data are, whether all fits together, time and memory.
@@ -79,9 +99,10 @@ impl Train {
 
     /// One training in a folder.
     fn one(&self, set: &[String], out: &Path) -> Result<Option<nn::train::Summary>> {
-        let training = Training::from_file(&self.config, set)?;
+        let training = Training::from_file(self.config(), set)?;
+        let world = World::join()?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} eta {eta} loss {msg}")?;
-        let bar = ProgressBar::new(0).with_style(style);
+        let bar = if world.is_first() { ProgressBar::new(0) } else { ProgressBar::hidden() }.with_style(style);
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
         // a second Ctrl-C ends it at once; the handler can be set once a program, and a probe trains twice
@@ -97,11 +118,24 @@ impl Train {
             bar.set_message(format!("{:.4}", p.loss));
             !stop.load(Ordering::Relaxed) && !self.dry_run
         };
-        let mut say = |line: &str| bar.suspend(|| eprintln!("{line}"));
+        let mut say = |line: &str| {
+            if world.is_first() {
+                bar.suspend(|| eprintln!("{line}"));
+            }
+        };
         let device = self.device.device()?;
-        let done =
-            training.run(&mut Run { out, resume: self.resume, device, progress: &mut progress, say: &mut say })?;
+        let mut run = Run { out, resume: self.resume, device, world: &world, progress: &mut progress, say: &mut say };
+        let done = training.run(&mut run);
+        if let (Err(e), true) = (&done, world.size() > 1) {
+            // the others wait for this one for ever
+            eprintln!("error: {e}");
+            world.abort();
+        }
+        let done = done?;
         bar.finish_and_clear();
+        if !world.is_first() {
+            return Ok(None);
+        }
         if let Some(s) = &done {
             summarise(s);
         }
@@ -113,10 +147,10 @@ impl Train {
 
     /// Both objectives alone, and the ratio of what is left of each.
     fn probe(&self, set: &[String]) -> Result<()> {
-        if !matches!(Training::from_file(&self.config, set)?, Training::Qlip(t) if t.stage == 1) {
-            bail!("{}: --probe-balance is for stage 1 of a QLIP training", self.config.display());
+        if !matches!(Training::from_file(self.config(), set)?, Training::Qlip(t) if t.stage == 1) {
+            bail!("{}: --probe-balance is for stage 1 of a QLIP training", self.config().display());
         }
-        let text = std::fs::read_to_string(&self.config).with_context(|| self.config.display().to_string())?;
+        let text = std::fs::read_to_string(self.config()).with_context(|| self.config().display().to_string())?;
         let written = |ratio: f64| {
             let one = with_key(&text, "loss", "alignment", "1.0");
             with_key(&one, "loss", "reconstruction", &format!("{ratio:.4}"))
@@ -125,7 +159,7 @@ impl Train {
         toml::from_str::<toml::Table>(&written(1.0)).with_context(|| {
             format!(
                 "{}: write its weights below a line [loss], so that the ratio can be put there",
-                self.config.display()
+                self.config().display()
             )
         })?;
         let end = |folder: &str, keys: &[&str], metric: &str| -> Result<f64> {
@@ -140,14 +174,32 @@ impl Train {
         let pixels = end("probe-pixels", &PIXELS_ALONE, "mse")?;
         let align = end("probe-align", &ALIGNMENT_ALONE, "align")?;
         let ratio = align / pixels.max(1e-12);
-        nn::checkpoint::write_atomic(&self.config, written(ratio).as_bytes())?;
+        let balanced = self.out.as_deref().unwrap_or(Path::new("")).join(BALANCED);
+        nn::checkpoint::write_atomic(&balanced, written(ratio).as_bytes())?;
         say!(
             "alignment alone ends at {align:.4}, pixels alone at {pixels:.6}: reconstruction = {ratio:.4}, alignment = 1"
         );
-        say!("{}", self.config.display());
+        say!("{}", balanced.display());
         Ok(())
     }
 }
+
+/// The schema of a kind, or an object of all of them.
+fn print_schema(kind: &str) -> Result<()> {
+    let all = match kind {
+        "" => schema::KINDS
+            .iter()
+            .map(|k| Ok(((*k).to_owned(), schema::schema(k)?)))
+            .collect::<Result<_>>()
+            .map(Value::Object)?,
+        one => schema::schema(one)?,
+    };
+    say!("{}", serde_json::to_string_pretty(&all)?);
+    Ok(())
+}
+
+/// The config with the found weights, in --out.
+const BALANCED: &str = "balanced.toml";
 
 /// What a probe of one objective leaves out.
 const PIXELS_ALONE: [&str; 4] =

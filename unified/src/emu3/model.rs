@@ -7,8 +7,8 @@ use lm::engine::{Finish, Next};
 use lm::{Context, Llama, Part, Request, SampleSettings};
 use nn::stored::Stored;
 use nn::{Params, WeightType};
-use qlip::Pixels;
 use qlip::vq::{DecoderLevels, Emu3Tokenizer, llamagen_name};
+use qlip::{Image, Pixels};
 use std::sync::Arc;
 
 /// Tensors under our names, from either of transformers' layouts.
@@ -44,6 +44,12 @@ pub fn resized(height: usize, width: usize, factor: usize, (least, most): (usize
         return (side(h), side(w));
     }
     (rh as usize, rw as usize)
+}
+
+/// A picture at that size.
+pub fn fitted(img: &Image, factor: usize, limits: (usize, usize)) -> Image {
+    let (h, w) = resized(img.height(), img.width(), factor, limits);
+    qlip::resample::resize(img, w, h)
 }
 
 /// The model.

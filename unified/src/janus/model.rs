@@ -136,20 +136,8 @@ impl Janus {
     pub fn paint(&self, codes: &[u32]) -> Result<Vec<Image>> {
         let grid = self.config.grid;
         let pixels = self.vq.decode(&self.vq.look_up(codes, grid, grid)?)?;
-        images(&pixels)
+        pixels.to_images()
     }
-}
-
-/// Pixels in -1..1 as pictures.
-pub(crate) fn images(pixels: &Pixels) -> Result<Vec<Image>> {
-    let (_, _, h, w) = pixels.0.dims4()?;
-    let plane = h * w;
-    let all = pixels.to_bytes()?;
-    let picture = |b: &[u8]| {
-        let rgb = (0..plane).flat_map(|i| [b[i], b[plane + i], b[2 * plane + i]]).collect();
-        Image::from_rgb(w, h, rgb)
-    };
-    Ok(all.chunks_exact((3 * plane).max(1)).map(picture).collect())
 }
 
 impl Model for Janus {

@@ -92,6 +92,7 @@ pub enum Select {
 
 /// Stage of a QLIP tower that becomes features (QLIP section 4.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum VisionFeature {
     /// Hidden states of `vision_feature_layer`.

@@ -1,40 +1,27 @@
 //! Training of the classifier that measures drawings: cross-entropy, random crops and flips.
 
-use super::Run;
-use super::pictures::{PictureSource, broken, share};
+use super::pictures::{PictureSource, Shown, shares};
+use super::{Run, write_json};
+use crate::Result;
 use crate::classifier::{Classifier, ClassifierConfig, ModelType};
-use crate::{Error, Result};
-use candle_core::DType;
-use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
+use crate::data::DataConfig;
+use candle_core::{DType, Device, Tensor};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint, ops};
-use qlip::data::Pictures;
 use qlip::image::{Image, Preprocess};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// Config of a classifier's training.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ClassifierTraining {
-    /// Updates in all.
-    pub steps: usize,
-    /// Pictures an update.
-    pub batch_size: usize,
-    /// Updates between checkpoints.
-    pub checkpoint_every: usize,
-    /// Seed.
-    pub seed: u64,
-    /// Arithmetic of the products.
-    #[serde(default)]
-    pub precision: Precision,
-    /// The photographs, with classes: see [`Pictures::open`].
-    pub photos: PathBuf,
-    /// Share of the pictures that may be unreadable.
-    #[serde(default = "broken")]
-    pub broken_share: f64,
-    /// Smallest side of a random crop, as a share of the photograph.
-    pub smallest_crop: f32,
+    /// Steps, batches, checkpoints.
+    pub run: RunConfig,
+    /// The photographs, with classes: one source.
+    pub data: Vec<DataConfig>,
     /// Pixels along the side of a picture; the first layer works at half of it.
     pub image_size: usize,
     /// Channels of the first layer, then of each halving of the resolution.
@@ -43,56 +30,73 @@ pub struct ClassifierTraining {
     pub optim: OptimConfig,
 }
 
+/// What a step needs.
+struct Classifying {
+    source: PictureSource,
+    model: Classifier,
+    preprocess: Preprocess,
+    device: Device,
+}
+
 impl ClassifierTraining {
     /// Runs it.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
-        share("smallest_crop", f64::from(self.smallest_crop))?;
-        let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
-        (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
-        photos.labels()?;
+        let side = self.image_size;
+        let source = PictureSource::open(&self.data, (side, self.run.seed, self.run.held_out()), run.say)?;
+        source.only()?.labels()?;
         let config = ClassifierConfig {
             model_type: ModelType::Classifier,
-            classes: photos.classes.clone(),
+            classes: source.only()?.classes.clone(),
             image_size: self.image_size,
             widths: self.widths.clone(),
         };
-        let params = Params::for_training(HashMap::new(), &[], self.seed, DType::F32, &run.device);
+        let params = Params::for_training(HashMap::new(), &[], self.run.seed, DType::F32, &run.device);
         let model = Classifier::new(&params, &config)?;
-        let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
-        let out = run.out;
-        checkpoint::write_atomic(&out.join("config.json"), json.as_bytes())?;
-        let source = PictureSource {
-            photos: &photos,
-            seed: self.seed,
-            scene_share: 0.0,
-            scene_objects: 1,
-            smallest_crop: self.smallest_crop,
-            side: self.image_size,
-        };
-        let preprocess = Preprocess::half(self.image_size);
-        let steps = LoopConfig {
-            steps: self.steps,
-            batch_size: self.batch_size,
-            checkpoint_every: self.checkpoint_every,
-            seed: self.seed,
-            precision: self.precision,
-        };
-        let device = run.device.clone();
-        let trainer = Trainer::new(steps, &self.optim, &params, out, run.resume);
-        source.train(
-            &trainer,
-            |_, shown| {
-                // no scene is among them, and every photograph has a class
-                let targets: Vec<u32> = shown.iter().filter_map(|s| s.class).map(|c| c as u32).collect();
-                let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
-                let logits = model.logits(&model.features(&preprocess.normalise(&images, &device)?)?)?;
-                let loss = ops::cross_entropy(&logits, &targets)?.mean_all()?;
-                let rows = logits.to_vec2::<f32>()?;
-                let right = rows.iter().zip(&targets).filter(|(r, t)| lm::sample::argmax(r) == **t as usize).count();
-                StepOutput::of(&loss, vec![("accuracy", right as f64 / targets.len().max(1) as f64)])
-            },
-            |weights| checkpoint::save(&out.join("model.safetensors"), weights, &[]),
-            run.progress,
-        )
+        write_json(run, "config.json", &config)?;
+        let task = Classifying { source, model, preprocess: Preprocess::half(side), device: run.device.clone() };
+        let done = run.trainer(&self.run, &self.optim, &params).run(&task, run.progress);
+        run.name_broken(&task.source.broken())?;
+        done
+    }
+}
+
+impl Classifying {
+    /// The sum of the losses, and how many are right.
+    fn losses(&self, shown: Vec<Shown>) -> Result<(Tensor, f64, usize)> {
+        // no scene is among them, and every photograph has a class
+        let targets: Vec<u32> = shown.iter().filter_map(|s| s.class).map(|c| c as u32).collect();
+        let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
+        let logits = self.model.logits(&self.model.features(&self.preprocess.normalise(&images, &self.device)?)?)?;
+        let loss = ops::cross_entropy(&logits, &targets)?.sum_all()?;
+        let rows = logits.to_vec2::<f32>()?;
+        let right = rows.iter().zip(&targets).filter(|(r, t)| lm::sample::argmax(r) == **t as usize).count();
+        Ok((loss, right as f64, targets.len()))
+    }
+}
+
+impl Task for Classifying {
+    type Batch = Vec<Shown>;
+
+    fn batch(&self, place: &Place) -> Result<Vec<Shown>> {
+        self.source.batch(place)
+    }
+
+    fn gradients(&self, at: &At, batch: Vec<Shown>) -> Result<StepOutput> {
+        let all = at.run.batch_size;
+        in_parts(at, shares(batch, at.run.micro_batch, all), |(part, _)| {
+            let (loss, right, _) = self.losses(part)?;
+            Ok(((loss / all as f64)?, vec![("accuracy", right / all as f64)]))
+        })
+    }
+
+    fn validate(&self, batch: Vec<Shown>) -> Result<Vec<Measure>> {
+        let (loss, right, n) = self.losses(batch)?;
+        let count = n as f64;
+        let loss = f64::from(loss.to_scalar::<f32>()?);
+        Ok(vec![Measure { name: "loss", sum: loss, count }, Measure { name: "accuracy", sum: right, count }])
+    }
+
+    fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        checkpoint::save(&dir.join("model.safetensors"), weights, &[])
     }
 }

@@ -1,59 +1,44 @@
 //! Training of LlamaGen (Sun et al. 2024, sections 2.2 and 2.3), by class or by caption, on the tokens of any image
 //! tokenizer.
 
-use super::Run;
-use super::pictures::broken;
+use super::codes::{PackedTokens, Pictured};
+use super::pictures::PictureSource;
+use super::{Run, write_json};
 use crate::artifact::{Artifact, Placement};
 use crate::captions::{Captions, TextEncoder};
+use crate::data::DataConfig;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use lm::head::BitwiseConfig;
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use lm::shared_bits::{SharedBits, bit_patterns};
 use nn::dropout::{Dropout, DropoutConfig};
 use nn::rng::Rng;
-use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint, rng};
-use qlip::Image;
 use qlip::data::Pictures;
-use qlip::resample::{resize, resize_window};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-
-/// Pictures that are encoded between two looks at the clock.
-const CHUNK: usize = 512;
 
 /// Config of a LlamaGen training.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LlamaGenTraining {
-    /// Updates in all.
-    pub steps: usize,
-    /// Pictures an update.
-    pub batch_size: usize,
-    /// Updates between checkpoints.
-    pub checkpoint_every: usize,
-    /// Seed.
-    pub seed: u64,
-    /// Arithmetic of the products.
-    #[serde(default)]
-    pub precision: Precision,
+    /// Steps, batches, checkpoints.
+    pub run: RunConfig,
+    /// The pictures, with classes or captions: one source.
+    pub data: Vec<DataConfig>,
     /// Folder of the image tokenizer: QLIP or LlamaGen's VQ.
-    pub tokenizer: PathBuf,
+    pub image_tokenizer: PathBuf,
     /// Bits of a sub-token of a QLIP tokenizer; the largest divisor up to 14 if absent.
     #[serde(default)]
     pub group_bits: Option<usize>,
     /// Cells along the side, for a VQ tokenizer; pictures of 256 pixels if absent.
     #[serde(default)]
     pub grid: Option<usize>,
-    /// The pictures, with classes or captions: see [`Pictures::open`].
-    pub photos: PathBuf,
-    /// Share of the pictures that may be unreadable.
-    #[serde(default = "broken")]
-    pub broken_share: f64,
     /// Folder of the T5 encoder whose features of the captions are the condition; with it the model draws captions.
     #[serde(default)]
     pub text_encoder: Option<PathBuf>,
@@ -99,6 +84,7 @@ fn corner() -> f64 {
 
 /// How tokens go in and out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Head {
     /// Rows of a table, a token or a group of bits each.
@@ -139,102 +125,85 @@ struct Texts {
     of: Vec<usize>,
 }
 
-/// Tokens of whole pictures, of each a share of up to `most` of the bits flipped.
-fn flipped(tokens: &[u32], bits: usize, pictures: usize, most: f64, r: &mut Rng) -> Vec<u32> {
+/// Tokens of a picture, of which a share of up to `most` of the bits is flipped.
+fn flipped(tokens: &[u32], bits: usize, most: f64, r: &mut Rng) -> Vec<u32> {
     if most == 0.0 {
         return tokens.to_vec();
     }
-    let per = (tokens.len() / pictures.max(1)).max(1);
+    let share = most * f64::from(rng::uniform(r));
     let mut out = tokens.to_vec();
-    for picture in out.chunks_mut(per) {
-        let share = most * f64::from(rng::uniform(r));
-        for token in picture {
-            for bit in 0..bits {
-                if f64::from(rng::uniform(r)) < share {
-                    *token ^= 1 << bit;
-                }
+    for token in &mut out {
+        for bit in 0..bits {
+            if f64::from(rng::uniform(r)) < share {
+                *token ^= 1 << bit;
             }
         }
     }
     out
 }
 
+/// A picture to be drawn.
+struct Wanted {
+    /// Number in the source.
+    picture: usize,
+    /// Whether its condition is left out.
+    drop: bool,
+    /// What is read.
+    seen: Vec<u32>,
+    /// What is to come.
+    targets: Vec<u32>,
+}
+
+/// What a step needs.
+struct Drawing<'a> {
+    tokens: PackedTokens,
+    model: LlamaGen,
+    tables: Option<Tables>,
+    texts: Option<Texts>,
+    labels: Vec<usize>,
+    sizes: LlamaGenConfig,
+    /// Places among the encoded pictures of those that are trained on, and of those that never are.
+    parts: [Vec<usize>; 2],
+    config: &'a LlamaGenTraining,
+}
+
 impl LlamaGenTraining {
     /// Runs it; the folder becomes a model that `unified generate` draws with, image tokenizer included.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
         let placement = Placement { device: run.device.clone(), ..Placement::cpu() };
-        let tokenizer = Artifact::open(&self.tokenizer.to_string_lossy())?;
+        let tokenizer = Artifact::open(&self.image_tokenizer.to_string_lossy())?;
         let visual = VisualTokenizer::load(&tokenizer, self.group_bits, self.grid, &placement)?;
         let visual = if self.head == Head::Bits { visual.with_whole_codes()? } else { visual };
-        let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
-        (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
-        let texts = self.texts(&photos, run.out)?;
+        let source = PictureSource::open(&self.data, (visual.side(), self.run.seed, self.run.held_out()), run.say)?;
+        let photos = source.only()?;
+        let texts = self.texts(photos, run)?;
         let config = self.config(&visual, photos.classes.len(), texts.as_ref())?;
-        let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
-        checkpoint::write_atomic(&run.out.join("config.json"), json.as_bytes())?;
+        write_json(run, "config.json", &config)?;
         if texts.is_none() {
             let names = serde_json::to_vec(&photos.classes).map_err(|e| Error::invalid(e.to_string()))?;
-            checkpoint::write_atomic(&run.out.join("classes.json"), &names)?;
+            run.write("classes.json", &names)?;
         }
-        tokenizer.copy_to(&run.out.join(visual.folder()))?;
-        let tokens = self.tokens(&visual, &photos, &run.out.join("codes.safetensors"))?;
+        if run.world.is_first() {
+            tokenizer.copy_to(&run.out.join(visual.folder()))?;
+        }
+        let crops = Pictured { photos, crops: self.crops, crop_share: self.crop_share, visual: &visual };
+        let tokens = crops.tokens(&run.out.join("codes.safetensors"), run)?;
         // the features of "no caption" are data, not a parameter
         let freeze = ["cls_embedding.uncond_embedding"];
-        let params = Params::for_training(HashMap::new(), &freeze, self.seed, DType::F32, &run.device);
+        let params = Params::for_training(HashMap::new(), &freeze, self.run.seed, DType::F32, &run.device);
         let model = LlamaGen::new(&params, &config)?;
         let tables = if self.shared_bits { Some(Tables::new(&params, &config)?) } else { None };
         let labels = if texts.is_some() { Vec::new() } else { photos.labels()? };
-        let steps = LoopConfig {
-            steps: self.steps,
-            batch_size: self.batch_size,
-            checkpoint_every: self.checkpoint_every,
-            seed: self.seed,
-            precision: self.precision,
-        };
-        let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
-        let out = run.out;
-        trainer.run(
-            |n| {
-                let mut r = rng::keyed(self.seed, &[n as u64]);
-                let (mut pictures, mut drop, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-                for _ in 0..self.batch_size {
-                    let (picture, crop) = (rng::below(&mut r, tokens.pictures.len()), rng::below(&mut r, self.crops));
-                    pictures.push(tokens.pictures[picture]);
-                    drop.push(f64::from(rng::uniform(&mut r)) < config.class_dropout_prob);
-                    targets.extend(tokens.get(picture * self.crops + crop));
-                }
-                let condition = match &texts {
-                    Some(t) => t.features.condition(&pictures.iter().map(|&p| t.of[p]).collect::<Vec<_>>())?,
-                    None => Condition::Classes(pictures.iter().map(|&p| labels[p] as u32).collect()),
-                };
-                let seen = match &config.bitwise {
-                    Some(b) => flipped(&targets, b.bits, self.batch_size, self.bit_flip, &mut r),
-                    None => targets.clone(),
-                };
-                let mut noise = (!self.dropout.is_none()).then(|| Dropout::new(self.dropout, r));
-                let model = match &tables {
-                    Some(t) => model.with_tables(t.tokens.rows()?, t.output.rows()?)?,
-                    None => model.clone(),
-                };
-                let loss = model.train_loss(&condition, &drop, &seen, &targets, noise.as_mut())?;
-                // comparable between heads and tokenizers: nats a cell
-                let cell = f64::from(loss.to_scalar::<f32>()?) * config.sub_tokens as f64;
-                StepOutput::of(&loss, vec![("nats_per_cell", cell)])
-            },
-            |weights| {
-                let mut weights = weights.clone();
-                if let Some(t) = &tables {
-                    t.tokens.join(&mut weights)?;
-                    t.output.join(&mut weights)?;
-                }
-                checkpoint::save(&out.join("model.safetensors"), &weights, &[])
-            },
-            |p| (run.progress)(p),
-        )
+        let (held, used) = (0..tokens.pictures.len()).partition(|&i| photos.is_held_out(tokens.pictures[i]));
+        let parts = [used, held];
+        let task = Drawing { tokens, model, tables, texts, labels, sizes: config, parts, config: self };
+        let done = run.trainer(&self.run, &self.optim, &params).run(&task, run.progress);
+        run.name_broken(&source.broken())?;
+        done
     }
 
     /// Features of the pictures' captions, each caption's made once and kept beside the model.
-    fn texts(&self, photos: &Pictures, out: &Path) -> Result<Option<Texts>> {
+    fn texts(&self, photos: &Pictures, run: &Run) -> Result<Option<Texts>> {
         let Some(dir) = &self.text_encoder else { return Ok(None) };
         let mut distinct: HashMap<String, usize> = HashMap::new();
         let mut captions = Vec::new();
@@ -247,13 +216,15 @@ impl LlamaGenTraining {
                 })
             })
             .collect();
-        let path = out.join("captions.safetensors");
-        if !path.is_file() {
+        let path = run.out.join("captions.safetensors");
+        if run.world.is_first() && !path.is_file() {
             // a config by class has one position, the published ones by caption 120
             let own = self.model.as_ref().map(|m| m.cls_token_num).filter(|&n| n > 1);
             let mut encoder = TextEncoder::load(&Artifact::open(&dir.to_string_lossy())?, &candle_core::Device::Cpu)?;
             encoder.encode(&captions, own.unwrap_or(CAPTION_POSITIONS))?.save(&path)?;
         }
+        // the others wait until the first has written it
+        run.world.any(false);
         // as the file rounds them, so that a resumed run reads what the first one read
         let features = Captions::load(&path, &candle_core::Device::Cpu)?;
         if features.len() != captions.len() {
@@ -307,150 +278,83 @@ impl LlamaGenTraining {
         config.check()?;
         Ok(config)
     }
+}
 
-    /// Tokens of all crops of all pictures that can be read, made once and kept beside the model.
-    fn tokens(&self, visual: &VisualTokenizer, photos: &Pictures, path: &Path) -> Result<PackedTokens> {
-        let per = visual.grid() * visual.grid() * visual.sub_tokens();
-        let bits = (visual.vocab().max(2) - 1).ilog2() as usize + 1;
-        if path.is_file() {
-            let found = PackedTokens::load(path)?;
-            let fits = found.pictures.iter().all(|&p| p < photos.len()) && !found.pictures.is_empty();
-            if fits && (found.count, found.per, found.bits) == (found.pictures.len() * self.crops, per, bits) {
-                return Ok(found);
-            }
-            return Err(Error::bad_file(path, "codes of another training; remove the file, or choose another folder"));
-        }
-        let mut all = PackedTokens::new(per, bits);
-        let pictures: Vec<usize> = (0..photos.len()).collect();
-        for chunk in pictures.chunks(CHUNK) {
-            let read = |&i: &usize| -> Result<Option<(usize, Image)>> {
-                match photos.image(i) {
-                    Ok(image) => Ok(Some((i, image))),
-                    Err(e) => photos.note(i, e).map(|()| None),
-                }
+impl Drawing<'_> {
+    /// The mean loss of some pictures in nats a token.
+    fn loss(&self, batch: &[Wanted], noise: Option<Rng>) -> Result<Tensor> {
+        let pictures: Vec<usize> = batch.iter().map(|w| w.picture).collect();
+        let condition = match &self.texts {
+            Some(t) => t.features.condition(&pictures.iter().map(|&p| t.of[p]).collect::<Vec<_>>())?,
+            None => Condition::Classes(pictures.iter().map(|&p| self.labels[p] as u32).collect()),
+        };
+        let drop: Vec<bool> = batch.iter().map(|w| w.drop).collect();
+        let flat =
+            |of: fn(&Wanted) -> &Vec<u32>| batch.iter().flat_map(|w| of(w).iter().copied()).collect::<Vec<u32>>();
+        let (seen, targets) = (flat(|w| &w.seen), flat(|w| &w.targets));
+        let dropout = self.config.dropout;
+        let mut noise = noise.filter(|_| !dropout.is_none()).map(|r| Dropout::new(dropout, r));
+        let model = match &self.tables {
+            Some(t) => self.model.with_tables(t.tokens.rows()?, t.output.rows()?)?,
+            None => self.model.clone(),
+        };
+        model.train_loss(&condition, &drop, &seen, &targets, noise.as_mut())
+    }
+
+    /// Comparable between heads and tokenizers: nats a cell.
+    fn per_cell(&self, loss: &Tensor) -> Result<f64> {
+        Ok(f64::from(loss.to_scalar::<f32>()?) * self.sizes.sub_tokens as f64)
+    }
+}
+
+impl Task for Drawing<'_> {
+    type Batch = (Vec<Wanted>, usize);
+
+    fn batch(&self, place: &Place) -> Result<Self::Batch> {
+        let part = &self.parts[usize::from(place.held_out)];
+        let stream = if place.held_out { 0x7661_6c69 } else { 0 };
+        let one = |row: usize| {
+            let mut r = rng::keyed(self.config.run.seed ^ stream, &[place.step as u64, row as u64]);
+            let (at, crop) = (part[rng::below(&mut r, part.len())], rng::below(&mut r, self.config.crops));
+            let targets: Vec<u32> = self.tokens.get(at * self.config.crops + crop)?;
+            // a condition that is left out is not what is measured
+            let drop = f64::from(rng::uniform(&mut r)) < self.sizes.class_dropout_prob && !place.held_out;
+            let seen = match &self.sizes.bitwise {
+                Some(b) if !place.held_out => flipped(&targets, b.bits, self.config.bit_flip, &mut r),
+                _ => targets.clone(),
             };
-            let images: Vec<(usize, Image)> =
-                chunk.par_iter().filter_map(|i| read(i).transpose()).collect::<Result<_>>()?;
-            let crops: Vec<Image> = images
-                .par_iter()
-                .flat_map_iter(|(_, image)| (0..self.crops).map(move |c| self.crop(image, c, visual.side())))
-                .collect();
-            for t in visual.tokens(&crops)? {
-                all.push(&t);
-            }
-            all.pictures.extend(images.iter().map(|(i, _)| *i));
-        }
-        if all.pictures.is_empty() {
-            return Err(Error::bad_file(&self.photos, "no picture could be read"));
-        }
-        all.save(path)?;
-        Ok(all)
+            Ok(Wanted { picture: self.tokens.pictures[at], drop, seen, targets })
+        };
+        Ok((place.rows.clone().map(one).collect::<Result<_>>()?, place.rows.start))
     }
 
-    fn crop(&self, image: &Image, n: usize, side: usize) -> Image {
-        let (w, h) = (image.width(), image.height());
-        let (cell, mirrored) = if self.crops == 10 { (n / 2, n % 2 == 1) } else { (4, n == 1) };
-        let short = w.min(h);
-        let keep = if self.crops == 10 { ((short as f64 * self.crop_share).round() as usize).max(1) } else { short };
-        let (right, bottom) = (w - keep, h - keep);
-        let at = [(0, 0), (right, 0), (0, bottom), (right, bottom), (right / 2, bottom / 2)][cell];
-        let cut = resize_window(image, (w, h), at, (keep, keep));
-        let out = resize(&cut, side, side);
-        if mirrored { out.flipped() } else { out }
-    }
-}
-
-/// Tokens of many pictures, each token in as few bits as the vocabulary needs.
-struct PackedTokens {
-    count: usize,
-    per: usize,
-    bits: usize,
-    words: Vec<u8>,
-    /// Which pictures of the source they are; each has as many rows as there are crops.
-    pictures: Vec<usize>,
-}
-
-impl PackedTokens {
-    fn new(per: usize, bits: usize) -> Self {
-        Self { count: 0, per, bits, words: Vec::new(), pictures: Vec::new() }
-    }
-
-    /// Bytes a picture.
-    fn stride(&self) -> usize {
-        (self.per * self.bits).div_ceil(8)
-    }
-
-    fn push(&mut self, tokens: &[u32]) {
-        let start = self.words.len();
-        self.words.resize(start + self.stride(), 0);
-        for (i, token) in tokens.iter().enumerate() {
-            for bit in 0..self.bits {
-                let at = i * self.bits + bit;
-                self.words[start + at / 8] |= ((token >> bit & 1) as u8) << (at % 8);
-            }
-        }
-        self.count += 1;
-    }
-
-    fn get(&self, n: usize) -> impl Iterator<Item = u32> {
-        let row = &self.words[n * self.stride()..(n + 1) * self.stride()];
-        (0..self.per).map(move |i| {
-            (0..self.bits).fold(0, |token, bit| {
-                let at = i * self.bits + bit;
-                token | u32::from(row[at / 8] >> (at % 8) & 1) << bit
-            })
+    fn gradients(&self, at: &At, (batch, first): Self::Batch) -> Result<StepOutput> {
+        let size = at.run.micro_batch.unwrap_or(usize::MAX);
+        in_parts(at, batch.chunks(size).enumerate(), |(i, part)| {
+            // noise is of a part, keyed by where it begins
+            let row = first + i.saturating_mul(size);
+            let noise = rng::keyed(self.config.run.seed ^ NOISE, &[at.step as u64, row as u64]);
+            let loss = self.loss(part, Some(noise))?;
+            let share = part.len() as f64 / at.run.batch_size as f64;
+            let cell = self.per_cell(&loss)? * share;
+            Ok(((loss * share)?, vec![("nats_per_cell", cell)]))
         })
     }
 
-    /// `packed` [rows, bytes] and `pictures`; bits and tokens a picture are metadata.
-    fn save(&self, path: &Path) -> Result<()> {
-        let shape = (self.count, self.stride());
-        let packed = candle_core::Tensor::from_vec(self.words.clone(), shape, &candle_core::Device::Cpu)?;
-        let meta = [("bits", self.bits.to_string()), ("tokens", self.per.to_string())];
-        let pictures: Vec<u32> = self.pictures.iter().map(|&p| p as u32).collect();
-        let pictures = candle_core::Tensor::from_vec(pictures, self.pictures.len(), &candle_core::Device::Cpu)?;
-        let tensors = [("packed".to_owned(), packed), ("pictures".to_owned(), pictures)];
-        checkpoint::save(path, &tensors.into(), &meta)
+    fn validate(&self, (batch, _): Self::Batch) -> Result<Vec<Measure>> {
+        let cell = self.per_cell(&self.loss(&batch, None)?)?;
+        Ok(vec![Measure::mean("loss", cell, batch.len())])
     }
 
-    fn load(path: &Path) -> Result<Self> {
-        let bad = || Error::bad_file(path, "not the codes of a LlamaGen training");
-        let meta = checkpoint::metadata(path)?;
-        let number = |key: &str| meta.get(key).and_then(|v| v.parse::<usize>().ok());
-        let (Some(bits), Some(per)) = (number("bits"), number("tokens")) else { return Err(bad()) };
-        let tensors = checkpoint::load(path)?;
-        let packed = tensors.get("packed").ok_or_else(bad)?;
-        let (count, stride) = packed.dims2().map_err(|_| bad())?;
-        if bits == 0 || bits > 32 || per.checked_mul(bits).map(|n| n.div_ceil(8)) != Some(stride) {
-            return Err(bad());
+    fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        let mut weights = weights.clone();
+        if let Some(t) = &self.tables {
+            t.tokens.join(&mut weights)?;
+            t.output.join(&mut weights)?;
         }
-        let pictures = tensors.get("pictures").ok_or_else(bad)?.to_vec1::<u32>().map_err(|_| bad())?;
-        let pictures = pictures.into_iter().map(|p| p as usize).collect();
-        Ok(Self { count, per, bits, pictures, words: packed.flatten_all()?.to_vec1::<u8>().map_err(|_| bad())? })
+        checkpoint::save(&dir.join("model.safetensors"), &weights, &[])
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_survive_packing_and_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("codes.safetensors");
-        let rows = [[0u32, 1023, 5, 512, 77], [1, 2, 3, 4, 1000]];
-        let mut p = PackedTokens::new(5, 10);
-        rows.iter().for_each(|r| p.push(r));
-        // fifty bits are seven bytes
-        assert_eq!(p.words.len(), 14);
-        p.pictures = vec![0, 3];
-        p.save(&path).unwrap();
-        let p = PackedTokens::load(&path).unwrap();
-        assert_eq!(p.pictures, [0, 3]);
-        for (i, r) in rows.iter().enumerate() {
-            assert_eq!(p.get(i).collect::<Vec<_>>(), r);
-        }
-        checkpoint::save(&path, &Default::default(), &[]).unwrap();
-        assert!(PackedTokens::load(&path).is_err());
-    }
-}
+/// What is added to the seed for dropout's noise.
+const NOISE: u64 = 0x6e6f_6973;

@@ -1,20 +1,21 @@
 //! LLaVA's two stages (Liu et al. 2023, section 3): the projector alone on captions, then projector and language model
 //! on conversations, whole or through low-rank adapters. The tower is held in both.
 
-use super::Run;
-use super::llava_data::{Entry, IMAGE_MARK, pieces, read};
+use super::conversations::{self, Entry, IMAGE_MARK, pieces};
+use super::{Run, write_json};
 use crate::artifact::{Architecture, Artifact, ModelFiles, text_tokenizer};
+use crate::data::{self, DataConfig, DataKind, HeldOut};
 use crate::llava::{Llava, LlavaConfig, VICUNA_V1, VisionFeature, published_name};
-use crate::sequence::{Sequence, pack};
+use crate::sequence::{Packed, Sequence, pack};
 use crate::template::{Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use nn::checkpoint::Content;
 use nn::ops::cross_entropy;
 use nn::params::Lora;
 use nn::stored::Stored;
-use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint, rng};
 use qlip::config::parse_json;
 use qlip::{Image, Preprocess};
@@ -26,24 +27,15 @@ use std::sync::Arc;
 
 /// Config of either stage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LlavaTraining {
     /// 1: the projector; 2: projector and language model.
     pub stage: u8,
-    /// Updates in all.
-    pub steps: usize,
-    /// Conversations an update.
-    pub batch_size: usize,
-    /// Updates between checkpoints.
-    pub checkpoint_every: usize,
-    /// Seed.
-    pub seed: u64,
-    /// Arithmetic of the products.
-    #[serde(default)]
-    pub precision: Precision,
-    /// Whether blocks compute their inner values again in the backward pass, which saves memory for a forward pass more.
-    #[serde(default)]
-    pub recompute: bool,
+    /// Steps, batches, checkpoints.
+    pub run: RunConfig,
+    /// Conversations; every one comes once an epoch, whatever the shares of their sources.
+    pub data: Vec<DataConfig>,
     /// LLaVA folder to start from; or `tower` and `language_model` for a new one.
     #[serde(default)]
     pub start: Option<PathBuf>,
@@ -59,13 +51,6 @@ pub struct LlavaTraining {
     /// Chat template of a new model; Vicuna's if absent.
     #[serde(default)]
     pub chat_template: Option<String>,
-    /// The conversations: LLaVA's JSON list, or an object a line.
-    pub data: PathBuf,
-    /// Folder that the pictures' paths start from.
-    pub images: PathBuf,
-    /// Share of the conversations that may miss their pictures.
-    #[serde(default = "super::pictures::broken")]
-    pub broken_share: f64,
     /// Tokens a row; short conversations share one, longer ones lose their end, but no picture.
     pub sequence_length: usize,
     /// Adapters instead of the language model's own weights (stage 2).
@@ -85,6 +70,31 @@ struct Base {
     marks: (String, String),
 }
 
+/// Conversations of all sources, their pictures by whole paths.
+struct Entries {
+    list: Vec<Entry>,
+    /// The folder of each one's pictures.
+    images: Vec<PathBuf>,
+}
+
+/// What a step needs.
+struct Conversing<'a> {
+    entries: Entries,
+    samples: Vec<Sequence>,
+    /// Those that are trained on, and those that never are.
+    orders: [Order; 2],
+    base: Base,
+    model: Llava,
+    device: Device,
+    config: &'a LlavaTraining,
+}
+
+/// A conversation of a batch.
+struct Turned {
+    tokens: Sequence,
+    pictures: Vec<Image>,
+}
+
 impl LlavaTraining {
     /// Runs it; the folder becomes a LLaVA checkpoint in the llava-hf layout.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
@@ -94,21 +104,7 @@ impl LlavaTraining {
         if self.lora.is_some_and(|l| l.rank == 0) || (self.lora.is_some() && self.stage == 1) {
             return Err(Error::invalid("[lora] belongs to stage 2 and needs a rank of 1 or more"));
         }
-        let (entries, missing) = conversations(&self.data, &self.images)?;
-        let (n, all) = (missing.len(), entries.len() + missing.len());
-        let mut line = format!("{}: {} conversations", self.data.display(), entries.len());
-        if let Some(first) = missing.first() {
-            line.push_str(&format!("; {n} passed over, the first: {first}"));
-            let text = missing.join("\n") + "\n";
-            nn::checkpoint::write_atomic(&run.out.join("broken.txt"), text.as_bytes())?;
-        }
-        (run.say)(&line);
-        if n as f64 > self.broken_share * all as f64 && n > 3.min(all - 1) {
-            let share = self.broken_share;
-            let why =
-                format!("{n} of {all} conversations miss their pictures, more than the allowed broken_share {share}");
-            return Err(Error::bad_file(&self.data, why));
-        }
+        let entries = self.entries(run)?;
         let base = self.base()?;
         let words = Words::from_bytes(&base.tokenizer.0, &base.tokenizer.1)?;
         let template = Template::new(&base.template)?;
@@ -116,72 +112,33 @@ impl LlavaTraining {
             (1, _) | (_, Some(_)) => &["vision_tower.", "language_model."],
             _ => &["vision_tower."],
         };
-        let params = Params::for_training_shared(base.tensors.clone(), freeze, self.seed, DType::F32, &run.device);
+        let params = Params::for_training_shared(base.tensors.clone(), freeze, self.run.seed, DType::F32, &run.device);
         let model = Llava::adapted(&params, &base.config, self.lora)?;
-        let samples = self.samples(&entries, &template, &words, &base, &model)?;
-        let order =
-            Order { lengths: samples.iter().map(|s| s.ids.len()).collect(), batch: self.batch_size, seed: self.seed };
-        self.write_folder(run.out, &base)?;
-        let steps = LoopConfig {
-            steps: self.steps,
-            batch_size: self.batch_size,
-            checkpoint_every: self.checkpoint_every,
-            seed: self.seed,
-            precision: self.precision,
+        let samples = self.samples(&entries.list, &template, &words, &base, &model)?;
+        let held_out = HeldOut::of(self.run.held_out(), samples.len())?;
+        let order = |held: bool| Order {
+            entries: (0..samples.len()).filter(|&i| held_out.has(i) == held).collect(),
+            lengths: samples.iter().map(|s| s.ids.len()).collect(),
+            batch: self.run.batch_size,
+            seed: self.run.seed,
         };
-        let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
-        let trainer = Trainer { recompute: self.recompute, ..trainer };
-        let (out, device) = (run.out, run.device.clone());
-        trainer.run(
-            |n| {
-                let chosen = order.batch(n);
-                let batch: Vec<Sequence> = chosen.iter().map(|&i| samples[i].clone()).collect();
-                let paths: Vec<&PathBuf> = chosen.iter().flat_map(|&i| entries[i].images()).collect();
-                let packed = pack(&batch, self.sequence_length, 0, true)?;
-                let features = if paths.is_empty() {
-                    None
-                } else {
-                    let pictures = paths
-                        .par_iter()
-                        .map(|p| base.preprocess.pad(&Image::open(&self.images.join(p))?))
-                        .collect::<Result<Vec<_>>>()?;
-                    let pixels = base.preprocess.normalise(&pictures, &device)?;
-                    let seen = nn::Exec::exact(|| model.see(&pixels))?;
-                    Some(model.project(&seen.detach())?.flatten_to(1)?)
-                };
-                // pictures lie in the rows in the order of the conversations only if packing kept it
-                let features = match features {
-                    Some(f) => Some(reorder(&f, &batch, &packed.order, base.config.image_token_index)?),
-                    None => None,
-                };
-                let x = model.embed(&packed.ids, features.as_ref())?;
-                let width = base.config.text_config.hidden_size;
-                let x = x.reshape((packed.rows, self.sequence_length, width))?;
-                let hidden = model.lm.hidden(&x, &packed.positions, &packed.mask)?.flatten_to(1)?;
-                let (rows, targets): (Vec<u32>, Vec<u32>) = packed.targets.text.iter().copied().unzip();
-                if rows.is_empty() {
-                    return Err(Error::invalid("a batch without anything to learn"));
-                }
-                let count = rows.len();
-                let hidden = hidden.index_select(&Tensor::from_vec(rows, count, &device)?, 0)?;
-                let logits = model.lm.logits(&hidden, 0..base.config.text_config.vocab_size)?;
-                let mut loss = cross_entropy(&logits, &targets)?.mean_all()?;
-                if paths.is_empty() {
-                    // a batch without pictures moves the projector by nothing, but does move the rest; candle cuts the
-                    // graph at a product with the number zero, not at one with a tensor that holds it
-                    let nothing = Tensor::zeros((1, 1, base.config.feature_width()), DType::F32, &device)?;
-                    let zero = Tensor::zeros((), DType::F32, &device)?;
-                    loss = (loss + model.project(&nothing)?.sum_all()?.mul(&zero)?)?;
-                }
-                let metrics = vec![("targets", count as f64), ("rows", packed.rows as f64)];
-                StepOutput::of(&loss, metrics)
-            },
-            |weights| {
-                let path = out.join("model.safetensors");
-                checkpoint::save_packed(&path, &written(&base.tensors, weights, self.lora), &[])
-            },
-            |p| (run.progress)(p),
-        )
+        let orders = [order(false), order(true)];
+        self.write_folder(run, &base)?;
+        let task = Conversing { entries, samples, orders, base, model, device: run.device.clone(), config: self };
+        run.trainer(&self.run, &self.optim, &params).run(&task, run.progress)
+    }
+
+    fn entries(&self, run: &mut Run) -> Result<Entries> {
+        data::check(&self.data, &[DataKind::Conversations])?;
+        let (mut all, mut broken) = (Entries { list: Vec::new(), images: Vec::new() }, Vec::new());
+        for config in self.data.iter().filter(|d| d.is_used()) {
+            let (list, images, skipped) = conversations::open(config, run.say)?;
+            broken.extend(skipped.into_iter().map(|s| format!("{}: {}", s.name, s.why)));
+            all.images.extend(list.iter().map(|_| images.clone()));
+            all.list.extend(list);
+        }
+        run.name_broken(&broken)?;
+        Ok(all)
     }
 
     fn base(&self) -> Result<Base> {
@@ -279,7 +236,8 @@ impl LlavaTraining {
                 if pictures > most {
                     let why =
                         format!("entry {}: its pictures end at token {pictures}; sequence_length is {most}", entry.id);
-                    return Err(Error::bad_file(&self.data, why));
+                    let why = self.data.first().map_or(why.clone(), |d| format!("{}: {why}", d.name()));
+                    return Err(Error::invalid(why));
                 }
                 s.truncate(most);
                 Ok(s)
@@ -287,20 +245,99 @@ impl LlavaTraining {
             .collect()
     }
 
-    fn write_folder(&self, out: &Path, base: &Base) -> Result<()> {
-        let write = |name: &str, value: serde_json::Value| -> Result<()> {
-            let json = serde_json::to_vec_pretty(&value).map_err(|e| Error::invalid(e.to_string()))?;
-            checkpoint::write_atomic(&out.join(name), &json)
-        };
-        let json = |e: serde_json::Error| Error::invalid(e.to_string());
-        write("config.json", serde_json::to_value(&base.config).map_err(json)?)?;
-        write("preprocessor_config.json", serde_json::to_value(&base.preprocess).map_err(json)?)?;
+    fn write_folder(&self, run: &Run, base: &Base) -> Result<()> {
+        write_json(run, "config.json", &base.config)?;
+        write_json(run, "preprocessor_config.json", &base.preprocess)?;
         let (bos, eos) = &base.marks;
-        write(
-            "tokenizer_config.json",
-            serde_json::json!({"chat_template": base.template, "bos_token": bos, "eos_token": eos}),
-        )?;
-        checkpoint::write_atomic(&out.join("tokenizer.json"), &base.tokenizer.1)
+        let template = serde_json::json!({"chat_template": base.template, "bos_token": bos, "eos_token": eos});
+        write_json(run, "tokenizer_config.json", &template)?;
+        run.write("tokenizer.json", &base.tokenizer.1)
+    }
+}
+
+impl Conversing<'_> {
+    /// The part of the mean loss over `total` targets that some conversations have, and how many targets and rows they have.
+    fn loss(&self, part: &[&Turned], packed: &Packed, total: f64) -> Result<Tensor> {
+        let (base, model) = (&self.base, &self.model);
+        let pictures: Vec<Image> = part.iter().flat_map(|t| t.pictures.iter().cloned()).collect();
+        let features = if pictures.is_empty() {
+            None
+        } else {
+            let pixels = base.preprocess.normalise(&pictures, &self.device)?;
+            let seen = nn::Exec::exact(|| model.see(&pixels))?;
+            let features = model.project(&seen.detach())?.flatten_to(1)?;
+            // pictures lie in the rows in the order of the conversations only if packing kept it
+            let tokens: Vec<&Sequence> = part.iter().map(|t| &t.tokens).collect();
+            Some(reorder(&features, &tokens, &packed.order, base.config.image_token_index)?)
+        };
+        let x = model.embed(&packed.ids, features.as_ref())?;
+        let width = base.config.text_config.hidden_size;
+        let x = x.reshape((packed.rows, self.config.sequence_length, width))?;
+        let hidden = model.lm.hidden(&x, &packed.positions, &packed.mask)?.flatten_to(1)?;
+        let (rows, targets): (Vec<u32>, Vec<u32>) = packed.targets.text.iter().copied().unzip();
+        // the projector moves by nothing in a batch without pictures, as all does in a part without answers; candle cuts the graph at a
+        // product with the number zero, not at one with a tensor that holds it
+        let zero = Tensor::zeros((), DType::F32, &self.device)?;
+        let mut loss = match rows.len() {
+            0 => hidden.sum_all()?.mul(&zero)?,
+            count => {
+                let hidden = hidden.index_select(&Tensor::from_vec(rows, count, &self.device)?, 0)?;
+                let logits = model.lm.logits(&hidden, 0..base.config.text_config.vocab_size)?;
+                (cross_entropy(&logits, &targets)?.sum_all()? / total)?
+            }
+        };
+        if pictures.is_empty() {
+            let nothing = Tensor::zeros((1, 1, base.config.feature_width()), DType::F32, &self.device)?;
+            loss = (loss + model.project(&nothing)?.sum_all()?.mul(&zero)?)?;
+        }
+        Ok(loss)
+    }
+
+    fn packed(&self, part: &[&Turned]) -> Result<Packed> {
+        let tokens: Vec<Sequence> = part.iter().map(|t| t.tokens.clone()).collect();
+        pack(&tokens, self.config.sequence_length, 0, true)
+    }
+}
+
+impl Task for Conversing<'_> {
+    type Batch = Vec<Turned>;
+
+    fn batch(&self, place: &Place) -> Result<Vec<Turned>> {
+        let chosen = self.orders[usize::from(place.held_out)].batch(place.step);
+        let one = |&i: &usize| {
+            let folder = &self.entries.images[i];
+            let open = |p: &PathBuf| self.base.preprocess.pad(&Image::open(&folder.join(p))?);
+            let pictures = self.entries.list[i].images().iter().map(open).collect::<nn::Result<_>>()?;
+            Ok(Turned { tokens: self.samples[i].clone(), pictures })
+        };
+        chosen[place.rows.clone()].par_iter().map(one).collect()
+    }
+
+    fn gradients(&self, at: &At, batch: Vec<Turned>) -> Result<StepOutput> {
+        let all: Vec<&Turned> = batch.iter().collect();
+        let parts = all.chunks(at.run.micro_batch.unwrap_or(usize::MAX));
+        let parts: Vec<(&[&Turned], Packed)> = parts.map(|p| Ok((p, self.packed(p)?))).collect::<Result<_>>()?;
+        let mut total = [parts.iter().map(|p| p.1.targets.text.len() as f64).sum::<f64>()];
+        at.world.sum_numbers(&mut total);
+        if total[0] == 0.0 {
+            return Err(Error::invalid("a batch without anything to learn"));
+        }
+        in_parts(at, parts, |(part, packed)| {
+            let metrics = vec![("targets", packed.targets.text.len() as f64), ("rows", packed.rows as f64)];
+            Ok((self.loss(part, &packed, total[0])?, metrics))
+        })
+    }
+
+    fn validate(&self, batch: Vec<Turned>) -> Result<Vec<Measure>> {
+        let all: Vec<&Turned> = batch.iter().collect();
+        let packed = self.packed(&all)?;
+        let sum = f64::from(self.loss(&all, &packed, 1.0)?.to_scalar::<f32>()?);
+        Ok(vec![Measure { name: "loss", sum, count: packed.targets.text.len() as f64 }])
+    }
+
+    fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        let path = dir.join("model.safetensors");
+        checkpoint::save_packed(&path, &written(&self.base.tensors, weights, self.config.lora), &[])
     }
 }
 
@@ -347,7 +384,7 @@ fn written<'a>(
 }
 
 /// Features in the order of the packed conversations.
-fn reorder(features: &Tensor, batch: &[Sequence], order: &[usize], image: u32) -> Result<Tensor> {
+fn reorder(features: &Tensor, batch: &[&Sequence], order: &[usize], image: u32) -> Result<Tensor> {
     let mut starts = Vec::with_capacity(batch.len());
     let mut at = 0;
     for s in batch {
@@ -362,24 +399,12 @@ fn reorder(features: &Tensor, batch: &[Sequence], order: &[usize], image: u32) -
 /// Which conversations an update sees: every one once an epoch, those of like length together, from nothing but seed
 /// and step.
 struct Order {
+    /// Numbers of the conversations.
+    entries: Vec<usize>,
+    /// Lengths of all there are.
     lengths: Vec<usize>,
     batch: usize,
     seed: u64,
-}
-
-/// The conversations of a file whose pictures are there, and what is missing of the others.
-pub fn conversations(path: &Path, images: &Path) -> Result<(Vec<Entry>, Vec<String>)> {
-    let entries = read(path)?;
-    let mut missing = Vec::new();
-    let mut there = |e: &Entry| match e.images().iter().find(|p| !images.join(p).is_file()) {
-        Some(p) => {
-            missing.push(format!("entry {}: no picture {}", e.id, images.join(p).display()));
-            false
-        }
-        None => true,
-    };
-    let kept = entries.into_iter().filter(|e| there(e)).collect();
-    Ok((kept, missing))
 }
 
 /// Most batches that are sorted by length together, as LLaVA's sampler does it.
@@ -388,7 +413,7 @@ const GROUP: usize = 16;
 impl Order {
     fn batch(&self, step: usize) -> Vec<usize> {
         // of one epoch, or the same conversation would come several times in a row, its length being its own
-        let size = (self.lengths.len() / self.batch.max(1)).clamp(1, GROUP);
+        let size = (self.entries.len() / self.batch.max(1)).clamp(1, GROUP);
         let (group, within) = (step / size, step % size);
         let mut chosen = self.stream(group * size * self.batch, size * self.batch);
         chosen.sort_by_key(|&i| (self.lengths[i], i));
@@ -399,10 +424,10 @@ impl Order {
 
     /// Entries `from..from + count` of the endless stream of shuffled epochs.
     fn stream(&self, from: usize, count: usize) -> Vec<usize> {
-        let n = self.lengths.len();
+        let n = self.entries.len();
         let mut out = Vec::with_capacity(count);
         for epoch in from / n..=(from + count - 1) / n {
-            let mut all: Vec<usize> = (0..n).collect();
+            let mut all = self.entries.clone();
             rng::shuffle(&mut rng::keyed(self.seed, &[0, epoch as u64]), &mut all);
             let start = from.saturating_sub(epoch * n);
             let end = (from + count - epoch * n).min(n);
@@ -419,7 +444,7 @@ mod tests {
     #[test]
     fn every_conversation_comes_once_an_epoch_and_like_lengths_together() {
         let lengths: Vec<usize> = (0..64).map(|i| (i * 37) % 100).collect();
-        let order = Order { lengths: lengths.clone(), batch: 4, seed: 3 };
+        let order = Order { entries: (0..64).collect(), lengths: lengths.clone(), batch: 4, seed: 3 };
         let mut seen: Vec<usize> = (0..16).flat_map(|s| order.batch(s)).collect();
         let spread = |b: &[usize]| {
             let l = b.iter().map(|&i| lengths[i]);
@@ -433,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_batch_of_a_small_set_holds_different_conversations() {
-        let order = Order { lengths: (0..8).collect(), batch: 8, seed: 3 };
+        let order = Order { entries: (0..8).collect(), lengths: (0..8).collect(), batch: 8, seed: 3 };
         for step in 0..5 {
             let mut batch = order.batch(step);
             batch.sort_unstable();

@@ -1,26 +1,33 @@
 //! `unified train CONFIG`: one config file, one training, one folder.
 
 mod classifier;
+mod codes;
+mod config;
+pub mod conversations;
 mod llamagen;
 mod llava;
-mod llava_data;
 mod pictures;
+pub mod plan;
 mod qlip_stage;
+#[cfg(feature = "schema")]
+pub mod schema;
 mod tokenizer;
 mod um;
 mod vq;
 
 pub use classifier::ClassifierTraining;
 pub use llamagen::LlamaGenTraining;
-pub use llava::{LlavaTraining, conversations};
-pub use llava_data::{Entry, Turn};
+pub use llava::LlavaTraining;
 pub use qlip_stage::QlipTraining;
 pub use tokenizer::TokenizerTraining;
 pub use um::UnifiedTraining;
 pub use vq::VqTraining;
 
+use crate::data::DataConfig;
 use crate::{Error, Result};
-use nn::train::{Progress, STATE_FILE, Summary};
+use nn::Params;
+use nn::parallel::World;
+use nn::train::{OptimConfig, Progress, RunConfig, STATE_FILE, Summary, Trainer};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -52,40 +59,45 @@ pub struct Run<'a> {
     pub resume: bool,
     /// Device.
     pub device: candle_core::Device,
+    /// The processes that train together.
+    pub world: &'a World,
     /// Called after every step; false ends the training with a checkpoint.
     pub progress: &'a mut dyn FnMut(&Progress) -> bool,
     /// Told a line about each source of data before the first step: what it holds, and what was passed over.
     pub say: &'a mut dyn FnMut(&str),
 }
 
-impl Training {
-    /// Reads a TOML file and applies overrides `key=value` (dotted keys reach into sections).
-    pub fn from_file(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let bad = |e: String| Error::bad_file(path, e.trim_end().replace('\n', " "));
-        let table: toml::Table = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        let read = |overrides: &[&String]| -> Result<Self> {
-            let mut table = table.clone();
-            for o in overrides {
-                set(&mut table, o)?;
-            }
-            check_loss(&table).map_err(|e| bad(e.to_string()))?;
-            toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(e.message().to_owned()))
-        };
-        let all: Vec<&String> = overrides.iter().collect();
-        read(&all).map_err(|e| {
-            // the override without which it would do, since the message names no key
-            let without = |i: usize| [&all[..i], &all[i + 1..]].concat();
-            match (0..all.len()).find(|&i| read(&without(i)).is_ok()) {
-                Some(i) => Error::invalid(format!("--set {}: {e}", all[i])),
-                None => e,
-            }
-        })
+impl<'a> Run<'a> {
+    /// A trainer in this folder.
+    fn trainer<'b>(&self, run: &'b RunConfig, optim: &'b OptimConfig, params: &'b Params) -> Trainer<'b>
+    where
+        'a: 'b,
+    {
+        Trainer { run, optim, params, out: self.out, resume: self.resume, world: self.world, apart: &[] }
     }
 
+    /// A file of the folder, written by the first process alone.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        if self.world.is_first() { nn::checkpoint::write_atomic(&self.out.join(name), bytes) } else { Ok(()) }
+    }
+
+    /// Which samples could not be read, if any, beside the model.
+    fn name_broken(&self, broken: &[String]) -> Result<()> {
+        if broken.is_empty() { Ok(()) } else { self.write("broken.txt", (broken.join("\n") + "\n").as_bytes()) }
+    }
+}
+
+/// A JSON file of the folder.
+fn write_json(run: &Run, name: &str, value: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(value).map_err(|e| Error::invalid(e.to_string()))?;
+    run.write(name, json.as_bytes())
+}
+
+impl Training {
     /// Keys of an earlier run's config that are another now, as "key: old -> new". What makes another model is an error.
     fn changes(&self, before: &str, path: &Path) -> Result<Vec<String>> {
         const MODEL: [&str; 8] = ["kind", "model", "preset", "head", "head_width", "group_bits", "stage", "lora"];
+        config::renamed(before, path)?;
         let old: toml::Table = toml::from_str(before).map_err(|e| Error::bad_file(path, e.message().to_owned()))?;
         let text = toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?;
         let new: toml::Table = toml::from_str(&text).map_err(|e| Error::invalid(e.message().to_owned()))?;
@@ -108,9 +120,17 @@ impl Training {
             let why = "a training is here already; go on with --resume, or choose another --out";
             return Err(Error::bad_file(&state, why));
         }
-        if self.batch_size() == Some(0) {
-            return Err(Error::invalid("batch_size = 0: nothing to train; write 1 or more"));
+        self.run_config().map_or(Ok(()), RunConfig::check)?;
+        if !run.world.is_first() {
+            // the first process makes the folder ready
+            run.world.any(false);
+            return self.begin(run);
         }
+        self.keep(run, &state)
+    }
+
+    /// Runs it as the process that writes: config, lock, and what a run that cannot go on would leave changed.
+    fn keep(&self, run: &mut Run, state: &Path) -> Result<Option<Summary>> {
         let new = !run.out.exists();
         let config = run.out.join("training.toml");
         if run.resume && !state.exists() && !matches!(self, Self::Tokenizer(_)) {
@@ -133,10 +153,11 @@ impl Training {
             .collect();
         let at = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
         let (state_before, text) =
-            (at(&state), toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?);
+            (at(state), toml::to_string(self).map_err(|e| Error::invalid(format!("config: {e}")))?);
         nn::checkpoint::write_atomic(&config, text.as_bytes())?;
+        run.world.any(false);
         let done = self.begin(run);
-        if done.is_err() && state.exists() && at(&state) == state_before {
+        if done.is_err() && state.exists() && at(state) == state_before {
             // nothing was trained: the folder is as it was
             for (path, bytes) in &kept {
                 nn::checkpoint::write_atomic(path, bytes)?;
@@ -151,15 +172,29 @@ impl Training {
         done
     }
 
-    fn batch_size(&self) -> Option<usize> {
+    /// Section `[run]`; a text tokenizer has none.
+    pub fn run_config(&self) -> Option<&RunConfig> {
         match self {
             Self::Tokenizer(_) => None,
-            Self::Qlip(t) => Some(t.batch_size),
-            Self::Vq(t) => Some(t.batch_size),
-            Self::Classifier(t) => Some(t.batch_size),
-            Self::Llava(t) => Some(t.batch_size),
-            Self::LlamaGen(t) => Some(t.batch_size),
-            Self::Unified(t) => Some(t.batch_size),
+            Self::Qlip(t) => Some(&t.run),
+            Self::Vq(t) => Some(&t.run),
+            Self::Classifier(t) => Some(&t.run),
+            Self::Llava(t) => Some(&t.run),
+            Self::LlamaGen(t) => Some(&t.run),
+            Self::Unified(t) => Some(&t.run),
+        }
+    }
+
+    /// The sources of `[[data]]`.
+    pub fn data(&self) -> &[DataConfig] {
+        match self {
+            Self::Tokenizer(_) => &[],
+            Self::Qlip(t) => &t.data,
+            Self::Vq(t) => &t.data,
+            Self::Classifier(t) => &t.data,
+            Self::Llava(t) => &t.data,
+            Self::LlamaGen(t) => &t.data,
+            Self::Unified(t) => &t.data,
         }
     }
 
@@ -195,38 +230,4 @@ fn differences(at: &str, old: &toml::Value, new: &toml::Value, out: &mut Vec<(St
     } else if old != new {
         out.push((at.to_owned(), format!("{old} -> {new}")));
     }
-}
-
-/// Weights of losses are not negative.
-fn check_loss(table: &toml::Table) -> Result<()> {
-    let Some(loss) = table.get("loss").and_then(toml::Value::as_table) else { return Ok(()) };
-    for (key, value) in loss {
-        let number = value.as_float().or(value.as_integer().map(|i| i as f64));
-        if number.is_some_and(|n| !n.is_finite() || n < 0.0) {
-            return Err(Error::invalid(format!("loss.{key} = {value}: write 0 or more")));
-        }
-    }
-    Ok(())
-}
-
-/// Sets `a.b.c=value` in a table; a value that is not TOML is taken as a string.
-fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
-    let (key, value) =
-        assignment.split_once('=').ok_or_else(|| Error::invalid(format!("--set {assignment}: write key=value")))?;
-    let value = toml::from_str::<toml::Table>(&format!("v = {value}"))
-        .ok()
-        .and_then(|mut t| t.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut parts: Vec<&str> = key.trim().split('.').collect();
-    let last = parts.pop().unwrap_or(key);
-    let mut at = table;
-    for p in parts {
-        at = at
-            .entry(p)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()))
-            .as_table_mut()
-            .ok_or_else(|| Error::invalid(format!("--set {assignment}: `{p}` is not a section")))?;
-    }
-    at.insert(last.to_owned(), value);
-    Ok(())
 }

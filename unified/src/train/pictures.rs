@@ -1,30 +1,22 @@
-//! Batches of photographs and scenes, from nothing but the seed and the number of the update.
+//! Batches of pictures and scenes, from nothing but the seed and their places.
 
+use crate::data::{self, DataConfig, DataKind};
 use crate::photos::{MOST_PIXELS, augment};
 use crate::scenes::{Scene, SceneRng, Split, caption, render};
 use crate::{Error, Result};
-use candle_core::Tensor;
-use nn::ahead::Ahead;
-use nn::train::{Progress, StepOutput, Summary, Trainer};
-use nn::{checkpoint, rng};
+use nn::rng;
+use nn::train::Place;
 use qlip::Image;
 use qlip::data::Pictures;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
-use std::path::Path;
 
-/// How pictures of a batch are drawn.
-pub(super) struct PictureSource<'a> {
-    pub photos: &'a Pictures,
-    pub seed: u64,
-    /// Share of scenes among the pictures.
-    pub scene_share: f64,
-    /// Most objects in a scene.
-    pub scene_objects: usize,
-    /// Smallest side of a random crop, as a share of the photograph.
-    pub smallest_crop: f32,
+/// The sources of a training on pictures.
+pub(super) struct PictureSource {
+    sources: Vec<(DataConfig, Option<Pictures>)>,
+    shares: Vec<f64>,
+    seed: u64,
     /// Pixels along the side.
-    pub side: usize,
+    side: usize,
 }
 
 /// A picture and what is known about it.
@@ -36,60 +28,85 @@ pub(super) struct Shown {
     pub class: Option<usize>,
 }
 
-impl PictureSource<'_> {
-    /// Pictures of update `n`.
-    fn batch(&self, n: usize, size: usize) -> Result<Vec<Shown>> {
-        let draw = |i: usize| {
-            let mut r = rng::keyed(self.seed, &[n as u64, i as u64]);
-            if f64::from(rng::uniform(&mut r)) < self.scene_share {
-                let mut s = SceneRng::new(Split::Train, self.seed, (n * size + i) as u64);
-                let scene = Scene::random(&mut s, Split::Train, 1, self.scene_objects);
-                return Ok(Shown { image: render(&scene, self.side), words: caption(&scene), class: None });
+/// Most objects in a scene where a source does not say.
+const OBJECTS: usize = 4;
+
+/// What is added to the seed where samples are not trained on.
+const HELD_OUT: u64 = 0x7661_6c69;
+
+impl PictureSource {
+    /// Opens the sources of pictures and scenes; `say` is told a line a source.
+    pub fn open(
+        all: &[DataConfig],
+        (side, seed, held_out): (usize, u64, f64),
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
+        data::check(all, &[DataKind::Pictures, DataKind::Scenes])?;
+        for d in all {
+            for (key, given) in [("template", d.template.is_some()), ("end", d.end.is_some())] {
+                if given {
+                    let why = format!("[[data]] {}: {key} has no meaning for this training; leave it out", d.name());
+                    return Err(Error::invalid(why));
+                }
             }
-            let (at, image) = self.photos.draw(&mut r)?;
-            let image = augment(&image, self.side, self.smallest_crop, &mut r);
-            Ok(Shown { image, words: self.photos.words_at(at, n), class: self.photos.class(at) })
+        }
+        let mut sources = Vec::new();
+        for d in all.iter().filter(|d| d.is_used()) {
+            let pictures = match d.kind {
+                DataKind::Pictures => {
+                    let (pictures, line) = d.pictures(held_out)?;
+                    say(&line);
+                    Some(pictures)
+                }
+                _ => None,
+            };
+            sources.push((d.clone(), pictures));
+        }
+        let shares = sources.iter().map(|s| s.0.start).collect();
+        Ok(Self { sources, shares, seed, side })
+    }
+
+    /// The pictures of the only source, for a training that learns its classes or captions.
+    pub fn only(&self) -> Result<&Pictures> {
+        match self.sources.as_slice() {
+            [(_, Some(pictures))] => Ok(pictures),
+            _ => Err(Error::invalid("[[data]]: this training takes one source, of kind = \"pictures\"")),
+        }
+    }
+
+    /// An error where a source of pictures has neither words nor classes.
+    pub fn needs_words(&self) -> Result<()> {
+        for (config, pictures) in &self.sources {
+            if let Some(p) = pictures {
+                p.needs_words(&config.place()?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The pictures of a place.
+    pub fn batch(&self, place: &Place) -> Result<Vec<Shown>> {
+        let seed = if place.held_out { self.seed ^ HELD_OUT } else { self.seed };
+        let draw = |i: usize| {
+            let mut r = rng::keyed(seed, &[place.step as u64, i as u64]);
+            let (config, pictures) = &self.sources[data::draw(&self.shares, &mut r)];
+            let Some(pictures) = pictures else {
+                let item = (place.step * place.batch_size + i) as u64;
+                let mut s = SceneRng::new(Split::Train, seed, item);
+                let scene = Scene::random(&mut s, Split::Train, 1, config.objects.unwrap_or(OBJECTS));
+                return Ok(Shown { image: render(&scene, self.side), words: caption(&scene), class: None });
+            };
+            let (at, image) = pictures.draw(&mut r, place.held_out)?;
+            let image = augment(&image, self.side, config.smallest_crop.unwrap_or(1.0), &mut r);
+            Ok(Shown { image, words: pictures.words_at(at, place.step), class: pictures.class(at) })
         };
-        (0..size).into_par_iter().map(draw).collect()
+        place.rows.clone().into_par_iter().map(draw).collect()
     }
 
-    /// Runs a training on these pictures, each batch made while the step before it computes; `step` has the number of the
-    /// update. Beside the model stands then which pictures could not be read.
-    pub fn train(
-        &self,
-        trainer: &Trainer,
-        mut step: impl FnMut(usize, Vec<Shown>) -> Result<StepOutput>,
-        export: impl FnMut(&BTreeMap<String, Tensor>) -> Result<()>,
-        progress: &mut dyn FnMut(&Progress) -> bool,
-    ) -> Result<Summary> {
-        let c = &trainer.config;
-        let make = |n: usize| self.batch(n, c.batch_size);
-        let done = std::thread::scope(|scope| {
-            let batches = Ahead::new(scope, c.steps, &make)?;
-            trainer.run(|n| step(n, batches.take(n)?), export, progress)
-        });
-        name_broken(self.photos, trainer.out)?;
-        done
+    /// What could not be read so far.
+    pub fn broken(&self) -> Vec<String> {
+        self.sources.iter().filter_map(|s| s.1.as_ref()).flat_map(Pictures::broken).collect()
     }
-}
-
-/// Share of the pictures that may be unreadable where a config does not say.
-pub(super) fn broken() -> f64 {
-    0.01
-}
-
-/// Smallest side of a crop where a config does not say: the photograph's.
-pub(super) fn whole() -> f32 {
-    1.0
-}
-
-/// Writes which pictures could not be read, if any, beside the model.
-fn name_broken(photos: &Pictures, out: &Path) -> Result<()> {
-    let broken = photos.broken();
-    if broken.is_empty() {
-        return Ok(());
-    }
-    checkpoint::write_atomic(&out.join("broken.txt"), (broken.join("\n") + "\n").as_bytes())
 }
 
 /// Whether pictures of a training can have so many pixels along their side.
@@ -100,10 +117,15 @@ pub(super) fn image_size(side: usize) -> Result<()> {
     Err(Error::invalid(format!("image_size = {side}: write 1 to {MOST_PIXELS}")))
 }
 
-/// Whether a number in a config is a share.
-pub(super) fn share(key: &str, value: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&value) {
-        return Ok(());
+/// Parts of at most `run.micro_batch` rows, each with its share of the whole batch's `all`.
+pub(super) fn shares<T>(rows: Vec<T>, micro: Option<usize>, all: usize) -> Vec<(Vec<T>, f64)> {
+    let mut rows = rows.into_iter().peekable();
+    let size = micro.unwrap_or(usize::MAX);
+    let mut out = Vec::new();
+    while rows.peek().is_some() {
+        let part: Vec<T> = rows.by_ref().take(size).collect();
+        let share = part.len() as f64 / all as f64;
+        out.push((part, share));
     }
-    Err(Error::invalid(format!("{key} = {value}: write a share from 0 to 1")))
+    out
 }

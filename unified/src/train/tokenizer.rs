@@ -17,6 +17,7 @@ pub const MARKS: [&str; 7] =
 
 /// Config of a tokenizer training.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerTraining {
     /// Entries, marks and the 256 bytes included.

@@ -1,56 +1,43 @@
 //! Training of the unified model: one decoder over text and pictures (UM3 section 4).
 
-use super::Run;
 use super::llamagen::Head;
+use super::{Run, write_json};
 use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
-use crate::documents::Documents;
+use crate::data::{DataConfig, SampleTemplate};
 use crate::eyes::Eyes;
-use crate::mixture::{Mixture, Piece, Sample, Source};
-use crate::sequence::{Segment, Sequence, pack};
+use crate::mixture::{Frame, Mixture, Piece, Sample, Source};
+use crate::sequence::{Packed, Segment, Sequence, pack};
 use crate::template::{DEFAULT_TEMPLATE, Marks};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lm::grow::grow;
 use lm::head::BitwiseConfig;
-use lm::loss::split_loss;
+use lm::loss::{Totals, split_loss};
 use lm::shared_bits::SharedBits;
 use lm::{Llama, LlamaConfig, MergedVocab};
-use nn::train::{LoopConfig, OptimConfig, Precision, StepOutput, Summary, Trainer};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint};
-use qlip::data::Pictures;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Config of a unified training.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UnifiedTraining {
-    /// Updates in all.
-    pub steps: usize,
-    /// Samples an update.
-    pub batch_size: usize,
-    /// Updates between checkpoints.
-    pub checkpoint_every: usize,
-    /// Seed.
-    pub seed: u64,
-    /// Arithmetic of the products.
-    #[serde(default)]
-    pub precision: Precision,
-    /// Whether blocks compute their inner values again in the backward pass, which saves memory for a forward pass more.
-    #[serde(default)]
-    pub recompute: bool,
-    /// Folder of the image tokenizer.
-    pub qlip: PathBuf,
+    /// Steps, batches, checkpoints.
+    pub run: RunConfig,
+    /// Where samples come from, with their shares.
+    pub data: Vec<DataConfig>,
+    /// Folder of the image tokenizer, a QLIP.
+    pub image_tokenizer: PathBuf,
     /// tokenizer.json of the text.
     pub tokenizer: PathBuf,
-    /// Folder of classed photographs (train-*.parquet); needed where the mixture has a share of them.
-    #[serde(default)]
-    pub photos: Option<PathBuf>,
     /// Folder of a checkpoint to start from, instead of `model`: a unified one of the same vocabulary, or a Llama, which
     /// grows rows for marks and visual tokens and norms of queries and keys; what it says about text stays as it was.
     #[serde(default)]
@@ -75,7 +62,7 @@ pub struct UnifiedTraining {
     pub block_diagonal: bool,
     /// Weights of the losses, and what is learned.
     pub loss: UnifiedLoss,
-    /// Shares of the samples.
+    /// How the shares of the sources change, and what of a request is dropped.
     pub mixture: Mixture,
     /// Optimiser.
     pub optim: OptimConfig,
@@ -92,6 +79,7 @@ fn yes() -> bool {
 }
 /// Weight of each modality's mean loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct UnifiedLoss {
     /// Text.
@@ -108,6 +96,7 @@ pub struct UnifiedLoss {
 
 /// Tokens that are learned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LossOn {
     /// The model's own turns of a conversation, and documents.
@@ -117,12 +106,24 @@ pub enum LossOn {
     All,
 }
 
+/// What a step needs.
+struct Unifying<'a> {
+    source: Source<'a>,
+    model: Llama,
+    shared: Option<SharedBits>,
+    vocab: MergedVocab,
+    words: Words,
+    eyes: Eyes,
+    /// Fills what is left of a row.
+    pad: u32,
+    config: &'a UnifiedTraining,
+}
+
 impl UnifiedTraining {
     /// Runs it; the folder becomes a whole unified model, image tokenizer included.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
-        self.mixture.check()?;
         let marks = Marks::default();
-        let image_tokenizer = Artifact::open(&self.qlip.to_string_lossy())?;
+        let image_tokenizer = Artifact::open(&self.image_tokenizer.to_string_lossy())?;
         let at = Placement { device: run.device.clone(), ..Placement::cpu() };
         let eyes = Eyes::load(&image_tokenizer, &at, false)?;
         let text = std::fs::read(&self.tokenizer).map_err(Error::io(&self.tokenizer))?;
@@ -148,6 +149,7 @@ impl UnifiedTraining {
             return Err(Error::invalid("shared_bits speaks of a table of visual rows; head = \"bits\" has none"));
         }
         let (tensors, text_config) = start.with_rows(vocab.rows())?;
+        let checks = self.data.iter().any(|d| d.is_used() && d.template == Some(SampleTemplate::Check));
         let config = UnifiedConfig {
             model_type: "um3".into(),
             text_config,
@@ -155,11 +157,25 @@ impl UnifiedTraining {
             marks: marks.clone(),
             image_tokenizer: "qlip".into(),
             generation: self.generation,
-            self_check: self.mixture.checks().then(|| CHECK.to_owned()),
+            self_check: checks.then(|| CHECK.to_owned()),
         };
-        self.write_folder(run.out, &config, words.to_json()?.as_bytes())?;
-        image_tokenizer.copy_to(&run.out.join("qlip"))?;
-        let params = Params::for_training(tensors, &[], self.seed, DType::F32, &run.device);
+        let frame = Frame {
+            mixture: self.mixture,
+            marks: &marks,
+            side: eyes.side(),
+            codes: (vocab.bits, vocab.grid),
+            seed: self.run.seed,
+            held_out: self.run.held_out(),
+        };
+        let source = Source::open(&self.data, &frame, run.say)?;
+        write_json(run, "config.json", &config)?;
+        run.write("tokenizer.json", words.to_json()?.as_bytes())?;
+        let template = serde_json::json!({ "chat_template": DEFAULT_TEMPLATE, "eos_token": config.marks.end });
+        write_json(run, "tokenizer_config.json", &template)?;
+        if run.world.is_first() {
+            image_tokenizer.copy_to(&run.out.join("qlip"))?;
+        }
+        let params = Params::for_training(tensors, &[], self.run.seed, DType::F32, &run.device);
         let model = Llama::of_vocab(&params, &config.text_config, &vocab)?;
         // a checkpoint's rows have their sums in them already
         let std = if params.contains(TABLE) { 0.0 } else { config.text_config.initializer_range };
@@ -168,124 +184,11 @@ impl UnifiedTraining {
         } else {
             None
         };
-        let photos = match (&self.photos, self.mixture.photos > 0.0) {
-            (Some(dir), true) => {
-                let photos = Pictures::open(dir, "train")?;
-                (run.say)(&format!("{}: {}", dir.display(), photos.summary()));
-                // photographs are asked for by class
-                photos.labels()?;
-                Some(photos)
-            }
-            (None, true) => {
-                let share = self.mixture.photos;
-                let why = format!(
-                    "photos is missing: the mixture has a share of {share} photographs; write photos = \"DIR\", or mixture.photos = 0"
-                );
-                return Err(Error::invalid(why));
-            }
-            (_, false) => None,
-        };
-        let open = |d| Documents::open(d, vocab.bits, vocab.grid);
-        let documents = self.mixture.documents.iter().map(open).collect::<Result<Vec<_>>>()?;
-        for (config, documents) in self.mixture.documents.iter().zip(&documents) {
-            (run.say)(&format!("{}: {}", config.path.display(), documents.summary()));
-        }
-        let source = Source {
-            photos: photos.as_ref(),
-            mixture: &self.mixture,
-            documents: &documents,
-            marks: &marks,
-            side: eyes.side(),
-            seed: self.seed,
-        };
         let pad = words.mark(&marks.end)?;
-        let steps = LoopConfig {
-            steps: self.steps,
-            batch_size: self.batch_size,
-            checkpoint_every: self.checkpoint_every,
-            seed: self.seed,
-            precision: self.precision,
-        };
-        let trainer = Trainer::new(steps, &self.optim, &params, run.out, run.resume);
-        let trainer = Trainer { recompute: self.recompute, ..trainer };
-        let out = run.out;
-        trainer.run(
-            |n| {
-                let samples: Vec<Sample> =
-                    (0..self.batch_size).into_par_iter().map(|row| source.sample(n, row)).collect::<Result<_>>()?;
-                let sequences = self.sequences(&samples, &vocab, &words, &eyes)?;
-                let batch = pack(&sequences, self.sequence_length, pad, self.block_diagonal)?;
-                let model = match &shared {
-                    Some(s) => model.with_table(s.rows()?)?,
-                    None => model.clone(),
-                };
-                let x = model.embed(&batch.ids, batch.rows)?;
-                let hidden = model.hidden(&x, &batch.positions, &batch.mask)?;
-                let weights = &self.loss;
-                let losses = split_loss(&model, &vocab, &hidden, &batch.targets, weights.z != 0.0)?;
-                let mut metrics = vec![
-                    ("text_targets", batch.targets.text.len() as f64),
-                    ("visual_targets", batch.targets.visual.len() as f64),
-                    ("rows", batch.rows as f64),
-                ];
-                let mut total: Option<Tensor> = None;
-                let parts = [
-                    ("text_loss", losses.text, weights.text),
-                    ("visual_loss", losses.visual, weights.visual),
-                    ("z_loss", losses.z, weights.z),
-                ];
-                for (name, loss, weight) in parts {
-                    if let Some(l) = loss {
-                        metrics.push((name, f64::from(l.to_scalar::<f32>()?)));
-                        nn::ops::add_term(&mut total, (l * weight)?)?;
-                    }
-                }
-                let loss = total.ok_or_else(|| Error::invalid("a batch without anything to learn"))?;
-                StepOutput::of(&loss, metrics)
-            },
-            |weights| {
-                let mut weights = weights.clone();
-                if let Some(s) = &shared {
-                    s.join(&mut weights)?;
-                }
-                checkpoint::save(&out.join("model.safetensors"), &weights, &[])
-            },
-            |p| (run.progress)(p),
-        )
-    }
-
-    /// Samples to token sequences; all pictures of the batch are encoded at once.
-    fn sequences(&self, samples: &[Sample], vocab: &MergedVocab, words: &Words, eyes: &Eyes) -> Result<Vec<Sequence>> {
-        let images: Vec<_> = samples
-            .iter()
-            .flat_map(|s| &s.pieces)
-            .filter_map(|p| match p {
-                Piece::Image(i, _) => Some(i.clone()),
-                Piece::Text(..) | Piece::Codes(..) => None,
-            })
-            .collect();
-        // the codes that `tokenize` makes, whatever the training's arithmetic
-        let codes = nn::Exec::exact(|| eyes.encode(&images))?;
-        let mut encoded = 0..codes.images();
-        let mut one = |sample: &Sample| -> Result<Sequence> {
-            let mut s = Sequence::default();
-            for piece in &sample.pieces {
-                let (segment, learn) = match piece {
-                    Piece::Text(t, learn) => (Segment::Text(words.encode(t)?), *learn),
-                    Piece::Codes(c, learn) => (Segment::Image(c.clone()), *learn),
-                    Piece::Image(_, learn) => {
-                        let at = encoded.next().ok_or_else(|| Error::invalid("a picture was not encoded"))?;
-                        (Segment::Image(codes.image(at).to_vec()), *learn)
-                    }
-                };
-                s.push(vocab, &segment, learn || self.loss.on == LossOn::All);
-            }
-            if sample.cut {
-                s.cut(vocab, self.sequence_length);
-            }
-            Ok(s)
-        };
-        samples.iter().map(&mut one).collect()
+        let task = Unifying { source, model, shared, vocab, words, eyes, pad, config: self };
+        let done = run.trainer(&self.run, &self.optim, &params).run(&task, run.progress);
+        run.name_broken(&task.source.broken())?;
+        done
     }
 
     fn start(&self) -> Result<Start> {
@@ -309,16 +212,142 @@ impl UnifiedTraining {
             _ => Err(Error::invalid("give either `start` (a checkpoint folder) or a section [model]")),
         }
     }
+}
 
-    /// Everything but the weights.
-    fn write_folder(&self, out: &Path, config: &UnifiedConfig, tokenizer: &[u8]) -> Result<()> {
-        let json = |v: &serde_json::Value| serde_json::to_vec_pretty(v).map_err(|e| Error::invalid(e.to_string()));
-        let value = serde_json::to_value(config).map_err(|e| Error::invalid(e.to_string()))?;
-        checkpoint::write_atomic(&out.join("config.json"), &json(&value)?)?;
-        checkpoint::write_atomic(&out.join("tokenizer.json"), tokenizer)?;
-        let template = serde_json::json!({ "chat_template": DEFAULT_TEMPLATE, "eos_token": config.marks.end });
-        checkpoint::write_atomic(&out.join("tokenizer_config.json"), &json(&template)?)?;
-        Ok(())
+impl Unifying<'_> {
+    /// Rows of tokens of some samples; all their pictures are encoded at once.
+    fn packed(&self, samples: &[Sample]) -> Result<Packed> {
+        let c = self.config;
+        pack(&self.sequences(samples)?, c.sequence_length, self.pad, c.block_diagonal)
+    }
+
+    fn sequences(&self, samples: &[Sample]) -> Result<Vec<Sequence>> {
+        let images: Vec<_> = samples
+            .iter()
+            .flat_map(|s| &s.pieces)
+            .filter_map(|p| match p {
+                Piece::Image(i, _) => Some(i.clone()),
+                Piece::Text(..) | Piece::Codes(..) => None,
+            })
+            .collect();
+        // the codes that `tokenize` makes, whatever the training's arithmetic
+        let codes = nn::Exec::exact(|| self.eyes.encode(&images))?;
+        let mut encoded = 0..codes.images();
+        let mut one = |sample: &Sample| -> Result<Sequence> {
+            let mut s = Sequence::default();
+            for piece in &sample.pieces {
+                let (segment, learn) = match piece {
+                    Piece::Text(t, learn) => (Segment::Text(self.words.encode(t)?), *learn),
+                    Piece::Codes(c, learn) => (Segment::Image(c.clone()), *learn),
+                    Piece::Image(_, learn) => {
+                        let at = encoded.next().ok_or_else(|| Error::invalid("a picture was not encoded"))?;
+                        (Segment::Image(codes.image(at).to_vec()), *learn)
+                    }
+                };
+                s.push(&self.vocab, &segment, learn || self.config.loss.on == LossOn::All);
+            }
+            if sample.cut {
+                s.cut(&self.vocab, self.config.sequence_length);
+            }
+            Ok(s)
+        };
+        samples.iter().map(&mut one).collect()
+    }
+
+    /// The losses of packed rows, each its part of the mean over `totals`.
+    fn losses(&self, batch: &Packed, totals: &Totals) -> Result<Vec<(&'static str, Tensor, f64)>> {
+        let model = match &self.shared {
+            Some(s) => self.model.with_table(s.rows()?)?,
+            None => self.model.clone(),
+        };
+        let x = model.embed(&batch.ids, batch.rows)?;
+        let hidden = model.hidden(&x, &batch.positions, &batch.mask)?;
+        let weights = &self.config.loss;
+        let losses = split_loss(&model, &self.vocab, &hidden, &batch.targets, totals, weights.z != 0.0)?;
+        let parts = [
+            ("text_loss", losses.text, weights.text),
+            ("visual_loss", losses.visual, weights.visual),
+            ("z_loss", losses.z, weights.z),
+        ];
+        Ok(parts.into_iter().filter_map(|(name, loss, weight)| Some((name, loss?, weight))).collect())
+    }
+}
+
+impl Task for Unifying<'_> {
+    type Batch = Vec<Sample>;
+
+    fn batch(&self, place: &Place) -> Result<Vec<Sample>> {
+        place.rows.clone().into_par_iter().map(|row| self.source.sample(place.step, row, place.held_out)).collect()
+    }
+
+    fn gradients(&self, at: &At, samples: Vec<Sample>) -> Result<StepOutput> {
+        let parts = samples.chunks(at.run.micro_batch.unwrap_or(usize::MAX));
+        let parts: Vec<Packed> = parts.map(|p| self.packed(p)).collect::<Result<_>>()?;
+        let mut totals = Totals::default();
+        parts.iter().for_each(|p| totals.add(&p.targets));
+        let totals = totals.over(at.world);
+        if totals.is_empty() {
+            return Err(Error::invalid("a batch without anything to learn"));
+        }
+        in_parts(at, parts, |batch| {
+            let mut metrics = vec![
+                ("text_targets", batch.targets.text.len() as f64),
+                ("visual_targets", batch.targets.visual.len() as f64),
+                ("rows", batch.rows as f64),
+            ];
+            let mut total: Option<Tensor> = None;
+            // every process names the same metrics, whatever its rows hold
+            metrics.extend(
+                ["text_loss", "visual_loss"].map(|name| (name, 0.0)).into_iter().filter(|_| at.world.size() > 1),
+            );
+            for (name, loss, weight) in self.losses(&batch, &totals)? {
+                let value = f64::from(loss.to_scalar::<f32>()?);
+                match metrics.iter_mut().find(|m| m.0 == name) {
+                    Some(m) => m.1 += value,
+                    None => metrics.push((name, value)),
+                }
+                nn::ops::add_term(&mut total, (loss * weight)?)?;
+            }
+            // rows of nothing but what is read teach nothing, at no weight
+            let total = match total {
+                Some(t) => t,
+                None => {
+                    let sum = self.model.embed(&batch.ids, batch.rows)?.sum_all()?;
+                    (&sum * sum.zeros_like()?)?
+                }
+            };
+            Ok((total, metrics))
+        })
+    }
+
+    fn validate(&self, samples: Vec<Sample>) -> Result<Vec<Measure>> {
+        let batch = self.packed(&samples)?;
+        let mut totals = Totals::default();
+        totals.add(&batch.targets);
+        let mut out = vec![
+            Measure { name: "loss", sum: 0.0, count: 0.0 },
+            Measure { name: "text_loss", sum: 0.0, count: 0.0 },
+            Measure { name: "visual_loss", sum: 0.0, count: 0.0 },
+        ];
+        let n = samples.len() as f64;
+        out[0].count = n;
+        for (name, loss, weight) in self.losses(&batch, &totals)? {
+            let mean = f64::from(loss.to_scalar::<f32>()?);
+            out[0].sum += mean * weight * n;
+            let count = if name == "text_loss" { batch.targets.text.len() } else { batch.targets.visual.len() };
+            if let Some(m) = out.iter_mut().find(|m| m.name == name) {
+                (m.sum, m.count) = (mean * count as f64, count as f64);
+            }
+        }
+        Ok(out)
+    }
+
+    fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        let mut weights = weights.clone();
+        if let Some(s) = &self.shared {
+            s.join(&mut weights)?;
+        }
+        checkpoint::save(&dir.join("model.safetensors"), &weights, &[])
     }
 }
 

@@ -1,49 +1,33 @@
 //! Training of LlamaGen's image tokenizer (Sun et al. 2024, section 2.1), with a codebook or with signs.
 
-use super::Run;
-use super::pictures::{PictureSource, broken, image_size, share, whole};
+use super::pictures::{PictureSource, Shown, image_size, shares};
+use super::{Run, write_json};
+use crate::data::DataConfig;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
-use nn::train::{LoopConfig, OptimConfig, Precision, Summary, Trainer};
+use candle_core::{DType, Device, Tensor};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, of_shares};
 use nn::{Params, checkpoint};
-use qlip::data::Pictures;
-use qlip::image::{Image, Preprocess};
+use qlip::image::{Image, Pixels, Preprocess};
 use qlip::loss::{Lpips, LpipsConfig};
 use qlip::train::{AdversaryConfig, CLIPPED_APART, VqLossConfig, VqObjective, exported};
 use qlip::vq::{VqConfig, VqTokenizer};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
-/// Config of a VQ tokenizer's training.
+/// Config of a VQ tokenizer's training. With `run.micro_batch`, or several processes, the terms that look at a batch as a whole (entropy
+/// of the codes, discriminator) look at its parts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VqTraining {
-    /// Updates in all.
-    pub steps: usize,
-    /// Pictures an update.
-    pub batch_size: usize,
-    /// Updates between checkpoints.
-    pub checkpoint_every: usize,
-    /// Seed.
-    pub seed: u64,
-    /// Arithmetic of the products.
-    #[serde(default)]
-    pub precision: Precision,
+    /// Steps, batches, checkpoints.
+    pub run: RunConfig,
+    /// Pictures and scenes.
+    pub data: Vec<DataConfig>,
     /// Folder of the checkpoint to start from, instead of [model].
     #[serde(default)]
     pub start: Option<PathBuf>,
-    /// The photographs: see [`Pictures::open`].
-    pub photos: PathBuf,
-    /// Share of the pictures that may be unreadable.
-    #[serde(default = "broken")]
-    pub broken_share: f64,
-    /// Share of scenes among the pictures.
-    #[serde(default)]
-    pub scene_share: f64,
-    /// Smallest side of a random crop, as a share of the photograph.
-    #[serde(default = "whole")]
-    pub smallest_crop: f32,
     /// Pixels along the side of a picture in training; drawing may ask for other sizes.
     pub image_size: usize,
     /// Weights of the terms.
@@ -62,14 +46,17 @@ pub struct VqTraining {
     pub model: Option<VqConfig>,
 }
 
-/// Most objects in a scene.
-const SCENE_OBJECTS: usize = 4;
+/// What a step needs.
+struct Quantising {
+    source: PictureSource,
+    objective: VqObjective,
+    preprocess: Preprocess,
+    device: Device,
+}
 
 impl VqTraining {
     /// Runs it; the folder becomes an image tokenizer that LlamaGen is trained on.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
-        share("scene_share", self.scene_share)?;
-        share("smallest_crop", f64::from(self.smallest_crop))?;
         let (config, start) = self.model()?;
         config.check()?;
         image_size(self.image_size)?;
@@ -77,43 +64,20 @@ impl VqTraining {
             let why = format!("image_size = {}: write a multiple of the stride {}", self.image_size, config.stride());
             return Err(Error::invalid(why));
         }
-        let params = Params::for_training(start, &[], self.seed, DType::F32, &run.device);
+        let params = Params::for_training(start, &[], self.run.seed, DType::F32, &run.device);
         let model = VqTokenizer::new(&params, &config)?;
         let lpips = self.lpips.as_ref().map(|c| Lpips::load(c, &run.device)).transpose()?;
         let objective = VqObjective::new(&params, model, &self.loss, lpips, self.adversary.as_ref(), self.image_size)?;
-        let photos = Pictures::open(&self.photos, "train")?.allow_broken(self.broken_share);
-        (run.say)(&format!("{}: {}", self.photos.display(), photos.summary()));
-        let json = serde_json::to_string_pretty(&config).map_err(|e| Error::invalid(e.to_string()))?;
-        let out = run.out;
-        checkpoint::write_atomic(&out.join("config.json"), json.as_bytes())?;
-        let source = PictureSource {
-            photos: &photos,
-            seed: self.seed,
-            scene_share: self.scene_share,
-            scene_objects: SCENE_OBJECTS,
-            smallest_crop: self.smallest_crop,
-            side: self.image_size,
-        };
+        let about = (self.image_size, self.run.seed, self.run.held_out());
+        let source = PictureSource::open(&self.data, about, run.say)?;
+        write_json(run, "config.json", &config)?;
         let preprocess = Preprocess::half(self.image_size);
-        let steps = LoopConfig {
-            steps: self.steps,
-            batch_size: self.batch_size,
-            checkpoint_every: self.checkpoint_every,
-            seed: self.seed,
-            precision: self.precision,
-        };
-        let device = run.device.clone();
-        let trainer = Trainer::new(steps, &self.optim, &params, out, run.resume);
-        let trainer = Trainer { apart: CLIPPED_APART, ..trainer };
-        source.train(
-            &trainer,
-            |n, shown| {
-                let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
-                objective.step(n, &preprocess.normalise(&images, &device)?)
-            },
-            |weights| checkpoint::save(&out.join("model.safetensors"), &exported(weights).collect(), &[]),
-            run.progress,
-        )
+        let task = Quantising { source, objective, preprocess, device: run.device.clone() };
+        let mut trainer = run.trainer(&self.run, &self.optim, &params);
+        trainer.apart = CLIPPED_APART;
+        let done = trainer.run(&task, run.progress);
+        run.name_broken(&task.source.broken())?;
+        done
     }
 
     fn model(&self) -> Result<(VqConfig, HashMap<String, Tensor>)> {
@@ -125,5 +89,35 @@ impl VqTraining {
             (None, Some(model)) => Ok((model.clone(), HashMap::new())),
             _ => Err(Error::invalid("give either `start` (a checkpoint folder) or a section [model]")),
         }
+    }
+}
+
+impl Quantising {
+    fn pixels(&self, shown: Vec<Shown>) -> Result<Pixels> {
+        let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
+        self.preprocess.normalise(&images, &self.device)
+    }
+}
+
+impl Task for Quantising {
+    type Batch = Vec<Shown>;
+
+    fn batch(&self, place: &Place) -> Result<Vec<Shown>> {
+        self.source.batch(place)
+    }
+
+    fn gradients(&self, at: &At, batch: Vec<Shown>) -> Result<StepOutput> {
+        let parts = shares(batch, at.run.micro_batch, at.run.batch_size);
+        of_shares(at, parts, |part| self.objective.step(at.step, &self.pixels(part)?))
+    }
+
+    fn validate(&self, batch: Vec<Shown>) -> Result<Vec<Measure>> {
+        let n = batch.len();
+        let (mse, psnr) = self.objective.validate(&self.pixels(batch)?)?;
+        Ok(vec![Measure::mean("loss", mse, n), Measure::mean("psnr", psnr, n)])
+    }
+
+    fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        checkpoint::save(&dir.join("model.safetensors"), &exported(weights).collect(), &[])
     }
 }

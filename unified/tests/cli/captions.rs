@@ -55,9 +55,9 @@ fn captions_are_learned_and_drawn_through_a_text_encoder() {
     std::fs::write(d.join("pictures/broken.png"), b"no picture").unwrap();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/llamagen/cifar-qlip.toml");
     let mut args = vec!["train", config.to_str().unwrap(), "--out", "m"];
-    let mut sets: Vec<String> = llamagen_sets().into_iter().filter(|s| !s.starts_with("photos=")).collect();
+    let mut sets: Vec<String> = llamagen_sets().into_iter().filter(|s| !s.starts_with("data.")).collect();
     let more = [
-        "photos=pictures",
+        "data.pictures.path=pictures",
         "text_encoder=t5",
         "model.cls_token_num=9",
         "head=bits",

@@ -126,9 +126,17 @@ fn bad_models_configs_and_folders_give_one_line() {
     fails(d, &["describe", photo, "--device", "cuda"], &["--device cuda", "CUDA"]);
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/qlip-stage1.toml");
     let config = config.to_str().unwrap();
-    fails(d, &["train", config, "--out", "t", "--set", "stepz=3"], &["qlip-stage1.toml", "stepz", "`steps`"]);
+    fails(
+        d,
+        &["train", config, "--out", "t", "--set", "run.stepz=3"],
+        &["qlip-stage1.toml", "stepz", "did you mean `steps`"],
+    );
     let tokenizer = format!("tokenizer={}", nano().join("tokenizer.json").display());
-    fails(d, &["train", config, "--out", "t", "--set", "photos=nowhere", "--set", &tokenizer], &["nowhere"]);
+    fails(
+        d,
+        &["train", config, "--out", "t", "--set", "data.pictures.path=nowhere", "--set", &tokenizer],
+        &["nowhere"],
+    );
     fails(d, &["train", "none.toml", "--out", "t"], &["none.toml"]);
 }
 

@@ -124,12 +124,12 @@ fn pictures_that_are_cut_or_of_another_kind_are_said() {
 fn trainings_say_what_they_find_before_they_begin() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    let photos = format!("photos={}", fixture("field/folders/nocaptions").display());
+    let photos = format!("data.pictures.path={}", fixture("field/folders/nocaptions").display());
     let vq = fixture("../../configs/llamagen/compare/vq.toml").display().to_string();
     if std::path::Path::new(&vq).is_file() {
         let run = super::unified(
             d,
-            &["train", &vq, "--out", "vq", "--set", &photos, "--set", "steps=1", "--set", "batch_size=2"],
+            &["train", &vq, "--out", "vq", "--set", &photos, "--set", "run.steps=1", "--set", "run.batch_size=2"],
         );
         assert!(super::text(&run.stderr).contains("8 pictures, 0 with words"), "{}", super::text(&run.stderr));
     }
@@ -147,10 +147,26 @@ fn trainings_say_what_they_find_before_they_begin() {
             "--set",
             &tokenizer,
             "--set",
-            "steps=1",
+            "run.steps=1",
             "--set",
-            "batch_size=2",
+            "run.batch_size=2",
         ],
         &["0 of 8 pictures have words"],
     );
+}
+
+/// A training's config is reported source by source.
+#[test]
+fn a_config_reports_its_sources() {
+    let dir = tempfile::tempdir().unwrap();
+    let photos = fixture("photos").display().to_string();
+    let config = format!(
+        "kind = \"classifier\"\nimage_size = 16\nwidths = [8]\n[run]\nsteps = 1\nbatch_size = 1\n[optim]\nlr = 1.0\nlr_floor = 0.0\nwarmup = 1\n\
+         weight_decay = 0.0\nclip = 1.0\n[[data]]\nkind = \"pictures\"\npath = \"{photos}\"\n[[data]]\nkind = \"scenes\"\nstart = 0.5\n"
+    );
+    std::fs::write(dir.path().join("c.toml"), config).unwrap();
+    let json: Value = serde_json::from_str(&ok(dir.path(), &["data", "c.toml", "--json"])).unwrap();
+    assert_eq!((&json["sources"][0]["pictures"], &json["sources"][1]["source"]), (&64.into(), &"scenes".into()));
+    let said = ok(dir.path(), &["data", "c.toml"]);
+    assert!(said.contains("(share 0.5 to 0.5)"), "{said}");
 }

@@ -190,3 +190,96 @@ fn janus_answers_about_pictures_and_draws() {
     std::fs::copy(fixture("janus/model.safetensors"), d.join("m/model.safetensors")).unwrap();
     fails(d, &["generate", "--model", "m", "a fox", "-o", "c"], &["config.json", "use_qk_norm"]);
 }
+
+/// A tokenizer of whole words, those of the tiny model's vocabulary.
+fn word_tokenizer(dir: &Path, vocabulary: &serde_json::Value, marks: &[&str]) {
+    let added: Vec<_> = marks
+        .iter()
+        .map(|m| {
+            serde_json::json!({"id": vocabulary[m], "content": m, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        })
+        .collect();
+    let unknown =
+        vocabulary.as_object().unwrap().keys().find(|k| k.chars().all(char::is_alphanumeric) && !k.starts_with("IMG"));
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": added, "decoder": {"type": "Fuse"},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[0-9]|\\*|\\s+"}, "behavior": "Isolated", "invert": false},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown},
+    });
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
+}
+
+fn config_of(dir: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn chameleon_answers_draws_and_does_both_in_one_reply() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    copy(&fixture("chameleon/plain"), &d.join("m"));
+    let config = config_of(&d.join("m"));
+    word_tokenizer(
+        &d.join("m"),
+        &config["vocabulary_map"],
+        &["<s>", "</s>", "<eoss>", "<racm3:break>", "<reserved08706>"],
+    );
+    let photo = fixture("images/photo.jpg").display().to_string();
+    let said = ok(d, &["describe", "--model", "m", &photo, "--max-tokens", "5", "--json"]);
+    assert!(said.contains("photo.jpg"), "{said}");
+    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "a", "--seed", "3"]);
+    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "b", "--seed", "3", "--batch", "1"]);
+    for name in super::files(&d.join("a")) {
+        let read = |folder: &str| qlip::Image::open(&d.join(folder).join(&name)).unwrap();
+        assert_eq!(read("a").rgb(), read("b").rgb(), "{name}");
+        let side = config["vq_config"]["resolution"].as_u64().unwrap() as usize;
+        assert_eq!((read("a").width(), read("a").height()), (side, side));
+    }
+    // among many seeds of an untrained model some draw in the middle of their words, and answers repeat
+    let mut drew = 0;
+    for seed in 0..40 {
+        let args =
+            ["chat", "--model", "m", "--prompt", "word1 word2", "--temperature", "1.5", "--max-tokens", "30", "--json"];
+        let (seed, out) = (seed.to_string(), format!("out-{seed}"));
+        let all = [&args[..], &["--seed", &seed, "--out", &out]].concat();
+        let (one, two) = (ok(d, &all), ok(d, &all));
+        let parse = |s: &str| serde_json::from_str::<serde_json::Value>(s).unwrap();
+        assert_eq!(parse(&one)["text"], parse(&two)["text"]);
+        drew += parse(&one)["images"].as_array().map_or(0, Vec::len);
+    }
+    assert!(drew > 0, "no answer drew a picture");
+    // Meta's own files have no picture decoder
+    copy(&fixture("chameleon/swin"), &d.join("blind"));
+    let config = config_of(&d.join("blind"));
+    word_tokenizer(
+        &d.join("blind"),
+        &config["vocabulary_map"],
+        &["<s>", "</s>", "<eoss>", "<racm3:break>", "<reserved08706>"],
+    );
+    fails(d, &["generate", "--model", "blind", "a fox", "-o", "c"], &["no picture decoder", "Anole"]);
+    ok(d, &["chat", "--model", "blind", "--prompt", "word1", "--max-tokens", "4"]);
+}
+
+#[test]
+fn emu3_answers_about_pictures_and_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    copy(&fixture("emu3"), &d.join("m"));
+    let mut config = config_of(&d.join("m"));
+    config["text_config"]["max_position_embeddings"] = 1024.into();
+    std::fs::write(d.join("m/config.json"), config.to_string()).unwrap();
+    // small pictures, so that one fits the tiny window
+    std::fs::write(d.join("m/preprocessor_config.json"), r#"{"min_pixels": 2304, "max_pixels": 6400}"#).unwrap();
+    word_tokenizer(&d.join("m"), &config["vocabulary_map"], &["<|extra_203|>", "<|extra_204|>", "<|image start|>"]);
+    let photo = fixture("images/photo.jpg").display().to_string();
+    let said = ok(d, &["describe", "--model", "m", &photo, "--max-tokens", "5", "--json"]);
+    assert!(said.contains("photo.jpg"), "{said}");
+    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "a", "--seed", "3"]);
+    ok(d, &["generate", "--model", "m", "a fox", "-n", "2", "-o", "b", "--seed", "3", "--batch", "1"]);
+    for name in super::files(&d.join("a")) {
+        let read = |folder: &str| qlip::Image::open(&d.join(folder).join(&name)).unwrap();
+        assert_eq!(read("a").rgb(), read("b").rgb(), "{name}");
+        assert_eq!(read("a").width(), read("a").height());
+    }
+}

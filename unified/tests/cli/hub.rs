@@ -62,6 +62,27 @@ impl Hub {
     }
 }
 
+const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+/// The files of a folder and of the folders in it.
+fn tree(dir: &Path) -> serde_json::Value {
+    let mut all = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let size = entry.metadata().unwrap().len();
+            let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+            all.push(serde_json::json!({"type": "file", "oid": format!("{size:x}"), "size": size, "path": name}));
+        }
+    }
+    all.into()
+}
+
 fn answer(
     mut stream: TcpStream,
     folders: &[(&'static str, std::path::PathBuf)],
@@ -91,7 +112,17 @@ fn answer(
                 let _ = stream.write_all(body);
             }
         };
+        // what a data set's repository is, and its files
+        let api = folders.iter().find_map(|(name, dir)| {
+            let rest = path.strip_prefix(&format!("/api/datasets/owner/{name}"))?;
+            Some(if rest.contains("/tree/") { tree(dir) } else { serde_json::json!({"sha": COMMIT}) })
+        });
+        if let Some(json) = api {
+            reply(&mut stream, "200 OK", "content-type: application/json\r\n", json.to_string().as_bytes());
+            continue;
+        }
         let found = folders.iter().find_map(|(name, dir)| {
+            let path = path.strip_prefix("/datasets").unwrap_or(&path);
             let rest = path.strip_prefix(&format!("/owner/{name}/resolve/"))?;
             let file = rest.split_once('/')?.1;
             Some((file.to_owned(), dir.join(file)))
@@ -117,7 +148,7 @@ fn answer(
         std::fs::File::open(&place).unwrap().read_to_end(&mut bytes).unwrap();
         let tag = format!("{:x}", nn::rng::name_key(&format!("{file}{}", bytes.len())));
         let from = head.iter().find_map(|h| h.strip_prefix("range: bytes=")?.split('-').next()?.parse::<usize>().ok());
-        let commit = "x-repo-commit: 0123456789012345678901234567890123456789\r\n";
+        let commit = format!("x-repo-commit: {COMMIT}\r\n");
         let range = from.map(|f| format!("content-range: bytes {f}-{}/{}\r\n", bytes.len() - 1, bytes.len()));
         let more = format!("etag: \"{tag}\"\r\n{commit}accept-ranges: bytes\r\n{}", range.unwrap_or_default());
         let status = if from.is_some() { "206 Partial Content" } else { "200 OK" };
@@ -184,4 +215,53 @@ fn what_the_hub_refuses_is_one_line() {
     hub.mood("model.safetensors", Mood::Kind);
     let out = hub.unified(dir.path(), &["chat", "--prompt", "hello", "--model", "owner/nano"]);
     assert!(text(&out.stdout).starts_with("hello"), "{}", text(&out.stderr));
+}
+
+/// A data set by its id: reported, trained on, cached; a folder of it; what is not there.
+#[test]
+fn a_data_set_comes_by_its_id_and_stays() {
+    let hub = Hub::start(vec![("photos", fixture("photos")), ("field", fixture("field"))]);
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let pictures = |out: &Output| {
+        let json: serde_json::Value = serde_json::from_str(&text(&out.stdout)).unwrap_or_default();
+        json["pictures"].as_u64()
+    };
+    let photos = ["data", "hf://datasets/owner/photos", "--json"];
+    let out = hub.unified(d, &photos);
+    assert_eq!(pictures(&out), Some(64), "{}\n{:?}", text(&out.stderr), hub.seen.lock().unwrap());
+    let folder = ["data", "hf://datasets/owner/field@main/folders/metadata", "--json"];
+    let out = hub.unified(d, &folder);
+    assert_eq!(pictures(&out), Some(8), "{}", text(&out.stderr));
+    assert!(
+        !hub.seen.lock().unwrap().iter().any(|s| s.contains("shards/plain.tar")),
+        "files beside the folder were fetched"
+    );
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/llamagen/compare/classifier.toml");
+    let mut args = vec!["train", config.to_str().unwrap(), "--out", "c"];
+    let sets = [
+        "data.pictures.path=hf://datasets/owner/photos",
+        "run.steps=1",
+        "run.batch_size=2",
+        "image_size=16",
+        "widths=[8,16]",
+    ];
+    sets.iter().for_each(|s| args.extend(["--set", s]));
+    let out = hub.unified(d, &args);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    // nobody answers: the cache does
+    let dead = Hub { port: 1, moods: Arc::default(), seen: Arc::default() };
+    assert_eq!(pictures(&dead.unified(d, &photos)), Some(64));
+    let empty = tempfile::tempdir().unwrap();
+    one_line(&dead.unified(empty.path(), &photos), &["hf://datasets/owner/photos", "network"]);
+    one_line(&hub.unified(d, &["data", "hf://datasets/owner/nothing"]), &["hf://datasets/owner/nothing"]);
+    one_line(&hub.unified(d, &["data", "hf://owner/photos"]), &["hf://datasets/OWNER/NAME"]);
+    // a file that never comes whole is not used half
+    let fresh = tempfile::tempdir().unwrap();
+    hub.mood("test-00000-of-00001.parquet", Mood::Cut);
+    hub.mood("train-00000-of-00001.parquet", Mood::Cut);
+    one_line(&hub.unified(fresh.path(), &photos), &["hf://datasets/owner/photos"]);
+    hub.mood("test-00000-of-00001.parquet", Mood::Kind);
+    hub.mood("train-00000-of-00001.parquet", Mood::Kind);
+    assert_eq!(pictures(&hub.unified(fresh.path(), &photos)), Some(64));
 }

@@ -5,10 +5,11 @@ use std::path::Path;
 
 #[test]
 fn vq_training_resumes_exactly() {
+    let both = format!("data=[{{kind=\"pictures\",path=\"{}\"}},{{kind=\"scenes\"}}]", fixture("photos").display());
     let more = [
         "loss.adversarial=0.1",
         "adversary={net={kind=\"patch\",width=4,layers=2},start=3}",
-        "scene_share=0.5",
+        &both,
         "model.entropy_loss_ratio=0.1",
     ];
     resumes("llamagen/compare/vq.toml", &picture_sets(&[&SMALL_VQ[..], &more].concat()));
@@ -40,8 +41,8 @@ fn llamagen_draws_with_a_trained_vq() {
     for (name, more) in [("nearest", &[][..]), ("signs", &["model.quantizer=lfq", "model.codebook_embed_dim=10"])] {
         train("compare/vq.toml", name, &picture_sets(&[&SMALL_VQ[..], more].concat()));
         let mut sets = llamagen_sets();
-        sets.retain(|s| !s.starts_with("tokenizer="));
-        sets.extend([format!("tokenizer={}", d.join(name).display()), "grid=4".to_owned()]);
+        sets.retain(|s| !s.starts_with("image_tokenizer="));
+        sets.extend([format!("image_tokenizer={}", d.join(name).display()), "grid=4".to_owned()]);
         let (out, drawn) = (format!("{name}-decoder"), format!("{name}-drawn"));
         train("cifar-qlip.toml", &out, &sets);
         ok(d, &["generate", "--model", &out, "--class", "3", "-o", &drawn]);
@@ -49,7 +50,7 @@ fn llamagen_draws_with_a_trained_vq() {
     }
     let config = configs.join("compare/vq.toml");
     let config = config.to_str().unwrap();
-    let photos = format!("photos={}", fixture("photos").display());
+    let photos = format!("data.pictures.path={}", fixture("photos").display());
     let refused = |set: &str, words: &[&str]| {
         fails(d, &["train", config, "--out", "x", "--set", &photos, "--set", set], words);
     };
@@ -77,7 +78,7 @@ fn llamagen_trains_on_either_tokenizer_and_draws() {
         sets.iter().chain(more).for_each(|s| args.extend(["--set", s]));
         unified(d, &args)
     };
-    let vq = [format!("tokenizer={}", fixture("vq").display()), "grid=4".to_owned()];
+    let vq = [format!("image_tokenizer={}", fixture("vq").display()), "grid=4".to_owned()];
     for (out, more, side) in [("q", &[][..], 64), ("v", &vq, 8)] {
         let done = train(out, more);
         assert!(done.status.success(), "{}", text(&done.stderr));

@@ -20,10 +20,10 @@ fn conversations(dir: &Path) {
 
 fn llava_sets(data: &Path) -> Vec<String> {
     let mut sets = tiny();
-    sets.retain(|s| !s.starts_with("photos=") && !s.starts_with("tokenizer="));
-    sets.push("batch_size=2".into());
-    sets.push(format!("data={}", data.join("llava.json").display()));
-    sets.push(format!("images={}", data.display()));
+    sets.retain(|s| !s.starts_with("data.") && !s.starts_with("tokenizer="));
+    sets.push("run.batch_size=2".into());
+    sets.push(format!("data.0.path={}", data.join("llava.json").display()));
+    sets.push(format!("data.0.images={}", data.display()));
     sets
 }
 
@@ -74,7 +74,8 @@ fn llava_learns_its_projector_then_adapters_and_answers() {
     }
     let long =
         ["train", &config(1), "--out", "x", "--set", "sequence_length=20", "--set", &parts[0], "--set", &parts[1]];
-    let (data, images) = (format!("data={}", d.join("llava.json").display()), format!("images={}", d.display()));
+    let (data, images) =
+        (format!("data.0.path={}", d.join("llava.json").display()), format!("data.0.images={}", d.display()));
     fails(
         d,
         &[&long[..], &["--set", &data, "--set", &images]].concat(),

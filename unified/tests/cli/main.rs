@@ -10,6 +10,7 @@ mod habits;
 mod hub;
 mod llamagen;
 mod llava;
+mod mpi;
 mod runs;
 mod terminal;
 mod training;
@@ -82,7 +83,9 @@ fn resumes(config: &str, sets: &[String]) {
     ok(d, &[&args[..], &["--out", "whole"]].concat());
     let whole = losses(&d.join("whole"));
     assert_eq!(whole.len(), 12);
-    for kill_after in [2, 5, 8] {
+    // UNIFIED_KILLS=20 for more of them, at moments that the machine chooses
+    let kills: usize = std::env::var("UNIFIED_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    for kill_after in (0..kills).map(|i| 2 + i * 7 / kills.max(1)) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_unified"))
             .args([&args[..], &["--out", "killed", "--resume"]].concat())
             .current_dir(d)
@@ -102,9 +105,9 @@ fn resumes(config: &str, sets: &[String]) {
 }
 
 fn tiny() -> Vec<String> {
-    let photos = format!("photos={}", fixture("photos").display());
+    let photos = format!("data.pictures.path={}", fixture("photos").display());
     let tokenizer = format!("tokenizer={}", nano().join("tokenizer.json").display());
-    let more = ["steps=12", "batch_size=4", "checkpoint_every=3", "optim.warmup=2"];
+    let more = ["run.steps=12", "run.batch_size=4", "run.checkpoint_every=3", "optim.warmup=2"];
     [photos, tokenizer].into_iter().chain(more.map(str::to_owned)).collect()
 }
 
@@ -120,7 +123,7 @@ const SMALL_VQ: [&str; 4] =
 /// Sets of a LlamaGen training that takes a second.
 fn llamagen_sets() -> Vec<String> {
     let mut sets: Vec<String> = tiny().into_iter().filter(|s| !s.starts_with("tokenizer=")).collect();
-    sets.push(format!("tokenizer={}", nano().join("qlip").display()));
+    sets.push(format!("image_tokenizer={}", nano().join("qlip").display()));
     sets.extend(["model.n_layer=1", "model.dim=64", "model.n_head=2"].map(str::to_owned));
     sets
 }

@@ -31,7 +31,7 @@ fn a_resume_that_cannot_go_on_changes_nothing() {
     let before: Vec<Vec<u8>> = names.iter().map(|n| read(n)).collect();
     for (set, says) in [
         ("model.vision_config.intermediate_size=64", "model.vision_config.intermediate_size"),
-        ("photos=nowhere", "nowhere"),
+        ("data.pictures.path=nowhere", "nowhere"),
         ("optim.lr=-1.0", "optim.lr"),
         ("loss.reconstruction=-1.0", "loss.reconstruction"),
         ("optim.lr=high", "lr"),
@@ -44,7 +44,7 @@ fn a_resume_that_cannot_go_on_changes_nothing() {
         }
     }
     // what is no other model is said, and goes on
-    let out = run(d, &args, &["--resume", "--set", "steps=14", "--set", "optim.lr=1e-4"]);
+    let out = run(d, &args, &["--resume", "--set", "run.steps=14", "--set", "optim.lr=1e-4"]);
     let err = text(&out.stderr);
     assert!(out.status.success() && err.contains("optim.lr: ") && err.contains("steps: 12 -> 14"), "{err}");
     assert_eq!(losses(&d.join("m")).len(), 14);
@@ -60,7 +60,7 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let mut long = args("m");
-    long.extend(["--set".into(), "steps=100000".into(), "--set".into(), "checkpoint_every=100000".into()]);
+    long.extend(["--set".into(), "run.steps=100000".into(), "--set".into(), "run.checkpoint_every=100000".into()]);
     let child =
         Command::new(env!("CARGO_BIN_EXE_unified")).args(&long).current_dir(d).stderr(Stdio::piped()).spawn().unwrap();
     let begun = std::time::Instant::now();
@@ -76,7 +76,7 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     let err = text(&out.stderr);
     assert!(out.status.success() && err.contains("--resume"), "{err}");
     let n = losses(&d.join("m")).len();
-    let out = run(d, &args("m"), &["--resume", "--set", &format!("steps={}", n + 2)]);
+    let out = run(d, &args("m"), &["--resume", "--set", &format!("run.steps={}", n + 2)]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert_eq!(losses(&d.join("m")).len(), n + 2);
     assert!(!files(&d.join("m")).contains(&"training.lock".to_owned()));

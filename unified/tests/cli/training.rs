@@ -19,7 +19,7 @@ fn the_balance_of_pixels_and_alignment_is_probed_and_written() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/qlip-stage1.toml");
-    std::fs::copy(config, d.join("c.toml")).unwrap();
+    std::fs::copy(&config, d.join("c.toml")).unwrap();
     let mut sets = tiny();
     for tower in ["vision_config", "decoder_config"] {
         sets.extend([format!("model.{tower}.num_hidden_layers=1"), format!("model.{tower}.image_size=16")]);
@@ -27,7 +27,9 @@ fn the_balance_of_pixels_and_alignment_is_probed_and_written() {
     let mut args = vec!["train", "c.toml", "--out", "p", "--probe-balance"];
     sets.iter().for_each(|s| args.extend(["--set", s]));
     let said = ok(d, &args);
-    let config = std::fs::read_to_string(d.join("c.toml")).unwrap();
+    let same = std::fs::read(d.join("c.toml")).unwrap() == std::fs::read(&config).unwrap();
+    assert!(same, "the config that was given is as it was");
+    let config = std::fs::read_to_string(d.join("p/balanced.toml")).unwrap();
     let line = config.lines().find(|l| l.starts_with("reconstruction = ")).unwrap();
     assert!(said.contains(line) && line != "reconstruction = 10.0", "{said}");
     let value: f64 = line.trim_start_matches("reconstruction = ").parse().unwrap();
@@ -56,8 +58,8 @@ fn tokenizer_training_with_every_term_resumes_exactly() {
         "loss.proximal_ramp=3",
         "adversary={net={kind=\"patch\",width=4,layers=2},r1_gamma=1.0,r1_every=2}",
         "model.vision_config.quantizer_levels=[1]",
-        "micro_batch=3",
-        "recompute=true",
+        "run.micro_batch=3",
+        "run.recompute=true",
         "sample_every=5",
     ];
     sets.extend(more.map(str::to_owned));
@@ -68,7 +70,7 @@ fn tokenizer_training_with_every_term_resumes_exactly() {
 #[test]
 fn unified_training_resumes_exactly() {
     let mut sets = tiny();
-    sets.push(format!("qlip={}", nano().join("qlip").display()));
+    sets.push(format!("image_tokenizer={}", nano().join("qlip").display()));
     sets.extend(["model.num_hidden_layers=1", "model.hidden_size=64", "model.intermediate_size=64"].map(str::to_owned));
     resumes("nano/unified.toml", &sets);
 }
@@ -96,14 +98,14 @@ fn a_text_model_grows_into_a_unified_one() {
     nn::checkpoint::save(&d.join("llama/model.safetensors"), &tensors, &[]).unwrap();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/unified.toml");
     let sets = [
-        format!("photos={}", fixture("photos").display()),
+        format!("data.pictures.path={}", fixture("photos").display()),
         format!("tokenizer={}", nano().join("tokenizer.json").display()),
-        format!("qlip={}", nano().join("qlip").display()),
+        format!("image_tokenizer={}", nano().join("qlip").display()),
         "start=llama".to_owned(),
         "head=tokens".to_owned(),
         "group_bits=10".to_owned(),
-        "steps=2".to_owned(),
-        "batch_size=2".to_owned(),
+        "run.steps=2".to_owned(),
+        "run.batch_size=2".to_owned(),
     ];
     let mut args = vec!["train", config.to_str().unwrap(), "--out", "um"];
     for s in &sets {
@@ -123,16 +125,17 @@ fn a_text_model_grows_into_a_unified_one() {
 #[test]
 fn a_unified_model_with_a_bitwise_head_trains_resumes_and_draws() {
     let mut sets = tiny();
-    sets.push(format!("qlip={}", nano().join("qlip").display()));
+    sets.push(format!("image_tokenizer={}", nano().join("qlip").display()));
     sets.extend(["model.num_hidden_layers=1", "model.hidden_size=64", "model.intermediate_size=64"].map(str::to_owned));
-    sets.extend(["head=bits", "head_width=16", "shared_bits=false", "recompute=true"].map(str::to_owned));
+    sets.extend(["head=bits", "head_width=16", "shared_bits=false", "run.recompute=true"].map(str::to_owned));
     resumes("nano/unified.toml", &sets);
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/unified.toml");
     let mut args = vec!["train", config.to_str().unwrap(), "--out", "um"];
-    sets.retain(|s| !s.starts_with("photos="));
-    sets.extend(["photos=nowhere".to_owned(), "mixture.photos=0.0".to_owned()]);
+    sets.retain(|s| !s.starts_with("data."));
+    let none = ["data.pictures.path=nowhere", "data.pictures.start=0.0", "data.pictures.end=0.0"];
+    sets.extend(none.map(str::to_owned));
     sets.iter().for_each(|s| args.extend(["--set", s]));
     ok(d, &args);
     let config: serde_json::Value =
@@ -146,9 +149,103 @@ fn a_unified_model_with_a_bitwise_head_trains_resumes_and_draws() {
     ok(d, &["export", "um", "small", "--dtype", "q8_0"]);
     ok(d, &["generate", "a red circle", "--model", "small", "-o", "again"]);
     fails(d, &["export", "um", "um"], &["export writes a copy"]);
-    sets.push("mixture.photos=0.5".into());
     let without = std::fs::read_to_string(d.join("um/training.toml")).unwrap();
-    let without: String = without.lines().filter(|l| !l.starts_with("photos = \"")).map(|l| format!("{l}\n")).collect();
+    let without: String = without.lines().filter(|l| *l != "path = \"nowhere\"").map(|l| format!("{l}\n")).collect();
     std::fs::write(d.join("c.toml"), without).unwrap();
-    fails(d, &["train", "c.toml", "--out", "no", "--set", "mixture.photos=0.5"], &["photos is missing"]);
+    fails(d, &["train", "c.toml", "--out", "no"], &["pictures: path is missing"]);
+}
+
+/// Small grey pictures in a gzip parquet with a ClassLabel, as Fashion-MNIST's: four trainings, with no other change than the path.
+#[test]
+fn grey_pictures_go_through_every_picture_training() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let grey = format!("data.pictures.path={}", fixture("field/parquet/grey").display());
+    let train = |config: &str, out: &str, sets: &[&str]| {
+        let path = configs.join(config);
+        let mut args = vec!["train", path.to_str().unwrap(), "--out", out, "--set", &grey];
+        let short = ["run.steps=3", "run.batch_size=4", "optim.warmup=1"];
+        short.iter().chain(sets).for_each(|s| args.extend(["--set", s]));
+        ok(d, &args);
+    };
+    let words = format!("tokenizer={}", nano().join("qlip/tokenizer.json").display());
+    let layers = ["model.vision_config.num_hidden_layers=1", "model.decoder_config.num_hidden_layers=1"];
+    train("ablation/stage1.toml", "qlip", &[&[words.as_str()][..], &layers].concat());
+    train("llamagen/compare/vq.toml", "vq", &["model.ch=32", "model.num_res_blocks=1", "model.z_channels=16"]);
+    train("llamagen/compare/classifier.toml", "classifier", &["widths=[8,16]"]);
+    train(
+        "llamagen/compare/llamagen-vq.toml",
+        "drawer",
+        &["image_tokenizer=vq", "model.n_layer=1", "model.dim=64", "model.n_head=2"],
+    );
+    ok(d, &["generate", "--model", "drawer", "--class", "boot", "-o", "out"]);
+    ok(d, &["reconstruct", "out/unified-0001.png", "--model", "qlip", "-o", "again"]);
+    let names: Vec<String> =
+        serde_json::from_str(&std::fs::read_to_string(d.join("drawer/classes.json")).unwrap()).unwrap();
+    assert_eq!(names, ["top", "bag", "boot", "coat"]);
+}
+
+/// Samples that are never trained on are measured, the best checkpoint stays, and a training that gets no better ends.
+#[test]
+fn held_out_samples_are_measured_and_the_best_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/llamagen/compare/classifier.toml");
+    let photos = format!("data.pictures.path={}", fixture("photos").display());
+    let validation = "run.validation={every=2,samples=8,held_out=0.2,best=\"accuracy\",patience=2}";
+    let train = |out: &str, more: &[&str]| {
+        let mut args = vec!["train", config.to_str().unwrap(), "--out", out];
+        let sets = [
+            "run.steps=40",
+            "run.batch_size=4",
+            "image_size=16",
+            "widths=[8,16]",
+            "optim.lr=0.0",
+            "optim.lr_floor=0.0",
+        ];
+        sets.iter().chain(&[photos.as_str(), validation]).chain(more).for_each(|s| args.extend(["--set", s]));
+        super::unified(d, &args)
+    };
+    let run = train("m", &[]);
+    let err = super::text(&run.stderr);
+    // nothing is learned: the first validation is the best, and two more end it
+    assert!(run.status.success() && err.contains("ended after update 6"), "{err}");
+    let log = std::fs::read_to_string(d.join("m/metrics.jsonl")).unwrap();
+    assert_eq!(log.matches("val_accuracy").count(), 3, "{log}");
+    assert!(d.join("m/best/config.json").is_file() && d.join("m/best/model.safetensors").is_file());
+    let err = super::text(&train("n", &["run.validation.best=beauty"]).stderr);
+    assert!(err.contains("there are accuracy, loss"), "{err}");
+    let err = super::text(&train("o", &["run.validation.held_out=0.001"]).stderr);
+    assert!(err.contains("both parts need some"), "{err}");
+}
+
+/// A batch in parts has the whole batch's gradient.
+#[test]
+fn a_batch_in_parts_trains_as_a_whole_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let eyes = format!("image_tokenizer={}", nano().join("qlip").display());
+    let unified = ["model.num_hidden_layers=1", "model.hidden_size=64", "model.intermediate_size=64", &eyes];
+    for (config, sets) in [
+        ("nano/unified.toml", tiny().into_iter().chain(unified.map(str::to_owned)).collect::<Vec<_>>()),
+        ("llamagen/cifar-qlip.toml", super::llamagen_sets()),
+    ] {
+        let losses = |out: &str, micro: &str| {
+            let path = configs.join(config);
+            let mut args =
+                vec!["train", path.to_str().unwrap(), "--out", out, "--set", "run.precision=f32", "--set", micro];
+            sets.iter().for_each(|s| args.extend(["--set", s]));
+            ok(d, &args);
+            let all = super::losses(&d.join(out));
+            all.iter().map(|l| l.split_once(' ').unwrap().1.parse::<f64>().unwrap()).collect::<Vec<_>>()
+        };
+        let name = config.replace('/', "-");
+        let (whole, parts) =
+            (losses(&format!("{name}-4"), "run.micro_batch=4"), losses(&format!("{name}-1"), "run.micro_batch=1"));
+        for (a, b) in whole.iter().zip(&parts) {
+            assert!((a - b).abs() < 1e-4 * a.abs().max(1.0), "{config}: {whole:?} and {parts:?}");
+        }
+    }
 }

@@ -4,10 +4,7 @@ use super::{Inputs, Named, integers, llama, llamagen};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use lm::{Context, Part, Request, SampleSettings, Shared, Source};
-use unified::chameleon::Chameleon;
-
-/// The authors' guidance: pictures over nothing, words over pictures.
-const SCALES: [f32; 2] = [1.2, 3.0];
+use unified::chameleon::{Chameleon, SCALES};
 
 /// Tokens of greedy continuations where nothing is asked, as in the reference files: without codes, words alone, and words after
 /// the picture of an interleaved answer.

@@ -1,9 +1,11 @@
-//! LLaVA's conversation files: a list of {id, image, conversations: [{from, value}]}, as they are published.
+//! Files of conversations about pictures: LLaVA's {id, image, conversations: [{from, value}]} as they are published, and
+//! {messages: [{role, content}], images}.
 
+use crate::data::DataConfig;
 use crate::template::{Conversation, Template};
 use crate::{Error, Result};
-use qlip::data::without_mark;
-use serde::Deserialize;
+use qlip::data::{Skipped, without_mark};
+use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 
 /// Where a picture goes, in the files and in the templates of this family.
@@ -16,9 +18,10 @@ pub struct Entry {
     #[serde(default)]
     pub id: serde_json::Value,
     /// Picture or pictures, relative to the image folder; text-only entries have none.
-    #[serde(default)]
+    #[serde(default, alias = "images")]
     pub image: Option<OneOrMany>,
     /// Turns, a human's first.
+    #[serde(alias = "messages")]
     pub conversations: Vec<Turn>,
 }
 
@@ -36,9 +39,84 @@ pub enum OneOrMany {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Turn {
     /// "human" or "gpt" ("user" and "assistant" are understood too).
+    #[serde(alias = "role")]
     pub from: String,
     /// Words, with `<image>` where a picture is shown.
+    #[serde(alias = "content", deserialize_with = "words")]
     pub value: String,
+}
+
+/// A text, or a list of parts {type: text | image, text}, each picture its mark.
+fn words<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Content {
+        Text(String),
+        Parts(Vec<Part>),
+    }
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(default)]
+        text: Option<String>,
+    }
+    let parts = match Content::deserialize(d)? {
+        Content::Text(text) => return Ok(text),
+        Content::Parts(parts) => parts,
+    };
+    let one = |p: Part| match (p.kind.as_str(), p.text) {
+        ("text", Some(text)) => Ok(text),
+        ("image" | "image_url", _) => Ok(IMAGE_MARK.to_owned()),
+        (kind, _) => Err(serde::de::Error::custom(format!("a part of type `{kind}`; text and image are read"))),
+    };
+    parts.into_iter().map(one).collect()
+}
+
+/// The conversations of a source whose pictures are there, its folder of pictures, and what is passed over.
+pub fn list(path: &Path, images: Option<&Path>) -> Result<(Vec<Entry>, PathBuf, Vec<Skipped>)> {
+    let images = images.or(path.parent()).unwrap_or(Path::new(".")).to_owned();
+    let mut skipped = Vec::new();
+    let mut there = |e: &Entry| match e.images().iter().find(|p| !images.join(p).is_file()) {
+        Some(p) => {
+            let why = format!("no picture {}", images.join(p).display());
+            skipped.push(Skipped { name: format!("entry {}", e.id), why });
+            false
+        }
+        None => true,
+    };
+    let kept = read(path)?.into_iter().filter(|e| there(e)).collect();
+    Ok((kept, images, skipped))
+}
+
+/// The same of `[[data]]`, saying what was found; an error where more than the allowed share is missing.
+pub fn open(config: &DataConfig, say: &mut dyn FnMut(&str)) -> Result<(Vec<Entry>, PathBuf, Vec<Skipped>)> {
+    let path = config.place()?;
+    let (entries, images, skipped) = list(&path, config.images.as_deref())?;
+    let (n, all) = (skipped.len(), entries.len() + skipped.len());
+    let mut line = format!("{}: {} conversations", path.display(), entries.len());
+    if let Some(first) = skipped.first() {
+        line.push_str(&format!("; {n} passed over, the first: {}: {}", first.name, first.why));
+    }
+    say(&line);
+    if n as f64 > config.broken() * all as f64 && n > 3.min(all - 1) {
+        let share = config.broken();
+        let why = format!("{n} of {all} conversations miss their pictures, more than the allowed broken_share {share}");
+        return Err(Error::bad_file(&path, why));
+    }
+    Ok((entries, images, skipped))
+}
+
+/// Turns in order, each with whether it is learned; what a system says is said by the user's first turn.
+pub fn learned_turns(entry: &Entry) -> Vec<(bool, String)> {
+    let mut out: Vec<(bool, String)> = Vec::new();
+    for t in &entry.conversations {
+        match (role(t), out.last_mut()) {
+            (Some("user"), Some((false, before))) => *before = format!("{before}\n{}", t.value),
+            (who, _) => out.push((who == Some("assistant"), t.value.clone())),
+        }
+    }
+    out
 }
 
 impl Entry {

@@ -1,0 +1,6 @@
+//! Prints docs/config.md.
+
+fn main() -> unified::Result<()> {
+    print!("{}", unified::train::schema::page()?);
+    Ok(())
+}
