@@ -77,7 +77,12 @@ impl Unified {
         let tries = g.best_of;
         let seeds: Vec<u64> = seeds.iter().flat_map(|&s| (0..tries).map(move |t| try_seed(s, t))).collect();
         let contexts = contexts.into_iter().flat_map(|c| std::iter::repeat_n(c, tries)).collect();
-        let drawn = self.draw_on(contexts, &seeds, g, on_row)?;
+        // of several drawings the first is shown while they come
+        let mut first = |all: &[Vec<u32>]| match tries {
+            1 => on_row(all),
+            _ => on_row(&all.iter().step_by(tries).cloned().collect::<Vec<_>>()),
+        };
+        let drawn = self.draw_on(contexts, &seeds, g, &mut first)?;
         if tries == 1 || drawn.is_empty() {
             return Ok(drawn);
         }

@@ -301,8 +301,9 @@ impl Trainer<'_> {
             let (n, all) = (self.run.batch_size, self.world.size());
             return Err(Error::invalid(format!("run.batch_size = {n} for {all} processes: write {all} or more")));
         }
-        let place = |step: usize| self.place(step, false);
-        let make = |n: usize| task.batch(&place(n));
+        // the world stays with this thread
+        let first = self.place(0, false);
+        let make = |step: usize| task.batch(&Place { step, ..first.clone() });
         std::thread::scope(|scope| {
             let batches = Ahead::new(scope, self.run.steps, &make)?;
             self.follow(task, |n| batches.take(n), progress)

@@ -359,11 +359,21 @@ impl Objective {
         let mut sum = Accumulator::default();
         let mut metrics = Metrics::new();
         let mut pulls: Vec<Tensor> = Vec::new();
+        // one part alone keeps its graph for the second pass
+        let mut kept = match parts.as_slice() {
+            [all] => Some(self.part(step, batch, all, factor)?),
+            _ => None,
+        };
         if self.stage == 1 {
             let mut rows: Vec<Vec<Tensor>> = Vec::new();
-            for r in &parts {
-                let seen = self.look(step, batch, &batch.part(r)?, r)?.0;
-                rows.push(seen.fields().into_iter().map(Tensor::detach).collect());
+            let detached = |seen: &Seen| seen.fields().into_iter().map(Tensor::detach).collect();
+            match &kept {
+                Some((seen, _)) => rows.extend(seen.as_ref().map(detached)),
+                None => {
+                    for r in &parts {
+                        rows.push(detached(&self.look(step, batch, &batch.part(r)?, r)?.0));
+                    }
+                }
             }
             let columns = (0..rows[0].len()).map(|f| {
                 let own: Vec<&Tensor> = rows.iter().map(|r| &r[f]).collect();
@@ -389,7 +399,10 @@ impl Objective {
         }
         for r in &parts {
             let share = r.len() as f64 / all as f64;
-            let (seen, own) = self.part(step, batch, r, factor)?;
+            let (seen, own) = match kept.take() {
+                Some(part) => part,
+                None => self.part(step, batch, r, factor)?,
+            };
             for (k, v) in own.metrics {
                 *metrics.entry(k).or_default() += v * share;
             }

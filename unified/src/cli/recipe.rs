@@ -55,10 +55,15 @@ fn one() -> usize {
 }
 
 impl Recipe {
+    /// A picture as PNG bytes with its recipe.
+    pub fn png(&self, image: &Image) -> Result<Vec<u8>> {
+        let text = serde_json::to_string(self)?;
+        Ok(image.to_png_with(&[(KEYWORD, &text)])?)
+    }
+
     /// Writes a picture with its recipe.
     pub fn save(&self, image: &Image, path: &Path) -> Result<()> {
-        let text = serde_json::to_string(self)?;
-        nn::checkpoint::write_atomic(path, &image.to_png_with(&[(KEYWORD, &text)])?)?;
+        nn::checkpoint::write_atomic(path, &self.png(image)?)?;
         Ok(())
     }
 

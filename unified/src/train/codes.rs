@@ -324,4 +324,44 @@ mod tests {
         checkpoint::save(&path, &Default::default(), &[]).unwrap();
         assert!(PackedTokens::load(&path).is_err());
     }
+
+    fn resident() -> usize {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        text.split(' ').nth(1).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0) * 4096
+    }
+
+    /// As many as ImageNet has, ten crops each, of made codes: half, a kill, the other half; memory does not grow with them.
+    #[test]
+    fn a_million_pictures_of_ten_crops() {
+        const ALL: usize = 1_280_000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("codes.safetensors");
+        let layout = Layout { per: 4, bits: 14, crops: 10 };
+        let made = |picture: usize, crop: usize| -> Vec<u32> {
+            (0..4).map(|i| ((picture * 31 + crop * 7 + i * 3) & 0x3fff) as u32).collect()
+        };
+        let before = resident();
+        for end in [ALL / 2, ALL] {
+            let (mut w, start) = PackedWriter::begin(&path, layout).unwrap();
+            assert_eq!(start, end - ALL / 2);
+            for picture in start..end {
+                let rows: Vec<Vec<u32>> = (0..10).map(|c| made(picture, c)).collect();
+                w.push(picture, &rows).unwrap();
+                if picture % (128 * CHUNK) == 0 {
+                    w.sync().unwrap();
+                }
+            }
+            w.sync().unwrap();
+            if end == ALL {
+                w.finish().unwrap();
+            }
+        }
+        let codes = PackedTokens::load(&path).unwrap();
+        assert_eq!(codes.pictures.len(), ALL);
+        for picture in [0, 1, ALL / 2, ALL - 1] {
+            assert_eq!(codes.get(picture * 10 + 3).unwrap(), made(picture, 3));
+        }
+        let grown = resident().saturating_sub(before) >> 20;
+        assert!(grown < 600, "{grown} MiB more, other tests among them");
+    }
 }

@@ -264,9 +264,17 @@ impl Unifying<'_> {
         let hidden = model.hidden(&x, &batch.positions, &batch.mask)?;
         let weights = &self.config.loss;
         let losses = split_loss(&model, &self.vocab, &hidden, &batch.targets, totals, weights.z != 0.0)?;
+        // a head that nothing here is told of stays in the graph, at no weight
+        let idle = match model.bitwise().filter(|_| batch.targets.visual.is_empty()) {
+            Some(head) => {
+                let loss = head.loss(&hidden.flatten_to(1)?.narrow(0, 0, 1)?, &[0])?;
+                Some((&loss * loss.zeros_like()?)?)
+            }
+            None => None,
+        };
         let parts = [
             ("text_loss", losses.text, weights.text),
-            ("visual_loss", losses.visual, weights.visual),
+            ("visual_loss", losses.visual.or(idle), weights.visual),
             ("z_loss", losses.z, weights.z),
         ];
         Ok(parts.into_iter().filter_map(|(name, loss, weight)| Some((name, loss?, weight))).collect())

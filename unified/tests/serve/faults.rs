@@ -234,3 +234,74 @@ fn a_broken_model_harms_no_other_and_a_kill_harms_nothing() {
         // dropped: kill -9, and the next one starts from nothing
     }
 }
+
+/// A host with a picture, a redirect to another, and nothing else.
+fn host(picture: Vec<u8>) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut s in listener.incoming().flatten() {
+            let mut head = [0u8; 2048];
+            let n = s.read(&mut head).unwrap_or(0);
+            let asked = String::from_utf8_lossy(&head[..n]).into_owned();
+            let (status, more, body): (_, _, &[u8]) = match asked.split(' ').nth(1) {
+                Some("/circle.png") => ("200 OK", "", &picture),
+                Some("/elsewhere.png") => ("302 Found", "location: http://127.0.0.1:1/x.png\r\n", b""),
+                _ => ("404 Not Found", "", b""),
+            };
+            let head =
+                format!("HTTP/1.1 {status}\r\n{more}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            let _ = s.write_all(head.as_bytes()).and_then(|()| s.write_all(body));
+        }
+    });
+    port
+}
+
+#[test]
+fn pictures_come_from_allowed_hosts_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = host(std::fs::read(super::red_circle(dir.path())).unwrap());
+    let ask = |server: &Server, host: &str, path: &str| {
+        let url = format!("http://{host}:{port}{path}");
+        let content = json!([{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what colour is the circle?"}]);
+        server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": content}]}))
+    };
+    let server = Server::start(&["--allow-remote-images", "127.0.0.1"]);
+    let (status, v) = ask(&server, "127.0.0.1", "/circle.png");
+    assert_eq!((status, v["choices"][0]["message"]["content"].as_str()), (200, Some("red")), "{v}");
+    let said = |v: serde_json::Value| v["error"]["message"].as_str().unwrap_or_default().to_owned();
+    for (host, path, words) in [
+        ("localhost", "/circle.png", "--allow-remote-images localhost"),
+        ("127.0.0.1", "/nothing.png", "404"),
+        ("127.0.0.1", "/elsewhere.png", "302"),
+    ] {
+        let (status, v) = ask(&server, host, path);
+        assert!(status == 400 && said(v.clone()).contains(words), "{host}{path}: {status} {v}");
+    }
+    still_answers(&server);
+    let closed = Server::start(&[]);
+    let (status, v) = ask(&closed, "127.0.0.1", "/circle.png");
+    assert!(status == 400 && said(v.clone()).contains("data: URLs"), "{status} {v}");
+}
+
+/// A served drawing carries what draws it again.
+#[test]
+fn a_served_drawing_can_be_drawn_again() {
+    let server = Server::start(&[]);
+    let (status, v) = server.post("/v1/images/generations", &json!({"prompt": "a red circle", "n": 2, "seed": 7}));
+    assert_eq!(status, 200, "{v}");
+    use base64::Engine;
+    let png = v["data"][1]["b64_json"].as_str().unwrap();
+    let png = base64::engine::general_purpose::STANDARD.decode(png).unwrap();
+    let dir = server.dir.path();
+    std::fs::write(dir.join("served.png"), png).unwrap();
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_unified"))
+        .args(["generate", "--from-png", "served.png", "-o", "again"])
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let again = std::fs::read_dir(dir.join("again")).unwrap().flatten().next().unwrap().path();
+    let open = |p: &std::path::Path| qlip::Image::open(p).unwrap();
+    assert_eq!(open(&dir.join("served.png")), open(&again));
+}

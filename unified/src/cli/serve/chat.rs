@@ -64,6 +64,20 @@ struct MessageBody {
     images: Vec<PartBody>,
 }
 
+impl MessageBody {
+    /// Where its pictures are.
+    fn urls(&mut self) -> impl Iterator<Item = &mut String> {
+        let parts = match &mut self.content {
+            Some(ContentBody::Parts(parts)) => parts.as_mut_slice(),
+            Some(ContentBody::Text(_)) | None => &mut [],
+        };
+        parts.iter_mut().chain(&mut self.images).filter_map(|p| match &mut p.image_url {
+            Some(Url::Bare(url) | Url::Object { url }) => Some(url),
+            None => None,
+        })
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ContentBody {
@@ -204,10 +218,13 @@ pub async fn chat(
     State(server): State<Shared>,
     body: Result<Json<ChatBody>, JsonRejection>,
 ) -> Result<Response, Failure> {
-    let Json(body) = body?;
+    let Json(mut body) = body?;
     let model = server.model(body.model.as_deref())?;
     if body.messages.is_empty() {
         return Err(Failure::bad("messages is empty: say something"));
+    }
+    for url in body.messages.iter_mut().flat_map(MessageBody::urls) {
+        *url = server.remote.inline(url).await?;
     }
     let messages = body.messages.iter().map(message).collect::<Result<Vec<_>, _>>()?;
     let logprobs = body.logprobs.unwrap_or(false).then(|| body.top_logprobs.unwrap_or(0).min(20));

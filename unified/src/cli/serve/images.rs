@@ -1,5 +1,7 @@
 //! `/v1/images/generations` and `/v1/images/edits`.
 
+use super::super::common::Type;
+use super::super::recipe::Recipe;
 use super::chat::{base64_of, picture};
 use super::error::Failure;
 use super::state::Shared;
@@ -7,6 +9,8 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, Multipart, State};
 use axum::response::sse::{Event as Sse, Sse as Stream};
 use axum::response::{IntoResponse, Json, Response};
+use base64::Engine;
+use lm::draw::DrawSettings;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::convert::Infallible;
@@ -140,6 +144,10 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
     settings.sample.temperature = body.temperature.unwrap_or(settings.sample.temperature);
     settings.check()?;
     let seed = server.seed(body.seed);
+    let recipe = match &subject {
+        Subject::Wanted(wanted) => recipe(wanted.first(), body.model.clone(), seed, (&settings, best_of)),
+        Subject::Edits(_) => None,
+    };
     let partials = if body.stream { body.partial_images.unwrap_or(2).min(8) } else { 0 };
     let (to, mut from) = channel(16);
     let work = server.clone();
@@ -183,47 +191,90 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
     if !body.stream {
         while let Some(news) = from.recv().await {
             if let News::Done(drawn) = news {
-                return Ok(Json(json!({"created": created, "data": data(&drawn?)?})).into_response());
+                return Ok(Json(json!({"created": created, "data": data(&drawn?, recipe.as_ref())?})).into_response());
             }
         }
         return Err(Failure::internal("the drawing ended without an end"));
     }
-    let events = futures_util::stream::unfold(Some((from, Vec::<(String, String)>::new())), |going| async move {
-        let (mut from, mut queue) = going?;
-        loop {
-            if let Some((event, data)) = queue.pop() {
-                let last = event == "end";
-                if last {
-                    return None;
-                }
-                return Some((Ok::<_, Infallible>(Sse::default().event(event).data(data)), Some((from, queue))));
-            }
-            match from.recv().await {
-                Some(News::Partial(i, image)) => {
-                    let Ok(b64) = base64_of(&image) else { continue };
-                    let kind = "image_generation.partial_image";
-                    let body = json!({"type": kind, "partial_image_index": i, "b64_json": b64});
-                    queue.push((kind.into(), body.to_string()));
-                }
-                Some(News::Done(Ok(images))) => {
-                    queue.push(("end".into(), String::new()));
-                    for image in images.iter().rev() {
-                        let Ok(b64) = base64_of(image) else { continue };
-                        let kind = "image_generation.completed";
-                        queue.push((kind.into(), json!({"type": kind, "b64_json": b64}).to_string()));
+    let events =
+        futures_util::stream::unfold(Some((from, Vec::<(String, String)>::new(), recipe)), |going| async move {
+            let (mut from, mut queue, recipe) = going?;
+            loop {
+                if let Some((event, data)) = queue.pop() {
+                    let last = event == "end";
+                    if last {
+                        return None;
                     }
+                    return Some((
+                        Ok::<_, Infallible>(Sse::default().event(event).data(data)),
+                        Some((from, queue, recipe)),
+                    ));
                 }
-                Some(News::Done(Err(e))) => {
-                    queue.push(("end".into(), String::new()));
-                    queue.push(("error".into(), Failure::from(e).json().to_string()));
+                match from.recv().await {
+                    Some(News::Partial(i, image)) => {
+                        let Ok(b64) = base64_of(&image) else { continue };
+                        let kind = "image_generation.partial_image";
+                        let body = json!({"type": kind, "partial_image_index": i, "b64_json": b64});
+                        queue.push((kind.into(), body.to_string()));
+                    }
+                    Some(News::Done(Ok(images))) => {
+                        queue.push(("end".into(), String::new()));
+                        for i in (0..images.len()).rev() {
+                            let Ok(b64) = encoded(&images, i, recipe.as_ref()) else { continue };
+                            let kind = "image_generation.completed";
+                            queue.push((kind.into(), json!({"type": kind, "b64_json": b64}).to_string()));
+                        }
+                    }
+                    Some(News::Done(Err(e))) => {
+                        queue.push(("end".into(), String::new()));
+                        queue.push(("error".into(), Failure::from(e).json().to_string()));
+                    }
+                    None => return None,
                 }
-                None => return None,
             }
-        }
-    });
+        });
     Ok(Stream::new(events).into_response())
 }
 
-fn data(images: &[Image]) -> Result<Vec<Value>, Failure> {
-    images.iter().map(|i| Ok(json!({"b64_json": base64_of(i)?}))).collect()
+/// How one picture of a thing is drawn again.
+fn recipe(
+    wanted: Option<&Wanted>,
+    model: Option<String>,
+    seed: u64,
+    (settings, best_of): (&DrawSettings, usize),
+) -> Option<Recipe> {
+    let (prompt, class) = match wanted? {
+        Wanted::Words(words) => (Some(words.clone()), Vec::new()),
+        Wanted::Class(class) => (None, vec![*class]),
+        _ => return None,
+    };
+    Some(Recipe {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        // the embedded model has no name outside a server
+        model: model.filter(|m| m != "nano"),
+        tokenizer: None,
+        text_encoder: None,
+        features: None,
+        dtype: Type::Auto,
+        prompt,
+        class,
+        seed,
+        n: 1,
+        batch: 1,
+        index: Some(0),
+        best_of,
+        settings: *settings,
+    })
+}
+
+fn data(images: &[Image], recipe: Option<&Recipe>) -> Result<Vec<Value>, Failure> {
+    (0..images.len()).map(|i| Ok(json!({"b64_json": encoded(images, i, recipe)?}))).collect()
+}
+
+/// A drawing as base64, with what `unified generate --from-png` needs to draw it again, where that is words or a class.
+fn encoded(images: &[Image], i: usize, recipe: Option<&Recipe>) -> Result<String, Failure> {
+    let Some(recipe) = recipe else { return base64_of(&images[i]) };
+    let own = Recipe { seed: recipe.seed.wrapping_add(i as u64), ..recipe.clone() };
+    let png = own.png(&images[i]).map_err(|e| Failure::internal(e.to_string()))?;
+    Ok(base64::engine::general_purpose::STANDARD.encode(png))
 }

@@ -4,6 +4,7 @@ mod chat;
 mod embeddings;
 mod error;
 mod images;
+mod remote;
 mod state;
 
 use super::common::{OnDevice, Type};
@@ -58,6 +59,9 @@ pub struct Serve {
     /// Most seconds of an answer.
     #[arg(long, default_value_t = 600)]
     timeout: u64,
+    /// Host that pictures may be fetched from, where a request names them by a web address; may be given several times. None by default.
+    #[arg(long, value_name = "HOST")]
+    allow_remote_images: Vec<String>,
     /// Serve a page to talk with the model at /.
     #[arg(long)]
     ui: bool,
@@ -107,9 +111,11 @@ impl Serve {
         models[0].1.loaded()?;
         // a client that has gone must not end the server
         ignore_closed_pipes();
+        let remote = remote::Remote::new(&self.allow_remote_images, self.max_body << 20)?;
         let server = Arc::new(Server::new(
             models,
             key,
+            remote,
             state::Limits {
                 batch: self.max_batch,
                 queue: self.max_queue,

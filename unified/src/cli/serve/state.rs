@@ -1,6 +1,7 @@
 //! What all requests share: the models, the places in the batch, the queue before it, and what is counted.
 
 use super::error::Failure;
+use super::remote::Remote;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,6 +26,7 @@ pub struct Server {
     pub models: Vec<(String, Model)>,
     pub key: Option<String>,
     pub limits: Limits,
+    pub remote: Remote,
     pub metrics: Metrics,
     pub started: u64,
     places: Arc<Semaphore>,
@@ -46,11 +48,11 @@ impl Drop for Place {
 }
 
 impl Server {
-    pub fn new(models: Vec<(String, Model)>, key: Option<String>, limits: Limits) -> Self {
+    pub fn new(models: Vec<(String, Model)>, key: Option<String>, remote: Remote, limits: Limits) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let places = Arc::new(Semaphore::new(limits.batch));
         let (waiting, closed, ids) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicU64::new(started << 20));
-        Self { models, key, limits, metrics: Metrics::default(), started, places, waiting, closed, ids }
+        Self { models, key, limits, remote, metrics: Metrics::default(), started, places, waiting, closed, ids }
     }
 
     /// The asked model; the first where none is named.

@@ -1,0 +1,54 @@
+//! Pictures at web addresses, from the hosts that the server was told it may ask, and from no other.
+
+use super::error::Failure;
+use base64::Engine;
+use std::time::Duration;
+
+/// Longest wait for a picture.
+const WAIT: Duration = Duration::from_secs(20);
+
+/// Who may be asked, and how much is read.
+pub struct Remote {
+    hosts: Vec<String>,
+    most: usize,
+    client: Option<reqwest::Client>,
+}
+
+impl Remote {
+    /// For these hosts; pictures of at most so many bytes.
+    pub fn new(hosts: &[String], most: usize) -> anyhow::Result<Self> {
+        // a redirect could lead to a host that nobody allowed
+        let build = || reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).timeout(WAIT).build();
+        let client = if hosts.is_empty() { None } else { Some(build()?) };
+        Ok(Self { hosts: hosts.to_vec(), most, client })
+    }
+
+    /// The picture of a web address as a data: URL; any other URL as it is.
+    pub async fn inline(&self, url: &str) -> Result<String, Failure> {
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Ok(url.to_owned());
+        }
+        let parsed = reqwest::Url::parse(url).map_err(|e| Failure::bad(format!("image_url: {e}")))?;
+        let host = parsed.host_str().unwrap_or_default().to_owned();
+        let Some(client) = self.client.as_ref().filter(|_| self.hosts.contains(&host)) else {
+            let why = "only data: URLs are read (data:image/png;base64,...)";
+            return Err(Failure::bad(format!(
+                "image_url: {why}; the server was not given --allow-remote-images {host}"
+            )));
+        };
+        let failed =
+            |e: reqwest::Error| Failure::bad(format!("image_url: {host} gave no picture ({})", e.without_url()));
+        let mut answer = client.get(parsed).send().await.map_err(failed)?;
+        if !answer.status().is_success() {
+            return Err(Failure::bad(format!("image_url: {host} answered {}", answer.status())));
+        }
+        let mut bytes = Vec::new();
+        while let Some(part) = answer.chunk().await.map_err(failed)? {
+            bytes.extend_from_slice(&part);
+            if bytes.len() > self.most {
+                return Err(Failure::bad(format!("image_url: more than {} megabytes", self.most >> 20)));
+            }
+        }
+        Ok(format!("data:image/*;base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes)))
+    }
+}
