@@ -95,7 +95,14 @@ fn log_likelihoods(resps: &Value) -> Option<Vec<f64>> {
         let all = v.as_array()?;
         match all.as_slice() {
             [inner] => pair(inner),
-            [ll, greedy] if greedy.is_boolean() || matches!(greedy.as_str(), Some("True" | "False")) => number(ll),
+            // rows give true and false as 1 and 0
+            [ll, greedy]
+                if greedy.is_boolean()
+                    || matches!(greedy.as_str(), Some("True" | "False"))
+                    || matches!(greedy.as_i64(), Some(0 | 1)) =>
+            {
+                number(ll)
+            }
             _ => None,
         }
     }
