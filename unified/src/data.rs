@@ -148,9 +148,16 @@ impl DataConfig {
         }
     }
 
-    /// For messages: the kind, and the path where there is one.
+    /// For messages: the kind, what becomes of it, and the path where there is one.
     pub fn name(&self) -> String {
         let kind = format!("{:?}", self.kind).to_lowercase();
+        let kind = match self.template {
+            Some(t) => format!(
+                "{kind} to {}",
+                serde_json::to_value(t).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+            ),
+            None => kind,
+        };
         self.path.as_ref().map_or(kind.clone(), |p| format!("{kind} {}", p.display()))
     }
 

@@ -59,6 +59,9 @@ impl Training {
         };
         let all: Vec<&String> = overrides.iter().collect();
         read(&all).map_err(|e| {
+            if e.to_string().starts_with("--set ") {
+                return e;
+            }
             // the override without which it would do, since the message names no key
             let without = |i: usize| [&all[..i], &all[i + 1..]].concat();
             match (0..all.len()).find(|&i| read(&without(i)).is_ok()) {
