@@ -47,7 +47,9 @@ impl PlanArgs {
         let on = Machines { devices: self.devices, flops: self.flops, bandwidth: self.bandwidth, link: self.link };
         let p = plan(&training, &on)?;
         if self.json {
-            say!("{}", serde_json::to_string_pretty(&p)?);
+            let mut json = serde_json::to_value(&p)?;
+            json["version"] = 1.into();
+            say!("{}", serde_json::to_string_pretty(&json)?);
             return Ok(());
         }
         let gib = |bytes: f64| bytes / f64::from(1 << 30);

@@ -214,6 +214,9 @@ impl UnifiedTraining {
     }
 }
 
+/// A loss with its name and weight.
+type Term = (&'static str, Tensor, f64);
+
 impl Unifying<'_> {
     /// Rows of tokens of some samples; all their pictures are encoded at once.
     fn packed(&self, samples: &[Sample]) -> Result<Packed> {
@@ -254,8 +257,9 @@ impl Unifying<'_> {
         samples.iter().map(&mut one).collect()
     }
 
-    /// The losses of packed rows, each its part of the mean over `totals`.
-    fn losses(&self, batch: &Packed, totals: &Totals) -> Result<Vec<(&'static str, Tensor, f64)>> {
+    /// The losses of packed rows, each its part of the mean over `totals`; and a term of no weight that keeps a head in the graph where nothing
+    /// here tells it anything.
+    fn losses(&self, batch: &Packed, totals: &Totals) -> Result<(Vec<Term>, Option<Tensor>)> {
         let model = match &self.shared {
             Some(s) => self.model.with_table(s.rows()?)?,
             None => self.model.clone(),
@@ -264,7 +268,6 @@ impl Unifying<'_> {
         let hidden = model.hidden(&x, &batch.positions, &batch.mask)?;
         let weights = &self.config.loss;
         let losses = split_loss(&model, &self.vocab, &hidden, &batch.targets, totals, weights.z != 0.0)?;
-        // a head that nothing here is told of stays in the graph, at no weight
         let idle = match model.bitwise().filter(|_| batch.targets.visual.is_empty()) {
             Some(head) => {
                 let loss = head.loss(&hidden.flatten_to(1)?.narrow(0, 0, 1)?, &[0])?;
@@ -274,10 +277,10 @@ impl Unifying<'_> {
         };
         let parts = [
             ("text_loss", losses.text, weights.text),
-            ("visual_loss", losses.visual.or(idle), weights.visual),
+            ("visual_loss", losses.visual, weights.visual),
             ("z_loss", losses.z, weights.z),
         ];
-        Ok(parts.into_iter().filter_map(|(name, loss, weight)| Some((name, loss?, weight))).collect())
+        Ok((parts.into_iter().filter_map(|(name, loss, weight)| Some((name, loss?, weight))).collect(), idle))
     }
 }
 
@@ -303,12 +306,12 @@ impl Task for Unifying<'_> {
                 ("visual_targets", batch.targets.visual.len() as f64),
                 ("rows", batch.rows as f64),
             ];
-            let mut total: Option<Tensor> = None;
+            let (losses, mut total) = self.losses(&batch, &totals)?;
             // every process names the same metrics, whatever its rows hold
-            metrics.extend(
-                ["text_loss", "visual_loss"].map(|name| (name, 0.0)).into_iter().filter(|_| at.world.size() > 1),
-            );
-            for (name, loss, weight) in self.losses(&batch, &totals)? {
+            let named = [("text_loss", true), ("visual_loss", true), ("z_loss", self.config.loss.z != 0.0)];
+            let named = named.into_iter().filter(|n| n.1 && at.world.size() > 1);
+            metrics.extend(named.map(|n| (n.0, 0.0)));
+            for (name, loss, weight) in losses {
                 let value = f64::from(loss.to_scalar::<f32>()?);
                 match metrics.iter_mut().find(|m| m.0 == name) {
                     Some(m) => m.1 += value,
@@ -339,7 +342,7 @@ impl Task for Unifying<'_> {
         ];
         let n = samples.len() as f64;
         out[0].count = n;
-        for (name, loss, weight) in self.losses(&batch, &totals)? {
+        for (name, loss, weight) in self.losses(&batch, &totals)?.0 {
             let mean = f64::from(loss.to_scalar::<f32>()?);
             out[0].sum += mean * weight * n;
             let count = if name == "text_loss" { batch.targets.text.len() } else { batch.targets.visual.len() };
