@@ -152,7 +152,7 @@ fn a_unified_model_with_a_bitwise_head_trains_resumes_and_draws() {
     let without = std::fs::read_to_string(d.join("um/training.toml")).unwrap();
     let without: String = without.lines().filter(|l| *l != "path = \"nowhere\"").map(|l| format!("{l}\n")).collect();
     std::fs::write(d.join("c.toml"), without).unwrap();
-    fails(d, &["train", "c.toml", "--out", "no"], &["pictures: path is missing"]);
+    fails(d, &["train", "c.toml", "--out", "no"], &["pictures to describe: path is missing"]);
 }
 
 /// Small grey pictures in a gzip parquet with a ClassLabel, as Fashion-MNIST's: four trainings, with no other change than the path.
