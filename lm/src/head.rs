@@ -68,6 +68,8 @@ impl BitwiseConfig {
 pub struct BitwiseHead {
     config: BitwiseConfig,
     input: Linear,
+    /// [cells, dim]: what a cell's place in the picture adds to its bits, where the vocabulary says so.
+    positions: Option<Tensor>,
     trunk: Linear,
     known: Linear,
     inner: Linear,
@@ -78,15 +80,19 @@ pub struct BitwiseHead {
 }
 
 impl BitwiseHead {
-    /// Takes `bit_embeddings` and what lies below `bit_head`.
-    pub fn new(p: &Params, c: &BitwiseConfig, dim: usize) -> Result<Self> {
+    /// Takes `bit_embeddings` and what lies below `bit_head`. With `cells` above zero a token holds its cell above its bits, and
+    /// each cell has a learned vector, zero at first.
+    pub fn new(p: &Params, c: &BitwiseConfig, dim: usize, cells: usize) -> Result<Self> {
         c.check()?;
+        let place = p.at("bit_embeddings.position_embedding");
+        let positions = (cells > 0).then(|| place.get((cells, dim), "weight", Init::Const(0.0))).transpose()?;
         let head = p.at("bit_head");
         let std = |inputs: usize| (inputs as f32).powf(-0.5);
         let rows = c.groups() << c.group_bits;
         Ok(Self {
             config: *c,
             input: Linear::new(&p.at("bit_embeddings"), c.bits, dim, true, 0.02)?,
+            positions,
             trunk: Linear::new(&head.at("trunk"), dim, c.width, true, std(dim))?,
             known: Linear::new(&head.at("known"), c.bits, c.width, false, std(c.bits))?,
             inner: Linear::new(&head.at("inner"), c.width, c.width, true, std(c.width))?,
@@ -98,11 +104,16 @@ impl BitwiseHead {
     /// Embeddings [codes, dim].
     pub fn embed(&self, codes: &[u32]) -> Result<Tensor> {
         let bits = self.config.bits;
-        if let Some(bad) = codes.iter().find(|&&c| bits < 32 && c >> bits != 0) {
+        let cells = self.positions.as_ref().map_or(Ok(1), |p| p.dim(0))?;
+        if let Some(bad) = codes.iter().find(|&&c| bits < 32 && c >> bits >= cells as u32) {
             return Err(Error::invalid(format!("token {bad} has more than {bits} bits")));
         }
-        let x = self.config.signs(codes, self.config.groups(), self.place.device())?;
-        self.input.forward(&x.to_dtype(self.place.dtype())?)
+        let device = self.place.device();
+        let x = self.config.signs(codes, self.config.groups(), device)?;
+        let x = self.input.forward(&x.to_dtype(self.place.dtype())?)?;
+        let Some(positions) = &self.positions else { return Ok(x) };
+        let at: Vec<u32> = codes.iter().map(|c| c >> bits).collect();
+        Ok((x + positions.index_select(&Tensor::from_vec(at, codes.len(), device)?, 0)?)?)
     }
 
     /// Logits [positions, 2^group_bits] of group `g`, from hidden states [positions, dim] and codes whose groups before
@@ -154,7 +165,7 @@ mod tests {
 
     fn head(config: BitwiseConfig) -> (BitwiseHead, Params) {
         let p = Params::for_training(Default::default(), &[], 3, DType::F32, &Device::Cpu);
-        (BitwiseHead::new(&p, &config, 12).unwrap(), p)
+        (BitwiseHead::new(&p, &config, 12, 0).unwrap(), p)
     }
 
     #[test]

@@ -248,7 +248,7 @@ impl Llama {
     pub fn of_vocab(p: &Params, config: &LlamaConfig, vocab: &MergedVocab) -> Result<Self> {
         let mut model = Self::new(p, config)?;
         if let Some(b) = &vocab.bitwise {
-            let head = BitwiseHead::new(&p.clone().adapted(None), b, config.hidden_size)?;
+            let head = BitwiseHead::new(&p.clone().adapted(None), b, config.hidden_size, vocab.positions())?;
             model.bits = Some((vocab.text as u32, Arc::new(head)));
         }
         Ok(model)
@@ -377,8 +377,8 @@ impl Model for Llama {
     }
     fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
         if source.head == 1 {
-            let (first, head) = self.bits.as_ref().ok_or_else(|| Error::invalid("this model has no bitwise head"))?;
-            return Ok(head.draw(hidden, choose)?.into_iter().map(|code| first + code).collect());
+            let (_, head) = self.bits.as_ref().ok_or_else(|| Error::invalid("this model has no bitwise head"))?;
+            return Ok(head.draw(hidden, choose)?.into_iter().map(|code| source.start + code).collect());
         }
         let from = source.start as usize;
         let chosen = choose(&self.logits(hidden, from..from + source.rows as usize)?)?;

@@ -270,7 +270,7 @@ impl LlamaGen {
             },
         };
         let codebook = match &config.bitwise {
-            Some(b) => Codebook::Bits(Box::new(BitwiseHead::new(p, b, d)?)),
+            Some(b) => Codebook::Bits(Box::new(BitwiseHead::new(p, b, d, 0)?)),
             None => Codebook::Table {
                 tokens: p.at("tok_embeddings").weight((config.rows(), d), "weight", init)?,
                 output: p.at("output").weight((config.rows(), d), "weight", Init::Const(0.0))?,

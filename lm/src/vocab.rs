@@ -28,6 +28,10 @@ pub struct MergedVocab {
     /// plus its code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bitwise: Option<BitwiseConfig>,
+    /// A bitwise token holds its cell too, above its bits: `text + (cell << bits) + code`. What is read is then the code and a learned
+    /// vector of the cell, so that a picture can be compared with another, or copied, without counting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cell_positions: bool,
     /// Row of the mark before a picture (a text row).
     pub begin_image: u32,
     /// Row of the mark after it.
@@ -70,6 +74,15 @@ impl MergedVocab {
                     b.bits, self.bits
                 )));
             }
+            let cells = self.grid.saturating_mul(self.grid) as u64;
+            if self.cell_positions && (self.grid > 1 << 15 || (cells << self.bits) + self.text as u64 > 1 << 32) {
+                return Err(Error::invalid(format!(
+                    "vocabulary: cell_positions: {cells} cells of {} bits do not fit a token of 32 bits",
+                    self.bits
+                )));
+            }
+        } else if self.cell_positions {
+            return Err(Error::invalid("vocabulary: cell_positions needs a bitwise head"));
         } else if self.group_bits == 0
             || self.group_bits > 20
             || !self.bits.is_multiple_of(self.group_bits)
@@ -99,13 +112,27 @@ impl MergedVocab {
         if self.bitwise.is_some() { self.bits } else { self.group_bits }
     }
 
-    /// What the engine draws a token of a partition from.
-    pub fn source(&self, p: Partition) -> Source {
-        let range = self.range(p);
-        match (p, &self.bitwise) {
-            (Partition::Visual(_), Some(_)) => Source { head: 1, start: range.start as u32, rows: 0 },
-            _ => Source::rows(range),
+    /// What the engine draws the `n`-th visual token of a picture from.
+    pub fn visual_source(&self, n: usize) -> Source {
+        let range = self.visual_range(n);
+        match &self.bitwise {
+            Some(_) => Source { head: 1, start: range.start as u32, rows: 0 },
+            None => Source::rows(range),
         }
+    }
+
+    /// Tokens that the `n`-th visual token of a picture may be.
+    pub fn visual_range(&self, n: usize) -> Range<usize> {
+        if !self.cell_positions {
+            return self.range(self.visual(n));
+        }
+        let start = self.text + (n << self.bits);
+        start..start + (1 << self.bits)
+    }
+
+    /// Cells that have a learned vector.
+    pub fn positions(&self) -> usize {
+        if self.cell_positions { self.grid * self.grid } else { 0 }
     }
 
     /// Visual tokens a picture.
@@ -129,7 +156,7 @@ impl MergedVocab {
             Partition::Visual(sub) => {
                 let table = if self.shared_table { 0 } else { sub };
                 let start = self.text + (table << self.width());
-                start..start + (1 << self.width())
+                start..start + (self.positions().max(1) << self.width())
             }
         }
     }
@@ -141,13 +168,8 @@ impl MergedVocab {
 
     /// Codes of one picture to token ids.
     pub fn to_tokens(&self, codes: &[u64]) -> Vec<u32> {
-        codes
-            .iter()
-            .flat_map(|&code| {
-                let start = |sub| self.range(Partition::Visual(sub)).start as u32;
-                groups_of(code, self.groups(), self.width()).enumerate().map(move |(sub, index)| start(sub) + index)
-            })
-            .collect()
+        let groups = codes.iter().flat_map(|&code| groups_of(code, self.groups(), self.width()));
+        groups.enumerate().map(|(n, index)| self.visual_range(n).start as u32 + index).collect()
     }
 
     /// Token ids of one picture back to codes; an error names a token that is not where it may be.
@@ -164,19 +186,15 @@ impl MergedVocab {
 
     /// The same for the first cells of a picture, as many as are whole.
     pub fn cells(&self, tokens: &[u32]) -> Result<Vec<u64>> {
-        tokens
-            .chunks_exact(self.groups())
-            .map(|code| {
-                let groups = code.iter().enumerate().map(|(sub, &t)| {
-                    let range = self.range(Partition::Visual(sub));
-                    if !range.contains(&(t as usize)) {
-                        return Err(Error::invalid(format!("token {t} is no visual token of group {sub}")));
-                    }
-                    Ok(t - range.start as u32)
-                });
-                Ok(code_of(&groups.collect::<Result<Vec<_>>>()?, self.width()))
-            })
-            .collect()
+        let index = |(n, &t): (usize, &u32)| {
+            let range = self.visual_range(n);
+            if !range.contains(&(t as usize)) {
+                return Err(Error::invalid(format!("token {t} is not what the picture's visual token {n} may be")));
+            }
+            Ok(t - range.start as u32)
+        };
+        let groups = tokens.iter().enumerate().map(index).collect::<Result<Vec<_>>>()?;
+        Ok(groups.chunks_exact(self.groups()).map(|code| code_of(code, self.width())).collect())
     }
 }
 
@@ -186,9 +204,12 @@ mod tests {
 
     #[test]
     fn codes_survive_the_round_trip() {
-        for (shared_table, bitwise) in [(false, false), (true, false), (false, true)] {
+        for (shared_table, bitwise, cell_positions) in
+            [(false, false, false), (true, false, false), (false, true, false), (false, true, true)]
+        {
             let v = MergedVocab {
                 bitwise: bitwise.then(|| BitwiseConfig::of(28, 8)),
+                cell_positions,
                 text: 100,
                 bits: 28,
                 group_bits: 14,
@@ -202,8 +223,30 @@ mod tests {
             let tokens = v.to_tokens(&codes);
             assert!(tokens.iter().enumerate().all(|(i, &t)| v.range(v.visual(i)).contains(&(t as usize))));
             assert_eq!(v.to_codes(&tokens).unwrap(), codes);
+            // the same code in two cells
+            let twice = v.to_tokens(&[7, 7]);
+            assert_eq!(twice[..v.groups()] == twice[v.groups()..], !cell_positions);
             let visual = if bitwise { 0 } else { 16384 << usize::from(!shared_table) };
             assert_eq!((v.rows(), tokens.len()), (100 + visual, if bitwise { 4 } else { 8 }));
         }
+    }
+
+    #[test]
+    fn cells_have_room_in_a_token_or_are_refused() {
+        let v = |bits, grid, bitwise: bool| MergedVocab {
+            bitwise: bitwise.then(|| BitwiseConfig::of(bits, 8)),
+            cell_positions: true,
+            text: 100,
+            bits,
+            group_bits: 14,
+            shared_table: false,
+            grid,
+            begin_image: 2,
+            end_image: 3,
+        };
+        v(20, 8, true).check().unwrap();
+        assert!(v(28, 8, true).check().unwrap_err().to_string().contains("64 cells of 28 bits do not fit"));
+        assert!(v(20, 1 << 20, true).check().is_err());
+        assert!(v(28, 2, false).check().unwrap_err().to_string().contains("needs a bitwise head"));
     }
 }

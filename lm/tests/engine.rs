@@ -199,7 +199,12 @@ fn log_probabilities_are_those_of_the_softmax() {
 /// Codes as bits go through the same engine: in, out, and guided.
 #[test]
 fn a_bitwise_head_draws_codes() {
+    [false, true].into_iter().for_each(draws_codes);
+}
+
+fn draws_codes(cell_positions: bool) {
     let vocab = MergedVocab {
+        cell_positions,
         text: 96,
         bits: 6,
         group_bits: 6,
@@ -214,7 +219,7 @@ fn a_bitwise_head_draws_codes() {
     let params = Params::for_training(HashMap::new(), &[], 3, DType::F32, &Device::Cpu);
     let model = Arc::new(Llama::of_vocab(&params, &config, &vocab).unwrap());
     let draw = |seed| {
-        let sources: Vec<Source> = (0..4).map(|n| vocab.source(vocab.visual(n))).collect();
+        let sources: Vec<Source> = (0..4).map(|n| vocab.visual_source(n)).collect();
         let grammar =
             Box::new(move |t: &[u32]| sources.get(t.len()).map_or(Next::Done(Finish::Stop), |s| Next::Choose(*s)));
         let mut r = guided(vec![5, 2], 0, seed);

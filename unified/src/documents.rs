@@ -73,7 +73,7 @@ impl Documents {
     /// Finds the lines; `bits` and `grid` are the image tokenizer's.
     pub fn open(config: &DataConfig, bits: usize, grid: usize) -> Result<Self> {
         let path = &config.place()?;
-        let images = config.images.clone().unwrap_or_default();
+        let images = config.images.clone().or(path.parent().map(Path::to_owned)).unwrap_or_default();
         let mut reader = BufReader::new(File::open(path).map_err(Error::io(path))?);
         let (mut lines, mut at, mut line) = (Vec::new(), 0u64, Vec::new());
         let (mut skipped, mut all) = (Vec::new(), 0);

@@ -2,7 +2,6 @@
 
 use crate::config::Generation;
 use crate::conversation::Message;
-use crate::grammar::{self, State};
 use crate::runner::Unified;
 use crate::{Error, Result};
 use lm::draw::pictures;
@@ -142,13 +141,7 @@ impl Unified {
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
-        // from the begin-image mark on, as long as the grammar asks for visual tokens
-        let sources: Vec<Source> = (0..)
-            .map_while(|n| match State::Image(n).next(v) {
-                grammar::Next::Visual(partition) => Some(v.source(partition)),
-                _ => None,
-            })
-            .collect();
+        let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
         let mut uncond = self.unconditional()?;
         uncond.push(v.begin_image);
         let mut requests = Vec::with_capacity(seeds.len());

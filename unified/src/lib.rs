@@ -15,7 +15,6 @@ mod draw;
 pub mod emu3;
 pub mod eyes;
 pub mod generation;
-pub mod grammar;
 pub mod janus;
 mod likelihood;
 pub mod llama;

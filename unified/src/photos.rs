@@ -7,6 +7,20 @@ use qlip::{Image, image};
 /// Most pixels along a side that a training may ask for.
 pub const MOST_PIXELS: usize = 4096;
 
+/// Longest side that is seen, in shortest ones: a strip of one pixel would be enlarged without bound.
+const LONGEST: usize = 100;
+
+/// An error for a picture that is hardly wider than a line.
+pub(crate) fn not_too_long(img: &Image) -> crate::Result<()> {
+    let (w, h) = (img.width(), img.height());
+    if w.max(h) <= LONGEST * w.min(h) {
+        return Ok(());
+    }
+    Err(crate::Error::invalid(format!(
+        "a picture of {w} x {h} pixels: one side is more than {LONGEST} times the other; cut it"
+    )))
+}
+
 /// A picture at `side` pixels, as evaluation sees it.
 pub fn centre(img: &Image, side: usize) -> Image {
     image::Preprocess::clip(side).crop(img)

@@ -156,6 +156,7 @@ mod tests {
             group_bits: 2,
             shared_table: false,
             bitwise: None,
+            cell_positions: false,
             grid: 1,
             begin_image: 2,
             end_image: 3,

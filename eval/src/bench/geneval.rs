@@ -143,6 +143,12 @@ fn score(items: &[Item], answers: &[Answer], _: &Files, notes: &mut Notes) -> Re
                 return Err(Error::invalid(format!("answer {}: {why}", item.id)));
             }
         };
+        if pictures.is_empty() {
+            return Err(Error::invalid(format!(
+                "answer {}: no pictures in `detections`; draw it, or leave the line out",
+                item.id
+            )));
+        }
         *counts.entry(pictures.len()).or_insert(0usize) += 1;
         let right: Vec<bool> = pictures.iter().map(|p| is_right(&prompt, p)).collect();
         let share = right.iter().filter(|r| **r).count() as f64 / right.len().max(1) as f64;
@@ -152,6 +158,9 @@ fn score(items: &[Item], answers: &[Answer], _: &Files, notes: &mut Notes) -> Re
     if counts.len() > 1 {
         let said: Vec<String> = counts.iter().map(|(n, of)| format!("{of} with {n}")).collect();
         notes.say(format!("prompts have different numbers of pictures: {}", said.join(", ")));
+    }
+    if tags.len() < 6 {
+        notes.say(format!("{} of GenEval's six kinds of prompts are here; overall is their mean", tags.len()));
     }
     let mut out = Scores::default();
     let mut means = Vec::new();

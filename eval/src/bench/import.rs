@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// Fields of a log's `doc` that name the item, the surest first.
-const IDS: [&str; 8] = ["question_id", "questionId", "ind", "index", "id", "image_id", "img_id", "sample_id"];
+const IDS: [&str; 8] = ["id", "question_id", "questionId", "ind", "index", "image_id", "img_id", "sample_id"];
 
 /// Answers of a file, one a line, and what could not be read.
 pub fn answers(path: &Path) -> Result<(Vec<Value>, Notes)> {
@@ -45,6 +45,17 @@ pub fn answers(path: &Path) -> Result<(Vec<Value>, Notes)> {
             return Err(Error::bad_file(path, why));
         }
         _ => return Err(unknown(path)),
+    }
+    // MME asks each of its pictures twice under one name
+    let mut times: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
+    out.iter().for_each(|a| *times.entry(a["id"].to_string()).or_default() += 1);
+    if !out.is_empty() && times.values().all(|n| *n == 2) {
+        times.clear();
+        for answer in &mut out {
+            let seen = times.entry(answer["id"].to_string()).or_default();
+            answer["id"] = format!("{}#{seen}", answer["id"].as_str().unwrap_or_default()).into();
+            *seen += 1;
+        }
     }
     if out.is_empty() {
         let first = notes.lines.first().cloned().unwrap_or_default();

@@ -439,7 +439,11 @@ impl Compare {
             bail!("--equiv: write more than 0 hundredths");
         }
         let rows = compared(&self.a, &self.b, self.draws)?;
-        let same = |r: &Row| self.equiv.map(|m| -m / 100.0 < r.d.inner.0 && r.d.inner.1 < m / 100.0);
+        let same = |r: &Row| {
+            // where no item differs the bootstrap knows no spread: of n equal pairs up to 3 / n may differ (the rule of three)
+            let spread = if r.d.inner.0 == r.d.inner.1 { 3.0 / r.n as f64 } else { 0.0 };
+            self.equiv.map(|m| -m / 100.0 < r.d.inner.0 - spread && r.d.inner.1 + spread < m / 100.0)
+        };
         if let Some(path) = &self.html {
             let lines: Vec<Line> = rows.iter().map(|r| r.line(same(r))).collect();
             let page = comparison(&self.a, &self.b, &lines)?;

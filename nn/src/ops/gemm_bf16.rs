@@ -1,4 +1,4 @@
-//! Matrix product on the CPU's bfloat16 instructions (AVX-512 BF16), with float32 inputs, sums and outputs.
+//! Matrix product on the CPU's bfloat16 instructions, with float32 inputs, sums and outputs: AVX-512 BF16 here, AMX where there is more.
 //!
 //! Both inputs are rounded to bfloat16 while they are packed into panels: two neighbours along the summed dimension
 //! share one 32-bit word, which is what `vdpbf16ps` eats. The library products reach about half of this, because
@@ -32,6 +32,7 @@ pub(super) use x86::gemm_bf16;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use super::Matrix;
+    use crate::ops::gemm_amx;
     use rayon::prelude::*;
     use std::arch::x86_64::*;
     use std::cell::RefCell;
@@ -220,6 +221,13 @@ pub(super) mod x86 {
 
     /// c [m, n] = (or +=) a [m, k] b [k, n]. The caller has checked [`super::bf16_available`] and the lengths.
     pub fn gemm_bf16(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32], add: bool) {
+        if gemm_amx::available() {
+            return gemm_amx::gemm_amx(m, n, k, a, b, c, add);
+        }
+        gemm_avx512(m, n, k, a, b, c, add);
+    }
+
+    fn gemm_avx512(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mut [f32], add: bool) {
         let pairs = k.div_ceil(2);
         let col_panels = n.div_ceil(NR);
         let mut packed = vec![0u32; col_panels * pairs * NR];
@@ -268,17 +276,35 @@ pub(super) mod x86 {
     mod tests {
         use super::*;
 
+        type Gemm = fn(usize, usize, usize, Matrix, Matrix, &mut [f32], bool);
+
         #[test]
         fn equals_the_product_of_rounded_inputs() {
-            if !super::super::bf16_available() {
-                return;
+            match super::super::bf16_available() {
+                true => check(gemm_avx512),
+                false => eprintln!("skipped: no AVX-512 BF16 on this processor"),
             }
+            match gemm_amx::available() {
+                true => check(gemm_amx::gemm_amx),
+                false => eprintln!("skipped: no AMX on this processor"),
+            }
+        }
+
+        fn check(gemm: Gemm) {
             let mut seed = 1u64;
             let mut next = || {
                 seed = crate::rng::mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15));
                 (seed >> 40) as f32 / (1u64 << 24) as f32 - 0.5
             };
-            for (m, n, k) in [(16, 16, 16), (37, 45, 129), (100, 64, 401), (192, 33, 1000), (13, 96, 17)] {
+            for (m, n, k) in [
+                (16, 16, 16),
+                (37, 45, 129),
+                (100, 64, 401),
+                (192, 33, 1000),
+                (13, 96, 17),
+                (64, 64, 64),
+                (300, 48, 1090),
+            ] {
                 let a: Vec<f32> = (0..m * k).map(|_| next()).collect();
                 let b: Vec<f32> = (0..k * n).map(|_| next()).collect();
                 let r = |x: f32| f64::from(f32::from_bits(round(x) << 16));
@@ -288,8 +314,8 @@ pub(super) mod x86 {
                     let mut c = vec![7f32; m * n];
                     let at = Matrix { data: &a, row_stride: ars, col_stride: acs };
                     let bt = Matrix { data: &b, row_stride: brs, col_stride: bcs };
-                    gemm_bf16(m, n, k, at, bt, &mut c, false);
-                    gemm_bf16(m, n, k, at, bt, &mut c, true);
+                    gemm(m, n, k, at, bt, &mut c, false);
+                    gemm(m, n, k, at, bt, &mut c, true);
                     for i in 0..m {
                         for j in 0..n {
                             let want: f64 =

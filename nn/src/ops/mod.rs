@@ -12,6 +12,9 @@ mod conv;
 #[cfg(target_arch = "x86_64")]
 mod conv_bf16;
 mod cross_entropy;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod gemm_amx;
 mod gemm_bf16;
 mod group_norm;
 mod linear;

@@ -445,10 +445,15 @@ impl Running<'_> {
         let trained = self.swap_in_averages()?;
         let mut sums: BTreeMap<&'static str, (f64, f64)> = BTreeMap::new();
         for n in 0..v.samples.div_ceil(run.batch_size) {
-            let batch = task.batch(&self.trainer.place(n, true))?;
-            for m in self.exec.run(|| task.validate(batch))? {
-                let sum = sums.entry(m.name).or_default();
-                *sum = (sum.0 + m.sum, sum.1 + m.count);
+            let whole = self.trainer.place(n, true);
+            let size = run.micro_batch.unwrap_or(whole.rows.len()).max(1);
+            for start in whole.rows.clone().step_by(size) {
+                let rows = start..(start + size).min(whole.rows.end);
+                let batch = task.batch(&Place { rows, ..whole.clone() })?;
+                for m in self.exec.run(|| task.validate(batch))? {
+                    let sum = sums.entry(m.name).or_default();
+                    *sum = (sum.0 + m.sum, sum.1 + m.count);
+                }
             }
         }
         for (name, value) in trained.iter().flatten() {

@@ -23,6 +23,9 @@ use std::sync::Arc;
 /// Share of the pictures that may be broken where nothing else is said.
 const BROKEN_SHARE: f64 = 0.01;
 
+/// Unreadable pictures that are drawn one after the other before it is an error.
+const MOST_FAILED: usize = 1000;
+
 /// Where a picture's bytes are.
 enum Place {
     File(PathBuf),
@@ -227,12 +230,16 @@ impl Pictures {
     /// A picture at random. One that cannot be read is noted and another is drawn, until more than the allowed share is
     /// broken.
     pub fn draw(&self, r: &mut Rng, held_out: bool) -> Result<(usize, Image)> {
+        let mut failed = 0;
         loop {
             let at = self.pick(r, held_out);
             match self.image(at) {
                 Ok(image) => return Ok((at, image)),
+                // all that is held out may be broken although little of the whole is
+                Err(e) if failed == MOST_FAILED => return Err(e),
                 Err(e) => self.note(at, e)?,
             }
+            failed += 1;
         }
     }
 

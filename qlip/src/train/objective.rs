@@ -299,13 +299,16 @@ impl Objective {
         Ok(out)
     }
 
-    /// Losses of pairs that are not trained on, each a mean: what is painted, and (stage 1) how pictures and words find each other.
+    /// Losses of pairs that are not trained on, each a mean: what is painted, and (stage 1) how pictures and words find each other; `loss` is of
+    /// the squared and absolute error and InfoNCE at the training's weights, without judges and entropies.
     pub fn validate(&self, batch: &PairBatch) -> Result<Vec<(&'static str, f64)>> {
         let out = nn::Exec::exact(|| self.model.encode(&batch.pixels))?;
         let painted = self.model.paint(&self.model.expand(&self.model.bsq.quantize(&out.latents)?)?)?.0.0;
-        let (mse, psnr) = quality(&self.half(&painted)?, &self.half(&batch.pixels.0)?)?;
-        let mut found = vec![("mse", mse), ("psnr", psnr)];
-        let mut loss = mse * self.w.reconstruction;
+        let (_, psnr) = quality(&self.half(&painted)?, &self.half(&batch.pixels.0)?)?;
+        let difference = (&painted - &batch.pixels.0)?;
+        let (mse, l1) = (number(&difference.sqr()?.mean_all()?)?, number(&difference.abs()?.mean_all()?)?);
+        let mut found = vec![("mse", mse), ("l1", l1), ("psnr", psnr)];
+        let mut loss = mse * self.w.reconstruction + l1 * self.w.l1;
         if self.stage == 1 && self.w.alignment != 0.0 {
             let text = self.model.embed_text(&batch.text_ids, batch.text_tokens)?;
             let image = self.model.embed_image(&out.pooled)?;

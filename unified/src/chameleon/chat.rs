@@ -44,17 +44,21 @@ impl ChameleonChat {
         let words = artifact.text_tokenizer()?;
         let model = Arc::new(Chameleon::load(artifact, placement)?);
         let defaults = GenerationFile::of(&artifact.files)?.generation();
-        // as the authors sample
-        let image = SampleSettings { temperature: 0.7, top_p: 0.9, ..SampleSettings::default() };
+        let (image, guidance_scale) = Self::drawing();
         Ok(Self {
             turn_ends: model.config.mark(&TURN_ENDS)?,
-            generation: Generation { image, guidance_scale: SCALES[1], ..defaults },
+            generation: Generation { image, guidance_scale, ..defaults },
             engine: Shared::new(model.lm.clone()),
             seen: Seen::new(),
             device: placement.device.clone(),
             words,
             model,
         })
+    }
+
+    /// How the authors sample codes, and the weight of their words.
+    pub fn drawing() -> (SampleSettings, f32) {
+        (SampleSettings { temperature: 0.7, top_p: 0.9, ..SampleSettings::default() }, SCALES[1])
     }
 
     /// The model's settings.
@@ -104,6 +108,7 @@ impl ChameleonChat {
     }
 
     fn codes(&self, picture: &Image) -> Result<Vec<u32>> {
+        crate::photos::not_too_long(picture)?;
         let pixels = preprocess::pixels(std::slice::from_ref(picture), self.model.config.resolution, &self.device)?;
         self.model.read(&qlip::Pixels(pixels.0.to_dtype(self.model.vq.dtype())?))
     }
@@ -133,8 +138,12 @@ impl ChameleonChat {
         for part in 0u64.. {
             let place = m.lm.max_positions().saturating_sub(ids.len());
             let saying = self.saying(self.draws() && place > takes);
-            let left = r.max_tokens.saturating_sub(reply.text_tokens).min(place.saturating_sub(1));
-            let seen = if part == 0 { ids.clone() } else { Vec::new() };
+            // a picture that begins after these words still has its place
+            let pictures = self.draws() && place > takes;
+            let room = if pictures { place - takes } else { place.saturating_sub(1) };
+            let wanted = r.max_tokens.saturating_sub(reply.text_tokens);
+            let left = wanted.min(room);
+            let seen = ids.clone();
             let done = saying.say(
                 Context::new(vec![Part::tokens(ids.clone())]),
                 r,
@@ -156,6 +165,11 @@ impl ChameleonChat {
             reply.finish = Some(if stream.is_stopped() { Finish::Stop } else { done.finish });
             self.engine.remember(&[Part::tokens(ids.clone())], &done.slot);
             if !begins {
+                // the words go on without a picture where only its place was missing
+                if pictures && done.finish == Finish::Length && room < wanted {
+                    stream.finish(&mut reply, on)?;
+                    continue;
+                }
                 break;
             }
             stream.finish(&mut reply, on)?;
@@ -165,7 +179,10 @@ impl ChameleonChat {
                 r.generation.image,
                 (r.seed, 2 * part + 1),
             );
-            let Some(drawn) = self.one(drawing, on)? else { break };
+            let Some(drawn) = self.one(drawing, on)? else {
+                reply.finish = Some(Finish::Cancelled);
+                break;
+            };
             ids.extend(drawn.iter().chain([&m.end]));
             reply.tokens.extend(drawn.iter().chain([&m.end]));
             let image = self.paint(&drawn)?.pop().ok_or_else(|| Error::invalid("no picture"))?;

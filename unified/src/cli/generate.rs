@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use unified::artifact::{Architecture, Artifact, Placement};
 use unified::captions::Captions;
+use unified::chameleon::ChameleonChat;
 use unified::config::{Generation, UnifiedConfig};
+use unified::emu3::Emu3Chat;
 use unified::llamagen::{Painter, Wanted, class_of, classes};
 use unified::loaded::Loaded;
 
@@ -85,6 +87,11 @@ enum Course {
     Cosine,
 }
 
+/// An architecture's own settings of its drawings.
+fn drawn_by((image, guidance_scale): (SampleSettings, f32)) -> Generation {
+    Generation { image, guidance_scale, ..Generation::default() }
+}
+
 impl Generate {
     pub fn run(&self) -> Result<()> {
         if let Some(path) = &self.from_png {
@@ -137,6 +144,8 @@ impl Generate {
             }
             let g = match artifact.architecture {
                 Architecture::Unified => artifact.config::<UnifiedConfig>()?.generation,
+                Architecture::Chameleon => drawn_by(ChameleonChat::drawing()),
+                Architecture::Emu3 => drawn_by(Emu3Chat::drawing()),
                 // the authors' settings of Janus
                 _ => Generation { guidance_scale: 5.0, image: SampleSettings::default(), ..Generation::default() },
             };

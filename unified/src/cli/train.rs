@@ -51,6 +51,9 @@ impl Train {
         }
         let mut set = self.set.clone();
         set.extend(self.seed.map(|s| format!("run.seed={s}")));
+        if (self.probe_balance || self.dry_run) && nn::parallel::launched().is_some_and(|(_, n)| n > 1) {
+            bail!("--probe-balance and --dry-run are for one process");
+        }
         if self.probe_balance {
             return self.probe(&set);
         }
@@ -100,6 +103,7 @@ impl Train {
     /// One training in a folder.
     fn one(&self, set: &[String], out: &Path) -> Result<Option<nn::train::Summary>> {
         let training = Training::from_file(self.config(), set)?;
+        let device = self.device.device()?;
         let world = World::join()?;
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec} eta {eta} loss {msg}")?;
         let bar = if world.is_first() { ProgressBar::new(0) } else { ProgressBar::hidden() }.with_style(style);
@@ -123,7 +127,6 @@ impl Train {
                 bar.suspend(|| eprintln!("{line}"));
             }
         };
-        let device = self.device.device()?;
         let mut run = Run { out, resume: self.resume, device, world: &world, progress: &mut progress, say: &mut say };
         let done = training.run(&mut run);
         if let (Err(e), true) = (&done, world.size() > 1) {

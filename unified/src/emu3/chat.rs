@@ -75,11 +75,11 @@ impl Emu3Chat {
         };
         let marks = [model.image, model.eol, model.eof, model.begin, model.codes_begin, model.end];
         let defaults = GenerationFile::of(files)?.generation();
-        let image = SampleSettings { temperature: 1.0, top_k: 2048, ..SampleSettings::default() };
+        let (image, guidance_scale) = Self::drawing();
         Ok(Self {
             bos: model.config.mark("<|extra_203|>")?,
             banned: model.config.codes.tokens().iter().copied().chain(marks).collect(),
-            generation: Generation { image, guidance_scale: 3.0, ..defaults },
+            generation: Generation { image, guidance_scale, ..defaults },
             engine: Shared::new(model.lm.clone()),
             seen: Seen::new(),
             device: placement.device.clone(),
@@ -87,6 +87,11 @@ impl Emu3Chat {
             words,
             model,
         })
+    }
+
+    /// How the authors sample codes, and their guidance.
+    pub fn drawing() -> (SampleSettings, f32) {
+        (SampleSettings { temperature: 1.0, top_k: 2048, ..SampleSettings::default() }, 3.0)
     }
 
     /// The authors' settings.
@@ -134,6 +139,7 @@ impl Emu3Chat {
 
     /// A picture as it stands in a conversation: its size in words, rows of codes, marks.
     fn tokens(&self, picture: &Image) -> Result<Vec<u32>> {
+        crate::photos::not_too_long(picture)?;
         let m = &self.model;
         let factor = m.config.vq.net.stride();
         let limits = (self.seeing.min_pixels, self.seeing.max_pixels);

@@ -94,6 +94,9 @@ pub fn open(config: &DataConfig, say: &mut dyn FnMut(&str)) -> Result<(Vec<Entry
     let path = config.place()?;
     let (entries, images, skipped) = list(&path, config.images.as_deref())?;
     let (n, all) = (skipped.len(), entries.len() + skipped.len());
+    if entries.is_empty() {
+        return Err(Error::bad_file(&path, format!("none of {all} conversations has its pictures")));
+    }
     let mut line = format!("{}: {} conversations", path.display(), entries.len());
     if let Some(first) = skipped.first() {
         line.push_str(&format!("; {n} passed over, the first: {}: {}", first.name, first.why));

@@ -195,7 +195,10 @@ impl LlamaGenTraining {
         let tables = if self.shared_bits { Some(Tables::new(&params, &config)?) } else { None };
         let labels = if texts.is_some() { Vec::new() } else { photos.labels()? };
         let (held, used) = (0..tokens.pictures.len()).partition(|&i| photos.is_held_out(tokens.pictures[i]));
-        let parts = [used, held];
+        let parts: [Vec<usize>; 2] = [used, held];
+        if parts[0].is_empty() || (self.run.validation.is_some() && parts[1].is_empty()) {
+            return Err(Error::invalid("no picture that can be read is left to train on, or to validate on"));
+        }
         let task = Drawing { tokens, model, tables, texts, labels, sizes: config, parts, config: self };
         let done = run.trainer(&self.run, &self.optim, &params).run(&task, run.progress);
         run.name_broken(&source.broken())?;

@@ -231,24 +231,15 @@ fn llama<'a>(m: &LlamaConfig, (tokens, rows): (usize, usize), run: &'a RunConfig
     Work { stacks: vec![stack], tables: std::iter::once(table).chain(read).collect(), run, optim }
 }
 
+/// Stage 2 of a whole language model; the tower and the projector are small beside it and left out.
 fn llava(t: &LlavaTraining) -> Result<Work<'_>> {
+    if t.stage == 1 || t.lora.is_some() {
+        return Err(Error::invalid("plan: there are formulas for stage 2 of a LLaVA without [lora] alone"));
+    }
     let place = t.language_model.as_ref().or(t.start.as_ref());
     let place = place.ok_or_else(|| Error::invalid("give either `start`, or `tower` and `language_model`"))?;
     let model = text_config(&place.to_string_lossy())?;
-    let mut work = llama(&model, (t.sequence_length, model.vocab_size), &t.run, &t.optim);
-    let learns = t.stage == 2 && t.lora.is_none();
-    work.stacks.iter_mut().for_each(|s| s.trained = learns);
-    work.tables.iter_mut().for_each(|s| s.trained = learns);
-    if let Some(lora) = t.lora {
-        // two thin matrices beside each of seven
-        let s = work.stacks[0];
-        let sides = s.width * (4.0 + 2.0 * s.kv + 3.0) + 3.0 * s.inner;
-        work.tables.push(Table { numbers: s.layers * lora.rank as f64 * sides, tokens: s.tokens, trained: true });
-        // values are kept for the adapters all the same
-        work.stacks.push(Stack { layers: s.layers, width: s.width, inner: s.inner, kv: s.kv, trained: false, ..s });
-        work.stacks.remove(0);
-    }
-    Ok(work)
+    Ok(llama(&model, (t.sequence_length, model.vocab_size), &t.run, &t.optim))
 }
 
 impl Work<'_> {
@@ -267,7 +258,7 @@ impl Work<'_> {
         };
         let (trained, held) = (numbers(true), numbers(false));
         let recomputed = if self.run.recompute { 1.0 } else { 0.0 };
-        // forward, and twice that backward; again forward where inner values were forgotten. What is held passes gradients on
+        // forward, and twice that backward; again forward where inner values were forgotten. What is held is read forward
         let flops: f64 = self
             .stacks
             .iter()

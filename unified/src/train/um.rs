@@ -50,6 +50,10 @@ pub struct UnifiedTraining {
     /// Inner width of a bitwise head; the model's if absent.
     #[serde(default)]
     pub head_width: Option<usize>,
+    /// Adds a learned vector of its cell to what each visual token is read as, with `head = "bits"`: what is to be copied from another
+    /// picture is found without counting.
+    #[serde(default)]
+    pub cell_positions: bool,
     /// Bits of a visual sub-token; needed where `head` is "tokens".
     #[serde(default)]
     pub group_bits: Option<usize>,
@@ -137,6 +141,7 @@ impl UnifiedTraining {
             shared_table: false,
             bitwise: (self.head == Head::Bits)
                 .then(|| BitwiseConfig::of(eyes.model.bsq.bits, self.head_width.unwrap_or(start.width()))),
+            cell_positions: self.cell_positions,
             grid: eyes.model.grid(),
             begin_image: words.mark(&marks.begin_image)?,
             end_image: words.mark(&marks.end_image)?,

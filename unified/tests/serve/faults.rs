@@ -266,7 +266,7 @@ fn pictures_come_from_allowed_hosts_alone() {
         let content = json!([{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what colour is the circle?"}]);
         server.post("/v1/chat/completions", &json!({"messages": [{"role": "user", "content": content}]}))
     };
-    let server = Server::start(&["--allow-remote-images", "127.0.0.1"]);
+    let server = Server::start(&["--allow-remote-images", &format!("127.0.0.1:{port}")]);
     let (status, v) = ask(&server, "127.0.0.1", "/circle.png");
     assert_eq!((status, v["choices"][0]["message"]["content"].as_str()), (200, Some("red")), "{v}");
     let said = |v: serde_json::Value| v["error"]["message"].as_str().unwrap_or_default().to_owned();

@@ -223,8 +223,9 @@ pub async fn chat(
     if body.messages.is_empty() {
         return Err(Failure::bad("messages is empty: say something"));
     }
+    let mut left = server.remote.budget();
     for url in body.messages.iter_mut().flat_map(MessageBody::urls) {
-        *url = server.remote.inline(url).await?;
+        *url = server.remote.inline(url, &mut left).await?;
     }
     let messages = body.messages.iter().map(message).collect::<Result<Vec<_>, _>>()?;
     let logprobs = body.logprobs.unwrap_or(false).then(|| body.top_logprobs.unwrap_or(0).min(20));

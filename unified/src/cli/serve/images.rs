@@ -145,7 +145,9 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
     settings.check()?;
     let seed = server.seed(body.seed);
     let recipe = match &subject {
-        Subject::Wanted(wanted) => recipe(wanted.first(), body.model.clone(), seed, (&settings, best_of)),
+        Subject::Wanted(wanted) => {
+            recipe(wanted.first(), server.named(body.model.as_deref()), seed, (&settings, best_of))
+        }
         Subject::Edits(_) => None,
     };
     let partials = if body.stream { body.partial_images.unwrap_or(2).min(8) } else { 0 };
@@ -250,8 +252,7 @@ fn recipe(
     };
     Some(Recipe {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        // the embedded model has no name outside a server
-        model: model.filter(|m| m != "nano"),
+        model,
         tokenizer: None,
         text_encoder: None,
         features: None,

@@ -115,7 +115,7 @@ impl Serve {
         let server = Arc::new(Server::new(
             models,
             key,
-            remote,
+            (remote, self.model.is_empty()),
             state::Limits {
                 batch: self.max_batch,
                 queue: self.max_queue,

@@ -15,21 +15,27 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// For these hosts; pictures of at most so many bytes.
+    /// For these hosts (`host` at the usual ports, or `host:port`); pictures of a request of at most so many bytes together.
     pub fn new(hosts: &[String], most: usize) -> anyhow::Result<Self> {
         // a redirect could lead to a host that nobody allowed
         let build = || reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).timeout(WAIT).build();
         let client = if hosts.is_empty() { None } else { Some(build()?) };
-        Ok(Self { hosts: hosts.to_vec(), most, client })
+        Ok(Self { hosts: hosts.iter().map(|h| h.to_lowercase()).collect(), most, client })
     }
 
-    /// The picture of a web address as a data: URL; any other URL as it is.
-    pub async fn inline(&self, url: &str) -> Result<String, Failure> {
+    /// What a request may still fetch.
+    pub fn budget(&self) -> usize {
+        self.most
+    }
+
+    /// The picture of a web address as a data: URL, taken off the request's budget; any other URL as it is.
+    pub async fn inline(&self, url: &str, left: &mut usize) -> Result<String, Failure> {
         if !url.starts_with("http://") && !url.starts_with("https://") {
             return Ok(url.to_owned());
         }
         let parsed = reqwest::Url::parse(url).map_err(|e| Failure::bad(format!("image_url: {e}")))?;
-        let host = parsed.host_str().unwrap_or_default().to_owned();
+        let host = parsed.host_str().unwrap_or_default();
+        let host = parsed.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
         let Some(client) = self.client.as_ref().filter(|_| self.hosts.contains(&host)) else {
             let why = "only data: URLs are read (data:image/png;base64,...)";
             return Err(Failure::bad(format!(
@@ -45,8 +51,9 @@ impl Remote {
         let mut bytes = Vec::new();
         while let Some(part) = answer.chunk().await.map_err(failed)? {
             bytes.extend_from_slice(&part);
-            if bytes.len() > self.most {
-                return Err(Failure::bad(format!("image_url: more than {} megabytes", self.most >> 20)));
+            *left = left.saturating_sub(part.len());
+            if *left == 0 {
+                return Err(Failure::bad(format!("image_url: more than {} megabytes in one request", self.most >> 20)));
             }
         }
         Ok(format!("data:image/*;base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes)))

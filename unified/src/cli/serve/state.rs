@@ -27,6 +27,8 @@ pub struct Server {
     pub key: Option<String>,
     pub limits: Limits,
     pub remote: Remote,
+    /// Whether the embedded model alone is served.
+    pub embedded: bool,
     pub metrics: Metrics,
     pub started: u64,
     places: Arc<Semaphore>,
@@ -48,11 +50,34 @@ impl Drop for Place {
 }
 
 impl Server {
-    pub fn new(models: Vec<(String, Model)>, key: Option<String>, remote: Remote, limits: Limits) -> Self {
+    pub fn new(
+        models: Vec<(String, Model)>,
+        key: Option<String>,
+        (remote, embedded): (Remote, bool),
+        limits: Limits,
+    ) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let places = Arc::new(Semaphore::new(limits.batch));
         let (waiting, closed, ids) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicU64::new(started << 20));
-        Self { models, key, limits, remote, metrics: Metrics::default(), started, places, waiting, closed, ids }
+        Self {
+            models,
+            key,
+            limits,
+            remote,
+            embedded,
+            metrics: Metrics::default(),
+            started,
+            places,
+            waiting,
+            closed,
+            ids,
+        }
+    }
+
+    /// The name of the asked model for a recipe; the embedded one has none.
+    pub fn named(&self, name: Option<&str>) -> Option<String> {
+        let name = name.filter(|n| !n.is_empty()).unwrap_or(&self.models[0].0);
+        (!self.embedded).then(|| name.to_owned())
     }
 
     /// The asked model; the first where none is named.
