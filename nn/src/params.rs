@@ -37,6 +37,9 @@ pub struct Lora {
     pub rank: usize,
     /// The change is multiplied by alpha / rank.
     pub alpha: f64,
+    /// How the weights beside them are held: as they are stored if absent; `q8_0` or `q4_K` is QLoRA (Dettmers et al. 2023).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<WeightType>,
 }
 
 impl Lora {
@@ -230,7 +233,9 @@ impl Params {
     /// it is stored, or of the asked type. A type whose blocks do not divide the columns gives way to a finer one.
     pub fn weight(&self, (rows, cols): (usize, usize), name: &str, init: Init) -> Result<Weight> {
         let src = &self.source;
-        if let Some(lora) = self.lora {
+        let beside =
+            |lora: &Lora| src.training.is_some() || src.made || (lora.rank > 0 && self.contains("lora_A.weight"));
+        if let Some(lora) = self.lora.filter(beside) {
             let held = match self.held((rows, cols), name)? {
                 Some(held) => held,
                 None => dense_rows(WeightType::F32, &self.get((rows, cols), name, init)?)?,

@@ -46,6 +46,8 @@ struct Foreign {
     ty: WeightType,
     /// Heads whose rotary pairs lie side by side in the file, where ours are halves.
     pairs: Option<usize>,
+    /// Whether the file has one head's values, which all heads share.
+    shared: bool,
 }
 
 impl From<HashMap<String, Tensor>> for Stored {
@@ -89,7 +91,7 @@ impl Stored {
                         WeightType::Bf16 => safetensors::Dtype::BF16,
                         _ => safetensors::Dtype::F32,
                     };
-                    let foreign = p.ty.is_blocks().then_some(Foreign { ty: p.ty, pairs: None });
+                    let foreign = p.ty.is_blocks().then_some(Foreign { ty: p.ty, pairs: None, shared: false });
                     let file = mapped.files.len();
                     mapped
                         .places
@@ -183,15 +185,22 @@ impl Stored {
         if p.shape.len() != 2 || heads == 0 || !rows.is_multiple_of(2 * heads) {
             return Err(Error::invalid(format!("tensor `{name}`: {rows} rows for {heads} heads of rotary pairs")));
         }
-        let ty = p.foreign.map_or(
-            match p.dtype {
-                safetensors::Dtype::F16 => WeightType::F16,
-                safetensors::Dtype::BF16 => WeightType::Bf16,
-                _ => WeightType::F32,
-            },
-            |f| f.ty,
-        );
-        p.foreign = Some(Foreign { ty, pairs: Some(heads) });
+        let ty = p.foreign.map_or(float_type(p.dtype), |f| f.ty);
+        p.foreign = Some(Foreign { ty, pairs: Some(heads), shared: false });
+        Ok(())
+    }
+
+    /// Says that a mapped vector has a head's rotary pairs side by side and is every head's (Chameleon's norms in its authors' files): it
+    /// is read as [heads, width] in our order.
+    pub fn part_pairs_of_all(&mut self, name: &str, heads: usize) -> Result<()> {
+        let Self::Mapped(m) = self else { return Ok(()) };
+        let Some(p) = m.places.get_mut(name) else { return Ok(()) };
+        let width = p.shape.first().copied().unwrap_or(0);
+        if p.shape.len() != 1 || heads == 0 || !width.is_multiple_of(2) {
+            return Err(Error::invalid(format!("tensor `{name}`: shape {:?} is no vector of rotary pairs", p.shape)));
+        }
+        p.foreign = Some(Foreign { ty: float_type(p.dtype), pairs: Some(heads), shared: true });
+        p.shape = vec![heads, width];
         Ok(())
     }
 
@@ -270,6 +279,9 @@ impl Stored {
             }
             Self::Mapped(m) => {
                 let Some(place) = m.places.get(name).filter(|p| p.shape.len() == 2) else { return Ok(None) };
+                if place.foreign.is_some_and(|f| f.shared) {
+                    return Ok(None);
+                }
                 if place.foreign.is_some() {
                     return m.translated(place).map(Some);
                 }
@@ -315,7 +327,7 @@ impl Stored {
 impl Mapped {
     /// A weight that the file holds in GGUF's order, in ours: a copy.
     fn translated(&self, place: &Place) -> Result<Packed> {
-        let (Some(Foreign { ty, pairs }), &[rows, cols]) = (place.foreign, &place.shape[..]) else {
+        let (Some(Foreign { ty, pairs, .. }), &[rows, cols]) = (place.foreign, &place.shape[..]) else {
             return Err(Error::invalid("a tensor of blocks that is no matrix"));
         };
         let data = &self.files[place.file].1[place.bytes.clone()];
@@ -339,6 +351,12 @@ impl Mapped {
             let packed = Packed::new(ty, bytes, place.shape[0], place.shape[1])?;
             return Ok(Tensor::from_vec(packed.values(), place.shape.clone(), &Device::Cpu)?);
         }
+        if place.foreign.is_some_and(|f| f.shared) {
+            let (heads, width) = (place.shape[0], place.shape[1]);
+            let view = TensorView::new(place.dtype, vec![width / 2, 2], data).map_err(|e| bad(e.to_string()))?;
+            let pairs = view.load(&Device::Cpu).map_err(|e| bad(e.to_string()))?;
+            return Ok(pairs.t()?.contiguous()?.reshape((1, width))?.repeat((heads, 1))?);
+        }
         if place.foreign.is_some() {
             let packed = self.translated(place)?;
             return Ok(Tensor::from_vec(packed.values(), place.shape.clone(), &Device::Cpu)?);
@@ -354,6 +372,15 @@ impl Mapped {
         // the copy is what is used from here on
         // SAFETY: a read-only mapping of a file, so dropped pages come back from the file unchanged.
         let _ = unsafe { self.files[place.file].1.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+    }
+}
+
+/// How floats of a file are kept.
+fn float_type(dtype: safetensors::Dtype) -> WeightType {
+    match dtype {
+        safetensors::Dtype::F16 => WeightType::F16,
+        safetensors::Dtype::BF16 => WeightType::Bf16,
+        _ => WeightType::F32,
     }
 }
 

@@ -199,7 +199,7 @@ fn adapters_have_the_gradients_of_the_sum() {
         init_std: 0.2,
         residual_std: 0.2,
     };
-    let lora = Lora { rank: 3, alpha: 6.0 };
+    let lora = Lora { rank: 3, alpha: 6.0, base: None };
     for names in [&LLAMA_NAMES, &LLAMAGEN_NAMES] {
         let whole = Params::for_training(HashMap::new(), &[], 1, DType::F32, &Device::Cpu);
         Block::new(&whole, &config, names).unwrap();

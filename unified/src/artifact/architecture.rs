@@ -61,7 +61,7 @@ registry! {
         "Janus: SigLIP tower, Llama decoder, a head of codes and a VQ image tokenizer", [talk, see, draw];
     /// Chameleon and Anole.
     Chameleon: ["chameleon"], [], "Chameleon: Llama-style decoder over words and VQ codes", [talk, see, draw];
-    /// Emu3 in transformers' layout.
+    /// Emu3.
     Emu3: ["emu3"], [], "Emu3: Llama-style decoder over words and VQ codes", [talk, see, draw];
     /// A plain Llama.
     Llama: ["llama"], [], "Llama decoder", [talk];

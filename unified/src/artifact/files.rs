@@ -42,6 +42,10 @@ pub(super) enum Weights {
         /// Of queries, of keys.
         heads: (usize, usize),
     },
+    /// Those of a layout that transformers did not write.
+    Authors(super::authors::Layout),
+    /// A base model's, and adapters.
+    Adapted(super::adapter::Adapted),
 }
 
 /// Where a model's weights are put, and as what.
@@ -124,7 +128,19 @@ impl ModelFiles {
     pub fn part(&self, name: &str) -> Self {
         match self {
             Self::Embedded(files, below) => Self::Embedded(files, format!("{below}{name}/")),
+            Self::Made(m) if let Weights::Adapted(a) = &m.weights => a.base.part(name),
             _ => Self::Dir(self.folder().join(name)),
+        }
+    }
+
+    /// Rank and factor of the adapters beside the weights, where there are some.
+    pub fn adapter(&self) -> Option<nn::params::Lora> {
+        match self {
+            Self::Made(m) => match &m.weights {
+                Weights::Adapted(a) => Some(a.lora),
+                Weights::AsStored | Weights::Gguf { .. } | Weights::Authors(_) => None,
+            },
+            Self::Dir(_) | Self::Embedded(..) => None,
         }
     }
 
@@ -165,7 +181,11 @@ impl ModelFiles {
                 let own = |f: &&(&str, _)| f.0.strip_prefix(below.as_str()) == Some("model.safetensors");
                 files.iter().filter(own).map(|f| Err(f.1)).collect()
             }
-            Self::Made(m) => vec![Ok(m.origin.clone())],
+            Self::Made(m) => match &m.weights {
+                Weights::Authors(layout) => layout.files()?.into_iter().map(Ok).collect(),
+                Weights::Adapted(a) => a.files()?,
+                Weights::AsStored | Weights::Gguf { .. } => vec![Ok(m.origin.clone())],
+            },
         })
     }
 
@@ -177,9 +197,11 @@ impl ModelFiles {
                 let name = "model.safetensors";
                 Ok(checkpoint::read(&self.path_of(name), &self.read(name)?)?.into())
             }
-            Self::Made(m) => match m.weights {
+            Self::Made(m) => match &m.weights {
                 Weights::AsStored => Stored::map_files(vec![m.origin.clone()]),
-                Weights::Gguf { heads } => super::gguf::tensors(&m.origin, heads),
+                Weights::Gguf { heads } => super::gguf::tensors(&m.origin, *heads),
+                Weights::Authors(layout) => layout.tensors(),
+                Weights::Adapted(a) => a.tensors(),
             },
         }
     }

@@ -1,26 +1,24 @@
 //! Models of the hub by their id, fetched into the hub's cache.
 
 use super::published::TOKENIZERS;
+use super::{BESIDE_WEIGHTS, PARTS};
 use hf_hub::HFError;
 use nn::{Error, Result};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-/// Files of a checkpoint that are fetched when the hub has them.
-const OPTIONAL: &[&str] = &[
-    "preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "added_tokens.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-
-/// Folders of a model's parts, as this program writes them.
-const PARTS: &[&str] = &["qlip", "vq", "t5"];
+/// Chameleon's and Anole's own layout: the decoder's folder, and files.
+const CHAMELEON: (&str, [&str; 6]) = (
+    "models/7b",
+    [
+        "models/7b/params.json",
+        "models/7b/consolidate_params.json",
+        "models/7b/consolidated.pth",
+        "tokenizer/text_tokenizer.json",
+        "tokenizer/vqgan.yaml",
+        "tokenizer/vqgan.ckpt",
+    ],
+);
 
 /// Names of weights, the wanted first: one file, or an index of shards.
 const WEIGHTS: &[&str] =
@@ -166,11 +164,26 @@ impl Repository {
     /// A model's folder.
     fn folder(&self) -> Result<PathBuf> {
         let Some(config) = self.find("config.json")? else {
+            let (folder, files) = CHAMELEON;
+            if let Some(params) = self.find(files[0])? {
+                for file in &files[1..] {
+                    self.need(file)?;
+                }
+                let below = folder.split('/').count() + 1;
+                return Ok(params.ancestors().nth(below).unwrap_or(Path::new(".")).to_path_buf());
+            }
+            if let Some(adapter) = self.find("adapter_config.json")? {
+                let weights = ["adapter_model.safetensors", "adapter_model.bin"];
+                if self.find(weights[0])?.is_none() {
+                    self.need(weights[1])?;
+                }
+                return Ok(adapter.parent().unwrap_or(Path::new(".")).to_path_buf());
+            }
             let why = "the repository has no such file; name one of its files, as owner/name/model.gguf";
             return Err(self.failed("config.json", why));
         };
         let dir = config.parent().unwrap_or(Path::new(".")).to_path_buf();
-        for file in OPTIONAL {
+        for file in BESIDE_WEIGHTS.iter().chain(&["emu3.tiktoken"]) {
             self.find(file)?;
         }
         self.weights("")?;

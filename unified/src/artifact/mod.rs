@@ -1,7 +1,9 @@
 //! What a person names as a model - a folder, a file, a hub id, nothing - opened once, for every command, training and test:
 //! which architecture it is, its files, its parts.
 
+pub mod adapter;
 mod architecture;
+mod authors;
 mod files;
 mod gguf;
 #[cfg(feature = "hub")]
@@ -19,6 +21,26 @@ use nn::{Params, checkpoint};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+
+/// Files of a model beside its weights.
+pub const BESIDE_WEIGHTS: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "training.toml",
+    "classes.json",
+];
+
+/// Folders of a model's parts.
+pub const PARTS: &[&str] = &["qlip", "vq", "t5"];
 
 /// A model's files, and what they are.
 #[derive(Debug, Clone)]
@@ -43,7 +65,11 @@ impl Artifact {
     /// Opens a folder or file of this machine.
     pub fn at(path: &Path) -> Result<Self> {
         if path.is_dir() {
-            return Self::of(ModelFiles::Dir(path.to_path_buf()));
+            let made = match adapter::files(path)? {
+                None => authors::files(path)?,
+                made => made,
+            };
+            return Self::of(made.unwrap_or_else(|| ModelFiles::Dir(path.to_path_buf())));
         }
         let beside = path.parent().filter(|p| p.join("config.json").is_file());
         let ends = |e: &str| path.extension().is_some_and(|x| x.eq_ignore_ascii_case(e));
@@ -100,7 +126,8 @@ impl Artifact {
     /// Its tensors for layers to take.
     pub fn params(&self, at: &Placement) -> Result<Params> {
         let origin = self.files.weights_path().display().to_string();
-        Ok(Params::from_tensors(origin, self.tensors()?, at.dtype, &at.device).stored_as(at.weights))
+        let params = Params::from_tensors(origin, self.tensors()?, at.dtype, &at.device).stored_as(at.weights);
+        Ok(params.adapted(self.files.adapter()))
     }
 
     /// A folder in it with a config.json of its own; nothing where there is none.

@@ -5,7 +5,7 @@ use super::common::Type;
 use super::output::say;
 use anyhow::Result;
 use anyhow::bail;
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use clap::Args;
 use nn::checkpoint::Content;
 use nn::params::fitting;
@@ -13,7 +13,7 @@ use nn::stored::{Stored, may_be_blocks, weight_bytes};
 use nn::{Packed, WeightType};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use unified::artifact::Architecture;
+use unified::artifact::{Architecture, Artifact, BESIDE_WEIGHTS, PARTS, adapter};
 use unified::config::UnifiedConfig;
 
 /// Print a model's architecture, parameters, memory and vocabulary.
@@ -79,10 +79,11 @@ impl Info {
     }
 }
 
-/// Copy a model without its training state, weights as float16 or as asked; what is loaded from it needs no conversion.
+/// Copy a model without its training state, weights as float16 or as asked; what is loaded from it needs no conversion. Adapters are added
+/// to the weights that they change.
 #[derive(Args)]
 pub struct Export {
-    /// Model folder.
+    /// Model folder, file or hub id; an adapter's folder (PEFT) is merged into its base model.
     from: PathBuf,
     /// Folder to write.
     to: PathBuf,
@@ -90,24 +91,6 @@ pub struct Export {
     #[arg(long, value_enum, default_value_t = Type::F16)]
     dtype: Type,
 }
-
-/// Files of a model beside its weights.
-const FILES: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "training.toml",
-    "classes.json",
-];
-
-/// Folders of a model's parts.
-const PARTS: &[&str] = &["qlip", "vq", "t5"];
 
 impl Export {
     pub fn run(&self) -> Result<()> {
@@ -118,10 +101,10 @@ impl Export {
         if from.zip(to).is_some_and(|(from, to)| from.starts_with(&to) || to.starts_with(&from)) {
             bail!("{}: export writes a copy; give another folder", self.to.display());
         }
-        self.part(&self.from, &self.to, self.dtype)?;
+        let artifact = Artifact::open(&self.from.to_string_lossy())?;
+        self.part(&artifact, &self.to, self.dtype)?;
         for part in PARTS {
-            let from = self.from.join(part);
-            if from.join("config.json").is_file() {
+            if let Some(from) = artifact.part(part)? {
                 let weights =
                     if self.dtype.weights().is_some_and(WeightType::is_blocks) { Type::F16 } else { self.dtype };
                 self.part(&from, &self.to.join(part), weights)?;
@@ -131,8 +114,8 @@ impl Export {
         Ok(())
     }
 
-    fn part(&self, from: &Path, to: &Path, dtype: Type) -> Result<()> {
-        let stored = Stored::map_dir(from)?;
+    fn part(&self, from: &Artifact, to: &Path, dtype: Type) -> Result<()> {
+        let (stored, lora) = (from.tensors()?, from.files.adapter());
         let float = match dtype.weights() {
             None => None,
             Some(WeightType::F32) => Some(DType::F32),
@@ -142,8 +125,28 @@ impl Export {
         let mut packed = BTreeMap::new();
         let mut contents = BTreeMap::new();
         for (name, shape) in stored.shapes() {
+            if lora.is_some() && adapter::is_adapter(name) {
+                continue;
+            }
             let blocks = dtype.weights().filter(|t| t.is_blocks() && may_be_blocks(name, shape));
             let seen = name.contains("vision_tower.") || name.contains("multi_modal_projector.");
+            let stored = &stored;
+            let whole = move || -> nn::Result<Tensor> {
+                let w = stored.get(name)?.ok_or_else(|| nn::Error::invalid(format!("tensor `{name}` is gone")))?;
+                let Some((lora, [a, b])) = lora.zip(adapter::adapters_of(name)) else { return Ok(w) };
+                match (stored.get(&a)?, stored.get(&b)?) {
+                    (Some(a), Some(b)) => adapter::merged(&w, &a, &b, &lora),
+                    _ => Ok(w),
+                }
+            };
+            if let Some(ty) = blocks.filter(|_| !seen && lora.is_some())
+                && fitting(ty, shape[1]).is_blocks()
+            {
+                let values = whole()?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+                let row = |i: usize, out: &mut [f32]| out.copy_from_slice(&values[i]);
+                packed.insert(name.to_owned(), Packed::from_rows(fitting(ty, shape[1]), shape[0], shape[1], row)?);
+                continue;
+            }
             if let Some(ty) = blocks.filter(|_| !seen)
                 && let Some(held) = stored.weight(name)?
             {
@@ -157,9 +160,8 @@ impl Export {
             }
             let stored_as = stored.dtype(name).unwrap_or(DType::F32);
             let as_type = float.filter(|_| stored_as.is_float()).unwrap_or(stored_as);
-            let stored = &stored;
             let make = move || {
-                let t = stored.get(name)?.ok_or_else(|| nn::Error::invalid(format!("tensor `{name}` is gone")))?;
+                let t = whole()?;
                 if as_type == DType::F16 && stored_as != DType::F16 {
                     let top = t.to_dtype(DType::F32)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
                     if top > 65504.0 && top.is_finite() {
@@ -175,12 +177,8 @@ impl Export {
         contents.extend(packed.iter().map(|(k, p)| (k.clone(), Content::Packed(p))));
         super::common::out_dir(to)?;
         nn::checkpoint::save_packed(&to.join("model.safetensors"), &contents, &[])?;
-        for name in FILES {
-            let from = from.join(name);
-            if from.is_file() {
-                let bytes = std::fs::read(&from).map_err(nn::Error::io(&from))?;
-                nn::checkpoint::write_atomic(&to.join(name), &bytes)?;
-            }
+        for name in BESIDE_WEIGHTS.iter().filter(|n| from.files.has(n)) {
+            nn::checkpoint::write_atomic(&to.join(name), &from.files.read(name)?)?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! config.json of Emu3 as transformers writes it.
+//! config.json of Emu3 as transformers writes it (the authors' is made into one: artifact/authors/emu3.rs).
 
 use crate::code_rows::CodeRows;
 use crate::{Error, Result};
@@ -73,9 +73,7 @@ impl Emu3Config {
         let vocabulary: HashMap<String, u32> = match part("vocabulary_map") {
             Some(map) => serde_json::from_value(map).map_err(|e| bad(format!("vocabulary_map: {e}")))?,
             None => {
-                let why = "vocabulary_map is missing: the authors' own layout is not read yet; use a copy that transformers wrote \
-                           (BAAI/Emu3-Chat-hf, BAAI/Emu3-Gen-hf)";
-                return Err(bad(why.into()));
+                return Err(bad("vocabulary_map is missing: it says which entries are codes".into()));
             }
         };
         let vq: Vq = serde_json::from_value(part("vq_config").unwrap_or_else(|| serde_json::json!({})))

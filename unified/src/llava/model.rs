@@ -43,7 +43,7 @@ impl Llava {
         let config = LlavaConfig::parse(&files.path_of("config.json"), &files.text("config.json")?)?;
         let stored = artifact.tensors()?.renamed(published_name);
         let params = Params::from_tensors(files.weights_path().display().to_string(), stored, at.dtype, &at.device);
-        Self::new(&params.stored_as(at.weights), &config)
+        Self::adapted(&params.stored_as(at.weights), &config, files.adapter())
     }
 
     /// Takes the tensors, under their llava-hf names.

@@ -11,6 +11,7 @@ use qlip::Image;
 use qlip::data::Pictures;
 use qlip::resample::{resize, resize_window};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -25,14 +26,19 @@ pub(super) struct Pictured<'a> {
     pub crops: usize,
     pub crop_share: f64,
     pub visual: &'a VisualTokenizer,
+    /// The tokenizer's fingerprint.
+    pub fingerprint: String,
 }
+
+/// Pictures whose pixels tell one source from another.
+const PROBES: usize = 8;
 
 impl Pictured<'_> {
     /// Tokens of all crops of all pictures that can be read, made by the first process where the file does not have them.
     pub fn tokens(&self, path: &Path, run: &mut Run) -> Result<PackedTokens> {
         let per = self.visual.grid() * self.visual.grid() * self.visual.sub_tokens();
         let bits = (self.visual.vocab().max(2) - 1).ilog2() as usize + 1;
-        let layout = Layout { per, bits, crops: self.crops };
+        let layout = Layout { per, bits, crops: self.crops, source: self.source() };
         if run.world.is_first() && !path.is_file() {
             self.make(path, layout, run.say)?;
         }
@@ -42,7 +48,31 @@ impl Pictured<'_> {
         if fits && found.layout == layout {
             return Ok(found);
         }
-        Err(Error::bad_file(path, "codes of another training; remove the file, or choose another folder"))
+        if fits && found.layout == (Layout { source: 0, ..layout }) {
+            (run.say)(&format!(
+                "{}: says neither tokenizer nor pictures that it was made of; used as it is",
+                path.display()
+            ));
+            return Ok(found);
+        }
+        let why = "codes of another image tokenizer, other pictures or other crops; remove the file, or choose another folder";
+        Err(Error::bad_file(path, why))
+    }
+
+    /// A number for tokenizer, crops and pictures: how many there are, and the pixels of some.
+    fn source(&self) -> u64 {
+        let mut sum = Sha256::new();
+        sum.update(&self.fingerprint);
+        sum.update(self.crop_share.to_le_bytes());
+        sum.update((self.photos.len() as u64).to_le_bytes());
+        let step = self.photos.len().div_ceil(PROBES).max(1);
+        for i in (0..self.photos.len()).step_by(step) {
+            // one that cannot be read is told when its turn comes
+            if let Ok(image) = self.photos.image(i) {
+                sum.update(image.rgb());
+            }
+        }
+        sum.finalize().iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b)).max(1)
     }
 
     fn make(&self, path: &Path, layout: Layout, say: &mut dyn FnMut(&str)) -> Result<()> {
@@ -96,6 +126,8 @@ struct Layout {
     bits: usize,
     /// Rows a picture.
     crops: usize,
+    /// What they are of; 0 where a file does not say.
+    source: u64,
 }
 
 impl Layout {
@@ -138,8 +170,8 @@ struct PackedWriter {
     buffer: Vec<u8>,
 }
 
-/// Bytes of the growing file's head: tokens, bits and crops, eight bytes each.
-const HEAD: usize = 24;
+/// Bytes of the growing file's head: tokens, bits, crops and source, eight bytes each.
+const HEAD: usize = 32;
 
 impl PackedWriter {
     /// Goes on with what an earlier run wrote; the number of the first picture that it did not see.
@@ -147,8 +179,8 @@ impl PackedWriter {
         let growing = path.with_extension("partial");
         let io = |e| Error::io(&growing)(e);
         let mut file = File::options().read(true).append(true).create(true).open(&growing).map_err(&io)?;
-        let head: Vec<u8> =
-            [layout.per, layout.bits, layout.crops].iter().flat_map(|n| (*n as u64).to_le_bytes()).collect();
+        let head = [layout.per as u64, layout.bits as u64, layout.crops as u64, layout.source];
+        let head: Vec<u8> = head.iter().flat_map(|n| n.to_le_bytes()).collect();
         let size = file.metadata().map_err(&io)?.len() as usize;
         let mut found = vec![0; HEAD.min(size)];
         file.read_exact_at(&mut found, 0).map_err(&io)?;
@@ -205,7 +237,8 @@ impl PackedWriter {
         let rows = pictures * layout.crops;
         let (packed, numbers) = (rows * layout.stride(), pictures * 4);
         let meta = serde_json::json!({
-            "bits": layout.bits.to_string(), "tokens": layout.per.to_string(), "crops": layout.crops.to_string()
+            "bits": layout.bits.to_string(), "tokens": layout.per.to_string(), "crops": layout.crops.to_string(),
+            "source": format!("{:016x}", layout.source)
         });
         // numbers are 4 bytes each and come first, so that they lie at a multiple of 4
         let header = serde_json::json!({
@@ -255,7 +288,8 @@ impl PackedTokens {
         let (Some(bits), Some(per), Some(crops)) = (number("bits"), number("tokens"), number("crops")) else {
             return Err(bad());
         };
-        let layout = Layout { per, bits, crops };
+        let source = meta.get("source").and_then(|s| u64::from_str_radix(s, 16).ok()).unwrap_or(0);
+        let layout = Layout { per, bits, crops, source };
         if bits == 0 || bits > 32 || crops == 0 || per.checked_mul(bits).is_none() {
             return Err(bad());
         }
@@ -298,7 +332,7 @@ mod tests {
     fn tokens_survive_packing_the_file_and_a_kill() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("codes.safetensors");
-        let layout = Layout { per: 5, bits: 10, crops: 2 };
+        let layout = Layout { per: 5, bits: 10, crops: 2, source: 7 };
         // fifty bits are seven bytes
         assert_eq!((layout.stride(), layout.record()), (7, 18));
         let rows: Vec<Vec<u32>> = ROWS.iter().map(|r| r.to_vec()).collect();
@@ -318,9 +352,13 @@ mod tests {
         for (i, r) in rows.iter().enumerate() {
             assert_eq!(p.get(i).unwrap(), *r);
         }
-        // another layout begins anew
-        let (_, next) = PackedWriter::begin(&path, Layout { crops: 1, ..layout }).unwrap();
-        assert_eq!(next, 0);
+        // another layout begins anew, and so do other pictures
+        for other in [Layout { crops: 1, ..layout }, Layout { source: 8, ..layout }] {
+            let (mut w, next) = PackedWriter::begin(&path, other).unwrap();
+            assert_eq!(next, 0);
+            w.push(0, &rows[..other.crops]).unwrap();
+            w.sync().unwrap();
+        }
         checkpoint::save(&path, &Default::default(), &[]).unwrap();
         assert!(PackedTokens::load(&path).is_err());
     }
@@ -336,7 +374,7 @@ mod tests {
         const ALL: usize = 1_280_000;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("codes.safetensors");
-        let layout = Layout { per: 4, bits: 14, crops: 10 };
+        let layout = Layout { per: 4, bits: 14, crops: 10, source: 7 };
         let made = |picture: usize, crop: usize| -> Vec<u32> {
             (0..4).map(|i| ((picture * 31 + crop * 7 + i * 3) & 0x3fff) as u32).collect()
         };

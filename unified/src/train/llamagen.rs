@@ -186,7 +186,8 @@ impl LlamaGenTraining {
         if run.world.is_first() {
             tokenizer.copy_to(&run.out.join(visual.folder()))?;
         }
-        let crops = Pictured { photos, crops: self.crops, crop_share: self.crop_share, visual: &visual };
+        let fingerprint = tokenizer.fingerprint()?;
+        let crops = Pictured { photos, crops: self.crops, crop_share: self.crop_share, visual: &visual, fingerprint };
         let tokens = crops.tokens(&run.out.join("codes.safetensors"), run)?;
         // the features of "no caption" are data, not a parameter
         let freeze = ["cls_embedding.uncond_embedding"];

@@ -2,7 +2,7 @@
 //! on conversations, whole or through low-rank adapters. The tower is held in both.
 
 use super::conversations::{self, Entry, IMAGE_MARK, pieces};
-use super::{Run, write_json};
+use super::{Run, adapters, write_json};
 use crate::artifact::{Architecture, Artifact, ModelFiles, text_tokenizer};
 use crate::data::{self, DataConfig, DataKind, HeldOut};
 use crate::llava::{Llava, LlavaConfig, VICUNA_V1, VisionFeature, published_name};
@@ -11,7 +11,6 @@ use crate::template::{Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use nn::checkpoint::Content;
 use nn::ops::cross_entropy;
 use nn::params::Lora;
 use nn::stored::Stored;
@@ -101,8 +100,9 @@ impl LlavaTraining {
         if !(1..=2).contains(&self.stage) {
             return Err(Error::invalid(format!("stage = {}: write 1 or 2", self.stage)));
         }
-        if self.lora.is_some_and(|l| l.rank == 0) || (self.lora.is_some() && self.stage == 1) {
-            return Err(Error::invalid("[lora] belongs to stage 2 and needs a rank of 1 or more"));
+        adapters::check(self.lora)?;
+        if self.lora.is_some() && self.stage == 1 {
+            return Err(Error::invalid("[lora] belongs to stage 2"));
         }
         let entries = self.entries(run)?;
         let base = self.base()?;
@@ -113,7 +113,8 @@ impl LlavaTraining {
             _ => &["vision_tower."],
         };
         let params = Params::for_training_shared(base.tensors.clone(), freeze, self.run.seed, DType::F32, &run.device);
-        let model = Llava::adapted(&params, &base.config, self.lora)?;
+        let held = params.clone().stored_as(self.lora.and_then(|l| l.base));
+        let model = Llava::adapted(&held, &base.config, self.lora)?;
         let samples = self.samples(&entries.list, &template, &words, &base, &model)?;
         let held_out = HeldOut::of(self.run.held_out(), samples.len())?;
         let order = |held: bool| Order {
@@ -336,51 +337,18 @@ impl Task for Conversing<'_> {
     }
 
     fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+        let lora = self.config.lora;
         let path = dir.join("model.safetensors");
-        checkpoint::save_packed(&path, &written(&self.base.tensors, weights, self.config.lora), &[])
+        checkpoint::save_packed(&path, &adapters::written(&self.base.tensors, weights, lora), &[])?;
+        match (lora, &self.config.start) {
+            (Some(lora), Some(base)) => adapters::beside(dir, base, &lora, weights),
+            _ => Ok(()),
+        }
     }
 }
 
 fn tokenizer(files: &ModelFiles) -> Result<(PathBuf, Vec<u8>)> {
     Ok((files.path_of("tokenizer.json"), text_tokenizer(files)?.to_json()?.into_bytes()))
-}
-
-/// What is written: the tensors that training began with, the trained ones in their place, adapters added to the weights that
-/// they change; each is made when its turn comes.
-fn written<'a>(
-    start: &'a Stored,
-    trained: &'a BTreeMap<String, Tensor>,
-    lora: Option<Lora>,
-) -> BTreeMap<String, Content<'a>> {
-    let mut all = BTreeMap::new();
-    for (name, shape) in start.shapes() {
-        let make = move || match start.get(name)? {
-            Some(t) => Ok(t),
-            None => Err(Error::invalid(format!("tensor `{name}` is gone"))),
-        };
-        all.insert(name.to_owned(), Content::Later(DType::F32, shape.to_vec(), Box::new(make)));
-    }
-    let adapter = |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
-    all.extend(trained.iter().filter(|t| !adapter(t.0)).map(|(k, t)| (k.clone(), Content::Tensor(t))));
-    let Some(lora) = lora else { return all };
-    for (name, a) in trained {
-        let Some(layer) = name.strip_suffix(".lora_A.weight") else { continue };
-        let (weight, b) = (format!("{layer}.weight"), trained.get(&format!("{layer}.lora_B.weight")));
-        let (Some(b), Some(shape)) = (b, start.shapes().into_iter().find(|s| s.0 == weight).map(|s| s.1.to_vec()))
-        else {
-            continue;
-        };
-        let held = weight.clone();
-        let make = move || match start.get(&held)? {
-            Some(w) => {
-                let change = (b.matmul(a)? * lora.scale())?.to_device(&candle_core::Device::Cpu)?;
-                Ok((w.to_dtype(DType::F32)? + change.to_dtype(DType::F32)?)?)
-            }
-            None => Err(Error::invalid(format!("tensor `{held}` is gone"))),
-        };
-        all.insert(weight, Content::Later(DType::F32, shape, Box::new(make)));
-    }
-    all
 }
 
 /// Features in the order of the packed conversations.

@@ -1,5 +1,6 @@
 //! `unified train CONFIG`: one config file, one training, one folder.
 
+mod adapters;
 mod classifier;
 mod codes;
 mod config;

@@ -1,7 +1,7 @@
 //! Training of the unified model: one decoder over text and pictures (UM3 section 4).
 
 use super::llamagen::Head;
-use super::{Run, write_json};
+use super::{Run, adapters, write_json};
 use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
@@ -18,12 +18,15 @@ use lm::head::BitwiseConfig;
 use lm::loss::{Totals, split_loss};
 use lm::shared_bits::SharedBits;
 use lm::{Llama, LlamaConfig, MergedVocab};
+use nn::params::Lora;
+use nn::stored::Stored;
 use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Config of a unified training.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -68,6 +71,9 @@ pub struct UnifiedTraining {
     pub loss: UnifiedLoss,
     /// How the shares of the sources change, and what of a request is dropped.
     pub mixture: Mixture,
+    /// Adapters instead of the weights of the blocks, which are held; tables, norms and heads are trained whole. Needs `start`.
+    #[serde(default)]
+    pub lora: Option<Lora>,
     /// Optimiser.
     pub optim: OptimConfig,
     /// How the model is to be sampled, written to its config.
@@ -120,6 +126,10 @@ struct Unifying<'a> {
     eyes: Eyes,
     /// Fills what is left of a row.
     pad: u32,
+    /// What adapters are added to.
+    start: Arc<Stored>,
+    /// The folder of the model that adapters by themselves belong to.
+    base: Option<PathBuf>,
     config: &'a UnifiedTraining,
 }
 
@@ -153,6 +163,15 @@ impl UnifiedTraining {
         if self.head == Head::Bits && self.shared_bits {
             return Err(Error::invalid("shared_bits speaks of a table of visual rows; head = \"bits\" has none"));
         }
+        adapters::check(self.lora)?;
+        if self.lora.is_some() && (self.start.is_none() || self.shared_bits) {
+            return Err(Error::invalid("[lora] needs `start`, and no shared_bits: adapters change what is there"));
+        }
+        // adapters by themselves belong to a model that has all else
+        let base = match &start {
+            Start::Unified(_, _, v) if **v == vocab => self.start.clone(),
+            Start::New(_) | Start::Unified(..) | Start::Llama(..) => None,
+        };
         let (tensors, text_config) = start.with_rows(vocab.rows())?;
         let checks = self.data.iter().any(|d| d.is_used() && d.template == Some(SampleTemplate::Check));
         let config = UnifiedConfig {
@@ -180,8 +199,10 @@ impl UnifiedTraining {
         if run.world.is_first() {
             image_tokenizer.copy_to(&run.out.join("qlip"))?;
         }
-        let params = Params::for_training(tensors, &[], self.run.seed, DType::F32, &run.device);
-        let model = Llama::of_vocab(&params, &config.text_config, &vocab)?;
+        let start: Arc<Stored> = Arc::new(tensors.into());
+        let params = Params::for_training_shared(start.clone(), &[], self.run.seed, DType::F32, &run.device);
+        let held = params.clone().stored_as(self.lora.and_then(|l| l.base)).adapted(self.lora);
+        let model = Llama::of_vocab(&held, &config.text_config, &vocab)?;
         // a checkpoint's rows have their sums in them already
         let std = if params.contains(TABLE) { 0.0 } else { config.text_config.initializer_range };
         let shared = if self.shared_bits {
@@ -190,7 +211,7 @@ impl UnifiedTraining {
             None
         };
         let pad = words.mark(&marks.end)?;
-        let task = Unifying { source, model, shared, vocab, words, eyes, pad, config: self };
+        let task = Unifying { source, model, shared, vocab, words, eyes, pad, start, base, config: self };
         let done = run.trainer(&self.run, &self.optim, &params).run(&task, run.progress);
         run.name_broken(&task.source.broken())?;
         done
@@ -204,7 +225,8 @@ impl UnifiedTraining {
                 let tensors = || artifact.tensors()?.into_memory();
                 match artifact.architecture {
                     Architecture::Unified => {
-                        Ok(Start::Unified(tensors()?, artifact.config::<UnifiedConfig>()?.text_config))
+                        let config = artifact.config::<UnifiedConfig>()?;
+                        Ok(Start::Unified(tensors()?, config.text_config, Box::new(config.vocabulary)))
                     }
                     Architecture::Llama => Ok(Start::Llama(tensors()?, artifact.config()?)),
                     other => Err(Error::invalid(format!(
@@ -363,14 +385,20 @@ impl Task for Unifying<'_> {
         if let Some(s) = &self.shared {
             s.join(&mut weights)?;
         }
-        checkpoint::save(&dir.join("model.safetensors"), &weights, &[])
+        let path = dir.join("model.safetensors");
+        let Some(lora) = self.config.lora else { return checkpoint::save(&path, &weights, &[]) };
+        checkpoint::save_packed(&path, &adapters::written(&self.start, &weights, Some(lora)), &[])?;
+        match &self.base {
+            Some(base) => adapters::beside(dir, base, &lora, &weights),
+            None => Ok(()),
+        }
     }
 }
 
 /// What a training begins with.
 enum Start {
     New(LlamaConfig),
-    Unified(HashMap<String, Tensor>, LlamaConfig),
+    Unified(HashMap<String, Tensor>, LlamaConfig, Box<MergedVocab>),
     Llama(HashMap<String, Tensor>, LlamaConfig),
 }
 
@@ -386,7 +414,7 @@ impl Start {
     /// Width of the model.
     fn width(&self) -> usize {
         match self {
-            Self::New(config) | Self::Unified(_, config) | Self::Llama(_, config) => config.hidden_size,
+            Self::New(config) | Self::Unified(_, config, _) | Self::Llama(_, config) => config.hidden_size,
         }
     }
 
@@ -394,8 +422,8 @@ impl Start {
     fn with_rows(self, rows: usize) -> Result<(HashMap<String, Tensor>, LlamaConfig)> {
         match self {
             Self::New(config) => Ok((HashMap::new(), LlamaConfig { vocab_size: rows, ..config })),
-            Self::Unified(tensors, config) if config.vocab_size == rows => Ok((tensors, config)),
-            Self::Unified(_, config) => Err(Error::invalid(format!(
+            Self::Unified(tensors, config, _) if config.vocab_size == rows => Ok((tensors, config)),
+            Self::Unified(_, config, _) => Err(Error::invalid(format!(
                 "`start` has {} vocabulary rows; this tokenizer and image tokenizer make {rows}",
                 config.vocab_size
             ))),

@@ -76,6 +76,36 @@ fn chameleon_with_either_norm() {
     equals("chameleon/swin", "chameleon/swin/io.safetensors", &names);
     let painted = [&names[..], &["vq_decoded", "drawing_guided_pixels"]].concat();
     equals("chameleon/plain", "chameleon/plain/io.safetensors", &painted);
+    // the same weights in the authors' layout: the repository's folder, and the decoder's in it
+    equals("chameleon/plain/original", "chameleon/plain/io.safetensors", &painted);
+    equals("chameleon/plain/original/models/7b", "chameleon/plain/io.safetensors", &painted);
+}
+
+/// Emu3's weights under its authors' names, decoder and image tokenizer apart, as they publish them.
+fn emu3_of_its_authors(dir: &Path) {
+    let fixture = fixture("emu3");
+    let weights = nn::checkpoint::load(&fixture.join("model.safetensors")).unwrap();
+    let names: Vec<serde_json::Value> =
+        serde_json::from_str(&std::fs::read_to_string(fixture.join("names.json")).unwrap()).unwrap();
+    for (folder, file, config) in [
+        ("Emu3-Gen", "Emu3-Chat", "config.json"),
+        ("Emu3-VisionTokenizer", "Emu3-VisionTokenizer", "tokenizer_config.json"),
+    ] {
+        let mut tensors = std::collections::BTreeMap::new();
+        for n in names.iter().filter(|n| n["file"] == file) {
+            let mut t = weights[n["transformers"].as_str().unwrap()].clone();
+            if let Some(shape) = n["original_shape"].as_array() {
+                let shape: Vec<usize> = shape.iter().map(|v| v.as_u64().unwrap() as usize).collect();
+                t = t.reshape(shape).unwrap();
+            }
+            tensors.insert(n["original"].as_str().unwrap().to_owned(), t);
+        }
+        assert!(tensors.len() > 20, "{folder}");
+        let dir = dir.join(folder);
+        std::fs::create_dir_all(&dir).unwrap();
+        nn::checkpoint::save(&dir.join("model.safetensors"), &tensors, &[]).unwrap();
+        std::fs::copy(fixture.join("original").join(config), dir.join("config.json")).unwrap();
+    }
 }
 
 #[test]
@@ -94,6 +124,32 @@ fn emu3_pictures_and_videos() {
         "vq_video_decoded",
     ];
     equals("emu3", "emu3/io.safetensors", &names);
+    let dir = tempfile::tempdir().unwrap();
+    emu3_of_its_authors(dir.path());
+    equals(&dir.path().join("Emu3-Gen").display().to_string(), "emu3/io.safetensors", &names);
+    // the image tokenizer by itself, and a decoder without it, say what is wanted
+    let alone = dir.path().join("alone");
+    std::fs::create_dir(&alone).unwrap();
+    std::fs::rename(dir.path().join("Emu3-Gen"), alone.join("Emu3-Gen")).unwrap();
+    let io = fixture("emu3/io.safetensors").display().to_string();
+    fails(dir.path(), &["forward", "alone/Emu3-Gen", &io, "-o", "x"], &["put BAAI/Emu3-VisionTokenizer there"]);
+    fails(dir.path(), &["forward", "Emu3-VisionTokenizer", &io, "-o", "x"], &["give the decoder's folder"]);
+}
+
+/// Anole's own folder talks and draws: config, words and both files of weights are found.
+#[test]
+fn anole_in_its_authors_layout_is_a_whole_model() {
+    let d = tempfile::tempdir().unwrap();
+    let own = fixture("chameleon/plain/original").display().to_string();
+    let info = ok(d.path(), &["info", &own, "--json"]);
+    assert!(info.contains("chameleon"), "{info}");
+    // what is missing is named
+    copy(&fixture("chameleon/plain/original/models/7b"), &d.path().join("models/7b"));
+    let io = fixture("chameleon/plain/io.safetensors").display().to_string();
+    fails(d.path(), &["forward", ".", &io, "-o", "x"], &["tokenizer/vqgan.ckpt", "no such file"]);
+    std::fs::rename(d.path().join("models/7b/consolidated.pth"), d.path().join("models/7b/consolidated.00.pth"))
+        .unwrap();
+    fails(d.path(), &["forward", ".", &io, "-o", "x"], &["facebook/chameleon-30b"]);
 }
 
 /// Each input by itself is enough for what it tells.

@@ -72,6 +72,44 @@ fn llava_learns_its_projector_then_adapters_and_answers() {
         let out = ok(d, &["describe", "photo.jpg", "--model", "two", "--dtype", dtype, "--json"]);
         assert!(serde_json::from_str::<serde_json::Value>(&out).unwrap()["answer"].is_string());
     }
+    // the adapters by themselves, beside the base model that they name: the same answers, and the same weights when they are merged
+    let peft: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(d.join("two/adapter/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&peft["peft_type"], &peft["r"], &peft["lora_alpha"]), (&"LORA".into(), &2.into(), &4.0.into()));
+    let answer = |model: &str| ok(d, &["describe", "photo.jpg", "--model", model, "--max-tokens", "8"]);
+    assert_eq!(answer("two/adapter"), answer("two"));
+    let adapters = nn::checkpoint::load(&d.join("two/adapter/adapter_model.safetensors")).unwrap();
+    let of = |m: &str| {
+        &adapters[&format!("base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_{m}.weight")]
+    };
+    let by_hand = (&one[q] + (of("B").matmul(of("A")).unwrap() * 2.0).unwrap()).unwrap();
+    let far = |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(far(&by_hand, &two[q]) < 1e-6);
+    ok(d, &["export", "two/adapter", "merged", "--dtype", "f32"]);
+    let merged = weights("merged");
+    assert_eq!(merged.len(), two.len());
+    assert!(merged.iter().all(|(name, t)| far(t, &two[name]) < 1e-6));
+    ok(d, &["export", "two/adapter", "small", "--dtype", "q8_0"]);
+    answer("small");
+    // held in blocks: a little coarser, and learned all the same
+    let qlora = [format!("start={}", d.join("one").display()), "lora={rank=2,alpha=4.0,base=\"q8_0\"}".to_owned()];
+    train(2, "three", &qlora);
+    let three = weights("three");
+    assert!(!same(&one[q], &three[q]) && far(&two[q], &three[q]) < 0.05);
+    // what is not known is refused by name
+    let config_path = d.join("two/adapter/adapter_config.json");
+    let plain = std::fs::read_to_string(&config_path).unwrap();
+    for (from, to, says) in [
+        ("\"use_dora\": false", "\"use_dora\": true", "use_dora"),
+        ("\"r\": 2", "\"r\": 3", "its rank is not r 3"),
+        ("\"bias\": \"none\"", "\"bias\": \"all\"", "bias all"),
+    ] {
+        std::fs::write(&config_path, plain.replace(from, to)).unwrap();
+        fails(d, &["info", "two/adapter"], &[says]);
+    }
+    let base = d.join("one").display().to_string();
+    std::fs::write(&config_path, plain.replace(&base, "nobody/nowhere/x")).unwrap();
+    fails(d, &["info", "two/adapter"], &["base_model_name_or_path"]);
     let long =
         ["train", &config(1), "--out", "x", "--set", "sequence_length=20", "--set", &parts[0], "--set", &parts[1]];
     let (data, images) =

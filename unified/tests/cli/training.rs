@@ -155,6 +155,49 @@ fn a_unified_model_with_a_bitwise_head_trains_resumes_and_draws() {
     fails(d, &["train", "c.toml", "--out", "no"], &["pictures to describe: path is missing"]);
 }
 
+/// A unified model goes on by adapters, with its cells told: what is written is whole, and the adapters belong to the model they came from.
+#[test]
+fn a_unified_model_learns_by_adapters() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano/unified-copy.toml");
+    let train = |out: &str, more: &[&str]| {
+        let mut sets = tiny();
+        sets.push(format!("image_tokenizer={}", nano().join("qlip").display()));
+        sets.extend(["run.steps=2", "run.batch_size=2"].map(str::to_owned));
+        sets.extend(more.iter().map(|s| (*s).to_owned()));
+        let mut args = vec!["train", config.to_str().unwrap(), "--out", out];
+        sets.iter().for_each(|s| args.extend(["--set", s]));
+        ok(d, &args);
+    };
+    let nano = format!("start={}", nano().display());
+    train("cells", &[&nano]);
+    let cells: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(d.join("cells/config.json")).unwrap()).unwrap();
+    assert_eq!(cells["vocabulary"]["cell_positions"], true);
+    let positions = "bit_embeddings.position_embedding.weight";
+    assert_eq!(nn::checkpoint::load_dir(&d.join("cells")).unwrap()[positions].dims(), [64, 256]);
+    train("more", &["start=cells", "lora={rank=4,alpha=8.0}"]);
+    let (before, after) =
+        (nn::checkpoint::load_dir(&d.join("cells")).unwrap(), nn::checkpoint::load_dir(&d.join("more")).unwrap());
+    let names = |m: &std::collections::HashMap<String, candle_core::Tensor>| {
+        m.keys().cloned().collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names(&before), names(&after), "adapters are merged");
+    let drawn = |model: &str, out: &str| {
+        ok(d, &["generate", "a red circle", "--model", model, "-o", out]);
+        std::fs::read(d.join(out).join("unified-0001.png")).unwrap().len()
+    };
+    drawn("more", "a");
+    drawn("more/adapter", "b");
+    ok(d, &["describe", "--model", "more/adapter", "a/unified-0001.png"]);
+    fails(
+        d,
+        &["train", config.to_str().unwrap(), "--out", "x", "--set", &nano, "--set", "lora={rank=0,alpha=1.0}"],
+        &["[lora] rank 0"],
+    );
+}
+
 /// Small grey pictures in a gzip parquet with a ClassLabel, as Fashion-MNIST's: four trainings, with no other change than the path.
 #[test]
 fn grey_pictures_go_through_every_picture_training() {

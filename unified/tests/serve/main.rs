@@ -2,6 +2,7 @@
 //! "skipped: why".
 
 mod faults;
+mod fuzz;
 mod load;
 mod page;
 

@@ -18,19 +18,26 @@ use half::{bf16, f16};
 pub const GROUP: usize = 16;
 
 /// How a weight's values are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum WeightType {
     /// 32-bit floats.
+    #[serde(rename = "f32")]
     F32,
     /// bfloat16.
+    #[serde(rename = "bf16")]
     Bf16,
     /// float16.
+    #[serde(rename = "f16")]
     F16,
     /// 8-bit integers, 32 to a float16 scale.
+    #[serde(rename = "q8_0")]
     Q8_0,
     /// 4-bit integers with 6-bit scales and minima of 32, 256 to a pair of float16 factors.
+    #[serde(rename = "q4_K")]
     Q4K,
     /// 6-bit integers with 8-bit scales of 16, 256 to a float16 factor.
+    #[serde(rename = "q6_K")]
     Q6K,
 }
 

@@ -221,7 +221,7 @@ impl Bench {
             }
             Shape::Llama(c) => {
                 let (batch, tokens) = (self.batch.unwrap_or(1), self.prompt.unwrap_or(128));
-                let lora = self.lora.map(|rank| Lora { rank, alpha: rank as f64 });
+                let lora = self.lora.map(|rank| Lora { rank, alpha: rank as f64, base: None });
                 let freeze: &[&str] = if lora.is_some() { &["model.", "lm_head."] } else { &[] };
                 let params = Params::made_for_training(freeze, 1, DType::F32, &Device::Cpu)
                     .stored_as(Some(self.weight_type()))

@@ -1,0 +1,53 @@
+//! What a training with low-rank adapters writes: a whole checkpoint with the adapters in its weights, and the adapters by themselves as
+//! PEFT keeps them.
+
+use crate::artifact::adapter::{self, adapters_of, is_adapter};
+use crate::{Error, Result};
+use candle_core::{DType, Tensor};
+use nn::checkpoint::Content;
+use nn::params::Lora;
+use nn::stored::Stored;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Folder of the adapters in a training's folder.
+pub const FOLDER: &str = "adapter";
+
+/// Whether the numbers are in their range.
+pub fn check(lora: Option<Lora>) -> Result<()> {
+    match lora {
+        Some(l) if l.rank == 0 || !l.alpha.is_finite() => {
+            Err(Error::invalid(format!("[lora] rank {}, alpha {}: write a rank of 1 or more", l.rank, l.alpha)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The tensors that training began with, the trained ones in their place, adapters added to the weights that they change; each is made when
+/// its turn comes.
+pub fn written<'a>(
+    start: &'a Stored,
+    trained: &'a BTreeMap<String, Tensor>,
+    lora: Option<Lora>,
+) -> BTreeMap<String, Content<'a>> {
+    let mut all = BTreeMap::new();
+    for (name, shape) in start.shapes() {
+        let change = lora.zip(adapters_of(name)).and_then(|(l, [a, b])| Some((l, trained.get(&a)?, trained.get(&b)?)));
+        let make = move || {
+            let held = start.get(name)?.ok_or_else(|| Error::invalid(format!("tensor `{name}` is gone")))?;
+            match change {
+                Some((lora, a, b)) => adapter::merged(&held, a, b, &lora),
+                None => Ok(held),
+            }
+        };
+        all.insert(name.to_owned(), Content::Later(DType::F32, shape.to_vec(), Box::new(make)));
+    }
+    all.extend(trained.iter().filter(|t| !is_adapter(t.0)).map(|(k, t)| (k.clone(), Content::Tensor(t))));
+    all
+}
+
+/// Writes the adapters, and what was trained whole beside them, into a folder of their own.
+pub fn beside(dir: &Path, base: &Path, lora: &Lora, trained: &BTreeMap<String, Tensor>) -> Result<()> {
+    let base = std::path::absolute(base).ok().filter(|b| b.exists()).unwrap_or_else(|| base.to_path_buf());
+    adapter::write(&dir.join(FOLDER), &base.to_string_lossy(), lora, trained)
+}
