@@ -1,6 +1,6 @@
 //! `unified features CAPTIONS`
 
-use super::common::{OnDevice, progress, tick};
+use super::common::{OnDevice, Shard, progress, tick};
 use super::output::say;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
@@ -23,6 +23,9 @@ pub struct Features {
     /// Positions of a caption; longer ones lose their end.
     #[arg(long, default_value_t = 120)]
     positions: usize,
+    /// One of n parts of the captions, i/n with i from 0; `unified merge` joins their files.
+    #[arg(long, value_name = "I/N", default_value = "0/1", hide_default_value = true)]
+    shard: Shard,
     #[command(flatten)]
     on: OnDevice,
 }
@@ -34,11 +37,15 @@ impl Features {
         if captions.is_empty() {
             bail!("{}: no captions; write one a line", self.captions.display());
         }
+        let captions = &captions[self.shard.range(captions.len())];
+        if captions.is_empty() {
+            bail!("--shard: fewer captions than parts; this one has none");
+        }
         let mut encoder =
             TextEncoder::load(&Artifact::open(&self.text_encoder.to_string_lossy())?, &self.on.device()?)?;
         let bar = progress(captions.len(), "encode");
         let (mut features, mut pads) = (Vec::new(), Vec::new());
-        for caption in &captions {
+        for caption in captions {
             let one = encoder.encode(std::slice::from_ref(caption), self.positions)?;
             features.push(one.features);
             pads.extend(one.pads);

@@ -1,6 +1,6 @@
 //! `tokenize`, `detokenize`, `reconstruct`, `classify`, `describe`: pictures in, something else out.
 
-use super::common::{Common, Inputs, out_dir};
+use super::common::{Common, Inputs, Shard, out_dir};
 use super::output::{self, say};
 use anyhow::{Result, bail};
 use clap::Args;
@@ -20,6 +20,9 @@ pub struct Tokenize {
     /// safetensors file: `codes` [images, tokens], `grid`.
     #[arg(short, long)]
     out: PathBuf,
+    /// One of n parts of the pictures, i/n with i from 0; `unified merge` joins their files.
+    #[arg(long, value_name = "I/N", default_value = "0/1", hide_default_value = true)]
+    shard: Shard,
 }
 
 impl Tokenize {
@@ -27,7 +30,7 @@ impl Tokenize {
         let eyes = self.common.eyes()?;
         let mut codes = Codes { bits: eyes.model.bsq.bits, grid: eyes.model.grid(), indices: Vec::new() };
         let mut names = Vec::new();
-        let mut inputs = Inputs::of(&self.images)?;
+        let mut inputs = Inputs::of(&self.images)?.part(self.shard);
         inputs.each((self.common.batch()?, "tokenize"), |paths, images| {
             codes.indices.extend(eyes.encode(images)?.indices);
             names.extend(paths.iter().map(|p| stem(p)));

@@ -9,6 +9,7 @@ mod forward;
 mod generate;
 mod images;
 mod info;
+mod merge;
 mod output;
 mod plan;
 mod recipe;
@@ -39,6 +40,7 @@ enum Command {
     Reconstruct(images::Reconstruct),
     Classify(images::Classify),
     Features(features::Features),
+    Merge(merge::Merge),
     Train(train::Train),
     Plan(plan::PlanArgs),
     Data(data::Data),
@@ -103,6 +105,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Reconstruct(c) => c.run(),
         Command::Classify(c) => c.run(),
         Command::Features(c) => c.run(),
+        Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Plan(c) => c.run(),
         Command::Data(c) => c.run(),

@@ -3,10 +3,13 @@
 
 use super::{LlavaTraining, Training};
 use crate::artifact::Artifact;
+use crate::template::Marks;
+use crate::words::Words;
 use crate::{Error, Result};
 use lm::LlamaConfig;
 use lm::llamagen::{LlamaGenConfig, ModelType};
 use nn::optim::Rule;
+use nn::params::{Lora, fitting};
 use nn::train::{OptimConfig, RunConfig};
 use qlip::config::QlipConfig;
 use serde::Serialize;
@@ -88,6 +91,12 @@ impl Stack {
             * (self.width * self.width * (2.0 + 2.0 * self.kv) + 3.0 * self.width * self.inner + 2.0 * self.width)
     }
 
+    /// Numbers of adapters of this rank in all seven layers of its blocks.
+    fn adapters(&self, rank: f64) -> f64 {
+        let (q, kv, mlp) = (2.0 * self.width, self.width * (1.0 + self.kv), self.width + self.inner);
+        self.layers * rank * (2.0 * q + 2.0 * kv + 3.0 * mlp)
+    }
+
     /// Operations of a forward pass, a sample.
     fn forward(&self) -> f64 {
         let pairs = self.tokens * self.tokens * if self.causal { 0.5 } else { 1.0 };
@@ -113,6 +122,8 @@ impl Stack {
 struct Work<'a> {
     stacks: Vec<Stack>,
     tables: Vec<Table>,
+    /// Adapters in the first stack, which is then held.
+    lora: Option<Lora>,
     run: &'a RunConfig,
     optim: &'a OptimConfig,
 }
@@ -130,8 +141,11 @@ pub fn plan(training: &Training, on: &Machines) -> Result<Plan> {
             };
             let eyes = Artifact::open(&t.image_tokenizer.to_string_lossy())?.config::<serde_json::Value>()?;
             let eyes: QlipConfig = qlip_of(eyes)?;
-            let rows = (t.sequence_length, model.vocab_size.max(1));
-            let mut work = llama(&model, rows, &t.run, &t.optim);
+            // the text's rows are the tokenizer's, as the training counts them
+            let text = std::fs::read(&t.tokenizer).map_err(Error::io(&t.tokenizer))?;
+            let words = Words::from_bytes(&t.tokenizer, &text)?.with_marks(&Marks::default().all())?;
+            let mut work = llama(&model, (t.sequence_length, model.vocab_size.max(words.len())), &t.run, &t.optim);
+            work.lora = t.lora;
             // pictures of a batch are encoded too, about one a row
             work.stacks.push(Stack { trained: false, ..tower(&eyes.vision_config) });
             work
@@ -161,7 +175,7 @@ pub fn plan(training: &Training, on: &Machines) -> Result<Plan> {
             };
             stacks.extend((t.stage == 1).then_some(words));
             let table = Table { numbers: text.vocab_size as f64 * width, tokens: 0.0, trained: t.stage == 1 };
-            Work { stacks, tables: vec![table], run: &t.run, optim: &t.optim }
+            Work { stacks, tables: vec![table], lora: None, run: &t.run, optim: &t.optim }
         }
         Training::LlamaGen(t) => {
             let size = match (&t.preset, &t.model) {
@@ -183,7 +197,7 @@ pub fn plan(training: &Training, on: &Machines) -> Result<Plan> {
             };
             let read = Table { numbers: rows * width, tokens: 0.0, trained: true };
             let tables = vec![read, Table { tokens, ..read }];
-            Work { stacks: vec![stack], tables, run: &t.run, optim: &t.optim }
+            Work { stacks: vec![stack], tables, lora: None, run: &t.run, optim: &t.optim }
         }
         _ => return Err(Error::invalid("plan: there are formulas for qlip, unified, llava and llamagen trainings")),
     };
@@ -228,18 +242,22 @@ fn llama<'a>(m: &LlamaConfig, (tokens, rows): (usize, usize), run: &'a RunConfig
     };
     let table = Table { numbers: rows as f64 * width, tokens: tokens as f64, trained: true };
     let read = (!m.tie_word_embeddings).then_some(Table { tokens: 0.0, ..table });
-    Work { stacks: vec![stack], tables: std::iter::once(table).chain(read).collect(), run, optim }
+    Work { stacks: vec![stack], tables: std::iter::once(table).chain(read).collect(), lora: None, run, optim }
 }
 
 /// Stage 2 of a whole language model; the tower and the projector are small beside it and left out.
 fn llava(t: &LlavaTraining) -> Result<Work<'_>> {
-    if t.stage == 1 || t.lora.is_some() {
-        return Err(Error::invalid("plan: there are formulas for stage 2 of a LLaVA without [lora] alone"));
+    if t.stage == 1 {
+        return Err(Error::invalid("plan: there are formulas for stage 2 of a LLaVA alone"));
     }
     let place = t.language_model.as_ref().or(t.start.as_ref());
     let place = place.ok_or_else(|| Error::invalid("give either `start`, or `tower` and `language_model`"))?;
     let model = text_config(&place.to_string_lossy())?;
-    Ok(llama(&model, (t.sequence_length, model.vocab_size), &t.run, &t.optim))
+    let mut work = llama(&model, (t.sequence_length, model.vocab_size), &t.run, &t.optim);
+    work.lora = t.lora;
+    // beside adapters a LLaVA's tables are held too
+    work.tables.iter_mut().for_each(|table| table.trained = t.lora.is_none());
+    Ok(work)
 }
 
 impl Work<'_> {
@@ -252,23 +270,36 @@ impl Work<'_> {
         let batch = self.run.batch_size as f64;
         let share = batch / devices;
         let micro = self.run.micro_batch.map_or(share, |n| share.min(n as f64));
+        let adapters = self.lora.zip(self.stacks.first()).map(|(l, s)| (l, s.numbers(), s.adapters(l.rank as f64)));
         let numbers = |trained: bool| {
             self.stacks.iter().filter(|s| s.trained == trained).map(Stack::numbers).sum::<f64>()
                 + self.tables.iter().filter(|t| t.trained == trained).map(|t| t.numbers).sum::<f64>()
         };
-        let (trained, held) = (numbers(true), numbers(false));
+        let (mut trained, mut held) = (numbers(true), numbers(false));
+        let mut held_bytes = held * 4.0;
+        if let Some((lora, beside, small)) = adapters {
+            trained += small - beside;
+            held += beside;
+            // the tensors that training began with stay, for the checkpoint; as they are stored, or in blocks beside them
+            held_bytes += beside * (4.0 + lora.base.map_or(4.0, bytes_a_number));
+        }
         let recomputed = if self.run.recompute { 1.0 } else { 0.0 };
         // forward, and twice that backward; again forward where inner values were forgotten. What is held is read forward
         let flops: f64 = self
             .stacks
             .iter()
-            .map(|s| s.forward() * if s.trained { 3.0 + recomputed } else { 1.0 })
+            .enumerate()
+            .map(|(i, s)| {
+                // a held weight beside adapters has no gradient, what goes into it has
+                let less = if adapters.is_some() && i == 0 { 1.0 } else { 0.0 };
+                s.forward() * if s.trained { 3.0 + recomputed - less } else { 1.0 }
+            })
             .chain(self.tables.iter().map(|t| 2.0 * t.numbers * t.tokens * if t.trained { 3.0 } else { 1.0 }))
             .sum::<f64>()
             * batch;
         let moments = if self.optim.rule == Rule::Muon { 4.0 } else { 8.0 };
         let average = if self.optim.ema.is_some() { 4.0 } else { 0.0 };
-        let state = trained * (4.0 + 4.0 + moments / devices + average) + held * 4.0;
+        let state = trained * (4.0 + 4.0 + moments / devices + average) + held_bytes;
         let activations = self.stacks.iter().map(|s| s.kept(self.run.recompute)).sum::<f64>() * micro;
         // gradients are summed in a ring and updated weights go round once more
         let traffic = if devices > 1.0 { 3.0 * 4.0 * trained * (devices - 1.0) / devices } else { 0.0 };
@@ -294,6 +325,12 @@ impl Work<'_> {
             days: update_seconds * self.run.steps as f64 / 86_400.0,
         }
     }
+}
+
+/// Bytes that a number takes in a weight held as this type.
+fn bytes_a_number(ty: nn::WeightType) -> f64 {
+    const COLUMNS: usize = 4096;
+    fitting(ty, COLUMNS).bytes(16, COLUMNS) as f64 / (16 * COLUMNS) as f64
 }
 
 #[cfg(test)]

@@ -69,6 +69,19 @@ fn captions_are_learned_and_drawn_through_a_text_encoder() {
     ok(d, &args);
     let draw = ["generate", "--model", "m", "a photo of a ship", "-n", "2", "-o"];
     ok(d, &[&draw[..], &["a", "--text-encoder", "t5"]].concat());
+    // features by parts, merged, are the features
+    std::fs::write(d.join("three.txt"), "a\na grey thing\na ship\n").unwrap();
+    let features = |out: &str, shard: &str| {
+        ok(d, &["features", "three.txt", "--text-encoder", "t5", "--positions", "9", "-o", out, "--shard", shard]);
+    };
+    features("whole.safetensors", "0/1");
+    features("first.safetensors", "0/2");
+    features("second.safetensors", "1/2");
+    ok(d, &["merge", "first.safetensors", "second.safetensors", "-o", "merged.safetensors"]);
+    assert_eq!(
+        std::fs::read(d.join("merged.safetensors")).unwrap(),
+        std::fs::read(d.join("whole.safetensors")).unwrap()
+    );
     // features made beforehand are the same condition
     std::fs::write(d.join("captions.txt"), "a photo of a ship\n").unwrap();
     ok(d, &["features", "captions.txt", "--text-encoder", "t5", "--positions", "9", "-o", "f.safetensors"]);

@@ -54,6 +54,35 @@ fn codes_survive_the_file() {
     assert_eq!(read("a"), read("b"));
 }
 
+/// Parts that a scheduler spreads make the file that one run makes; more parts than pictures leave empty ones.
+#[test]
+fn shards_of_codes_merge() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    for name in ["photo.jpg", "grey.png", "palette.png"] {
+        std::fs::create_dir_all(d.join("p")).unwrap();
+        std::fs::copy(fixture("images").join(name), d.join("p").join(name)).unwrap();
+    }
+    ok(d, &["tokenize", "p", "-o", "whole.safetensors"]);
+    let mut merge = vec!["merge".to_owned()];
+    for i in 0..4 {
+        let (out, shard) = (format!("part{i}.safetensors"), format!("{i}/4"));
+        ok(d, &["tokenize", "p", "-o", &out, "--shard", &shard]);
+        merge.push(out);
+    }
+    merge.extend(["-o", "merged.safetensors"].map(str::to_owned));
+    ok(d, &merge.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(
+        std::fs::read(d.join("merged.safetensors")).unwrap(),
+        std::fs::read(d.join("whole.safetensors")).unwrap()
+    );
+    let other = nano().join("qlip/model.safetensors").display().to_string();
+    fails(d, &["merge", &other, "-o", "x"], &["neither `codes` nor `features`"]);
+    let refused = super::unified(d, &["tokenize", "p", "-o", "x", "--shard", "4/4"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(super::text(&refused.stderr).contains("i below n"));
+}
+
 #[test]
 fn bad_pictures_give_one_line_and_no_file() {
     let dir = tempfile::tempdir().unwrap();
