@@ -1,5 +1,6 @@
-//! TensorBoard event files: TFRecord frames around protocol-buffer events that hold scalars.
+//! TensorBoard event files: TFRecord frames around protocol-buffer events that hold scalars and pictures.
 
+use crate::train::Sheet;
 use crate::{Error, Result};
 use crc::{CRC_32_ISCSI, Crc};
 use std::io::Write;
@@ -31,6 +32,14 @@ impl EventFile {
         let value = |(tag, v): &(String, f64)| bytes(1, &[bytes(1, tag.as_bytes()), float(2, *v as f32)].concat());
         let summary: Vec<u8> = values.iter().flat_map(value).collect();
         self.record(&[double(1, now()), varint_field(2, step as u64), bytes(5, &summary)].concat())
+    }
+
+    /// A picture of a step.
+    pub fn image(&mut self, step: usize, tag: &str, sheet: &Sheet) -> Result<()> {
+        let size = [varint_field(1, sheet.height as u64), varint_field(2, sheet.width as u64), varint_field(3, 3)];
+        let image = [size.concat(), bytes(4, &sheet.png)].concat();
+        let value = bytes(1, &[bytes(1, tag.as_bytes()), bytes(4, &image)].concat());
+        self.record(&[double(1, now()), varint_field(2, step as u64), bytes(5, &value)].concat())
     }
 
     /// Length, its checksum, the data, its checksum.
@@ -94,6 +103,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut f = EventFile::create(dir.path()).unwrap();
         f.scalars(300, &[("loss".into(), 0.5)]).unwrap();
+        f.image(2, "samples", &Sheet { png: vec![7; 3], width: 5, height: 4 }).unwrap();
         let all = std::fs::read(&f.path).unwrap();
         // every frame reads back
         let mut at = 0;
@@ -106,10 +116,14 @@ mod tests {
             records.push(data.to_vec());
             at += 16 + len;
         }
-        assert_eq!(records.len(), 2);
+        assert_eq!(records.len(), 3);
         assert!(records[0].ends_with(b"brain.Event:2"));
         // step 300 as a varint, then the summary
         assert_eq!(records[1][9..12], [0x10, 0xac, 0x02]);
         assert_eq!(records[1][12..], [0x2a, 13, 0x0a, 11, 0x0a, 4, b'l', b'o', b's', b's', 0x15, 0, 0, 0, 0x3f]);
+        // a summary's value: its tag, then height, width, colours and the PNG
+        let picture =
+            [&[0x2a, 24, 0x0a, 22, 0x0a, 7][..], b"samples", &[0x22, 11, 8, 4, 16, 5, 24, 3, 0x22, 3, 7, 7, 7]];
+        assert_eq!(records[2][11..], picture.concat());
     }
 }

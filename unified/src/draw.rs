@@ -6,7 +6,7 @@ use crate::runner::Unified;
 use crate::{Error, Result};
 use lm::draw::pictures;
 use lm::engine::{Finish, Next, Request, in_turn};
-use lm::{Context, Part, SampleSettings, Source};
+use lm::{Context, MergedVocab, Part, SampleSettings, Source};
 use nn::cache::Slot;
 
 /// A drawn picture.
@@ -141,18 +141,7 @@ impl Unified {
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
-        let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
-        let mut uncond = self.unconditional()?;
-        uncond.push(v.begin_image);
-        let mut requests = Vec::with_capacity(seeds.len());
-        for (context, &seed) in contexts.into_iter().zip(seeds) {
-            let mut r = Request::new(context, g.image, (seed, 1), in_turn(sources.clone()));
-            if g.guidance_scale != 1.0 {
-                let scale = g.guidance_scale;
-                r = r.guided(Context::new(vec![Part::tokens(uncond.clone())]), move |_| Some(scale));
-            }
-            requests.push(r);
-        }
+        let requests = drawing(v, &self.unconditional()?, contexts, seeds, g);
         let done = pictures(&self.engine, requests, v.grid * v.groups(), &|_, token| token, on_row)?;
         done.into_iter()
             .map(|d| v.to_codes(&d.tokens).map(|codes| Drawn { tokens: d.tokens, codes, slot: d.slot }))
@@ -170,6 +159,27 @@ impl Unified {
         ids.push(self.config.vocabulary.begin_image);
         Ok(ids)
     }
+}
+
+/// Requests for a picture after each context; `uncond` is a request whose words are left out, up to the begin-image mark.
+pub(crate) fn drawing(
+    v: &MergedVocab,
+    uncond: &[u32],
+    contexts: Vec<Context>,
+    seeds: &[u64],
+    g: &Generation,
+) -> Vec<Request> {
+    let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
+    let uncond: Vec<u32> = uncond.iter().copied().chain([v.begin_image]).collect();
+    let one = |(context, &seed): (Context, &u64)| {
+        let r = Request::new(context, g.image, (seed, 1), in_turn(sources.clone()));
+        let scale = g.guidance_scale;
+        match scale {
+            1.0 => r,
+            _ => r.guided(Context::new(vec![Part::tokens(uncond.clone())]), move |_| Some(scale)),
+        }
+    };
+    contexts.into_iter().zip(seeds).map(one).collect()
 }
 
 /// The seed of the n-th picture of an answer.

@@ -46,6 +46,12 @@ pub trait Task: Sync {
     fn gradients(&self, at: &At, batch: Self::Batch) -> Result<StepOutput>;
     /// Losses and measurements of samples that are not trained on, as sums with the number of samples (or targets) that each is over.
     fn validate(&self, batch: Self::Batch) -> Result<Vec<Measure>>;
+    /// A picture to look at after a validation, of what the weights make of samples that are not trained on; nothing where a training has
+    /// none. `weights` are those that would be exported, and the variables hold them too while this is called.
+    fn sheet(&self, weights: &BTreeMap<String, Tensor>) -> Result<Option<Sheet>> {
+        let _ = weights;
+        Ok(None)
+    }
     /// Writes the model's weights into a folder.
     fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()>;
 }
@@ -62,6 +68,17 @@ pub struct At<'a> {
     pub world: &'a World,
     /// Numbers beside the variables that a step reads and changes; they are saved and restored with the state.
     pub numbers: &'a RefCell<BTreeMap<String, f64>>,
+}
+
+/// A picture of what a model makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sheet {
+    /// As PNG, RGB.
+    pub png: Vec<u8>,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
 }
 
 /// A measurement of a validation.
@@ -398,6 +415,9 @@ impl Trainer<'_> {
     }
 }
 
+/// Folder of the pictures that validations leave, and their name in TensorBoard.
+const SAMPLES: &str = "samples";
+
 /// Names of the numbers that a validation keeps.
 const BEST: &str = "validation.best";
 const WORSE: &str = "validation.worse";
@@ -456,8 +476,21 @@ impl Running<'_> {
                 }
             }
         }
+        // one process draws, the others wait for its numbers below
+        let sheet = match world.is_first() {
+            true => self.exec.run(|| task.sheet(&self.weights()?))?,
+            false => None,
+        };
         for (name, value) in trained.iter().flatten() {
             self.vars[name].set(value)?;
+        }
+        if let Some(sheet) = sheet {
+            let dir = out.join(SAMPLES);
+            std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+            checkpoint::write_atomic(&dir.join(format!("val-{step:06}.png")), &sheet.png)?;
+            if let Some((_, events)) = &mut self.log {
+                events.image(step, SAMPLES, &sheet)?;
+            }
         }
         let mut flat: Vec<f64> = sums.values().flat_map(|s| [s.0, s.1]).collect();
         world.sum_numbers(&mut flat);

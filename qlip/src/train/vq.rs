@@ -122,8 +122,13 @@ impl VqObjective {
 
     /// Mean squared error of pixels in -1..1 and the mean PSNR in dB of pictures that are not trained on.
     pub fn validate(&self, pixels: &Pixels) -> Result<(f64, f64)> {
+        quality(&self.rebuilt(pixels)?.0, &pixels.0)
+    }
+
+    /// Pictures through the tokenizer and back, without a graph.
+    pub fn rebuilt(&self, pixels: &Pixels) -> Result<Pixels> {
         let q = self.model.quantise(&self.model.pre_quant(&self.model.encoder_out(pixels)?)?)?;
-        quality(&self.model.conv_out(&self.model.before_conv_out(&q.values)?)?.0, &pixels.0)
+        Ok(Pixels(self.model.conv_out(&self.model.before_conv_out(&q.values)?)?.0.detach()))
     }
 
     /// Length of the gradient of the last layer's kernels, where the pixels' is `slope`.

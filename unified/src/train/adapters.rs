@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use nn::checkpoint::Content;
 use nn::params::Lora;
 use nn::stored::Stored;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Folder of the adapters in a training's folder.
@@ -44,6 +44,19 @@ pub fn written<'a>(
     }
     all.extend(trained.iter().filter(|t| !is_adapter(t.0)).map(|(k, t)| (k.clone(), Content::Tensor(t))));
     all
+}
+
+/// The tensors of the whole model, in memory, as [`written`] would write them.
+pub fn read(start: &Stored, trained: &BTreeMap<String, Tensor>, lora: Option<Lora>) -> Result<HashMap<String, Tensor>> {
+    let mut all: HashMap<String, Tensor> = trained.iter().map(|(k, t)| (k.clone(), t.clone())).collect();
+    let Some(lora) = lora else { return Ok(all) };
+    for (name, _) in start.shapes() {
+        let Some([a, b]) = adapters_of(name) else { continue };
+        if let (Some(a), Some(b), Some(held)) = (trained.get(&a), trained.get(&b), start.get(name)?) {
+            all.insert(name.to_owned(), adapter::merged(&held, a, b, &lora)?);
+        }
+    }
+    Ok(all)
 }
 
 /// Writes the adapters, and what was trained whole beside them, into a folder of their own.

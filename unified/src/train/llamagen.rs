@@ -3,24 +3,27 @@
 
 use super::codes::{PackedTokens, Pictured};
 use super::pictures::PictureSource;
-use super::{Run, write_json};
+use super::{Run, sheet, write_json};
 use crate::artifact::{Artifact, Placement};
 use crate::captions::{Captions, TextEncoder};
 use crate::data::DataConfig;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use lm::SampleSettings;
+use lm::draw::{DrawSettings, Schedule};
 use lm::head::BitwiseConfig;
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use lm::shared_bits::{SharedBits, bit_patterns};
 use nn::dropout::{Dropout, DropoutConfig};
 use nn::rng::Rng;
-use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, in_parts};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint, rng};
 use qlip::data::Pictures;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Config of a LlamaGen training.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -162,6 +165,8 @@ struct Drawing<'a> {
     texts: Option<Texts>,
     labels: Vec<usize>,
     sizes: LlamaGenConfig,
+    /// What drawings are shown through.
+    visual: &'a VisualTokenizer,
     /// Places among the encoded pictures of those that are trained on, and of those that never are.
     parts: [Vec<usize>; 2],
     config: &'a LlamaGenTraining,
@@ -200,7 +205,8 @@ impl LlamaGenTraining {
         if parts[0].is_empty() || (self.run.validation.is_some() && parts[1].is_empty()) {
             return Err(Error::invalid("no picture that can be read is left to train on, or to validate on"));
         }
-        let task = Drawing { tokens, model, tables, texts, labels, sizes: config, parts, config: self };
+        let task =
+            Drawing { tokens, model, tables, texts, labels, sizes: config, visual: &visual, parts, config: self };
         let done = run.trainer(&self.run, &self.optim, &params).run(&task, run.progress);
         run.name_broken(&source.broken())?;
         done
@@ -224,13 +230,13 @@ impl LlamaGenTraining {
         if run.world.is_first() && !path.is_file() {
             // a config by class has one position, the published ones by caption 120
             let own = self.model.as_ref().map(|m| m.cls_token_num).filter(|&n| n > 1);
-            let mut encoder = TextEncoder::load(&Artifact::open(&dir.to_string_lossy())?, &candle_core::Device::Cpu)?;
+            let mut encoder = TextEncoder::load(&Artifact::open(&dir.to_string_lossy())?, &Device::Cpu)?;
             encoder.encode(&captions, own.unwrap_or(CAPTION_POSITIONS))?.save(&path)?;
         }
         // the others wait until the first has written it
         run.world.any(false);
         // as the file rounds them, so that a resumed run reads what the first one read
-        let features = Captions::load(&path, &candle_core::Device::Cpu)?;
+        let features = Captions::load(&path, &Device::Cpu)?;
         if features.len() != captions.len() {
             let why = format!("{} captions; the pictures have {}", features.len(), captions.len());
             return Err(Error::bad_file(&path, why + "; remove the file, or choose another folder"));
@@ -285,13 +291,41 @@ impl LlamaGenTraining {
 }
 
 impl Drawing<'_> {
+    /// What some pictures are drawn from.
+    fn condition(&self, pictures: &[usize]) -> Result<Condition> {
+        match &self.texts {
+            Some(t) => t.features.condition(&pictures.iter().map(|&p| t.of[p]).collect::<Vec<_>>()),
+            None => Ok(Condition::Classes(pictures.iter().map(|&p| self.labels[p] as u32).collect())),
+        }
+    }
+
+    /// Places of pictures that are not trained on, of different classes or captions where there are so many.
+    fn shown(&self) -> Vec<usize> {
+        let kind = |at: usize| match &self.texts {
+            Some(t) => t.of[self.tokens.pictures[at]],
+            None => self.labels[self.tokens.pictures[at]],
+        };
+        let mut seen = std::collections::HashSet::new();
+        let mut some: Vec<usize> = self.parts[1].iter().copied().filter(|&at| seen.insert(kind(at))).collect();
+        some.sort_by_key(|&at| kind(at));
+        some.truncate(sheet::PICTURES);
+        some
+    }
+
+    /// The tensors of the whole model.
+    fn whole(&self, weights: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+        let mut weights = weights.clone();
+        if let Some(t) = &self.tables {
+            t.tokens.join(&mut weights)?;
+            t.output.join(&mut weights)?;
+        }
+        Ok(weights)
+    }
+
     /// The mean loss of some pictures in nats a token.
     fn loss(&self, batch: &[Wanted], noise: Option<Rng>) -> Result<Tensor> {
         let pictures: Vec<usize> = batch.iter().map(|w| w.picture).collect();
-        let condition = match &self.texts {
-            Some(t) => t.features.condition(&pictures.iter().map(|&p| t.of[p]).collect::<Vec<_>>())?,
-            None => Condition::Classes(pictures.iter().map(|&p| self.labels[p] as u32).collect()),
-        };
+        let condition = self.condition(&pictures)?;
         let drop: Vec<bool> = batch.iter().map(|w| w.drop).collect();
         let flat =
             |of: fn(&Wanted) -> &Vec<u32>| batch.iter().flat_map(|w| of(w).iter().copied()).collect::<Vec<u32>>();
@@ -350,15 +384,33 @@ impl Task for Drawing<'_> {
         Ok(vec![Measure::mean("loss", cell, batch.len())])
     }
 
+    /// The first classes or captions, each drawn with guidance 2; below them a picture of each that is not trained on.
+    fn sheet(&self, weights: &BTreeMap<String, Tensor>) -> Result<Option<Sheet>> {
+        let shown: Vec<usize> = self.shown();
+        let pictures: Vec<usize> = shown.iter().map(|&at| self.tokens.pictures[at]).collect();
+        let tensors: HashMap<String, Tensor> = self.whole(weights)?.into_iter().collect();
+        let params = Params::from_tensors("the training".into(), tensors.into(), DType::F32, &Device::Cpu);
+        let model = Arc::new(LlamaGen::new(&params, &self.sizes)?);
+        let settings = DrawSettings {
+            sample: SampleSettings::default(),
+            guidance_scale: SHEET_GUIDANCE,
+            guidance_interval: -1,
+            schedule: Schedule::Constant,
+        };
+        let seeds: Vec<u64> = (0..shown.len() as u64).collect();
+        let drawn = lm::draw::draw(&model, &self.condition(&pictures)?, &seeds, &settings, &mut |_| true)?;
+        let crops = self.config.crops;
+        let real = shown.iter().map(|&at| self.tokens.get(at * crops)).collect::<Result<Vec<_>>>()?;
+        sheet::table(vec![self.visual.images(&drawn)?, self.visual.images(&real)?])
+    }
+
     fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
-        let mut weights = weights.clone();
-        if let Some(t) = &self.tables {
-            t.tokens.join(&mut weights)?;
-            t.output.join(&mut weights)?;
-        }
-        checkpoint::save(&dir.join("model.safetensors"), &weights, &[])
+        checkpoint::save(&dir.join("model.safetensors"), &self.whole(weights)?, &[])
     }
 }
+
+/// Guidance of the drawings that validations leave.
+const SHEET_GUIDANCE: f32 = 2.0;
 
 /// What is added to the seed for dropout's noise.
 const NOISE: u64 = 0x6e6f_6973;

@@ -12,6 +12,7 @@ pub mod plan;
 mod qlip_stage;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod sheet;
 mod tokenizer;
 mod um;
 mod vq;

@@ -84,6 +84,11 @@ impl PictureSource {
         Ok(())
     }
 
+    /// The first pictures that are not trained on.
+    pub fn held_out(&self, n: usize) -> Result<Vec<Shown>> {
+        self.batch(&Place { step: 0, rows: 0..n, batch_size: n, held_out: true })
+    }
+
     /// The pictures of a place.
     pub fn batch(&self, place: &Place) -> Result<Vec<Shown>> {
         let seed = if place.held_out { self.seed ^ HELD_OUT } else { self.seed };

@@ -1,11 +1,11 @@
 //! Training of the visual tokenizer on photographs and scenes.
 
 use super::pictures::{PictureSource, Shown};
-use super::{Run, write_json};
+use super::{Run, sheet, write_json};
 use crate::data::DataConfig;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task};
 use nn::{Params, checkpoint};
 use qlip::Qlip;
 use qlip::config::QlipConfig;
@@ -52,7 +52,7 @@ pub struct QlipTraining {
     /// Safetensors file or folder of CLIP, OpenCLIP or EVA weights that a new model's towers begin with.
     #[serde(default)]
     pub warm_start: Option<PathBuf>,
-    /// Updates between sheets of originals and reconstructions in the folder `samples`; 0 for none.
+    /// Updates between sheets of a batch and its reconstructions in the folder `samples`, besides those of validations; 0 for none.
     #[serde(default)]
     pub sample_every: usize,
     /// Optimiser.
@@ -61,9 +61,6 @@ pub struct QlipTraining {
     #[serde(default)]
     pub model: Option<QlipConfig>,
 }
-
-/// Pictures on a sheet of samples.
-const SHEET: usize = 8;
 
 /// What a step needs.
 struct Aligning<'a> {
@@ -190,7 +187,12 @@ impl Task for Aligning<'_> {
     fn gradients(&self, at: &At, batch: Vec<Shown>) -> Result<StepOutput> {
         let batch = self.pairs(batch)?;
         if self.sample_every > 0 && at.step.is_multiple_of(self.sample_every) && at.world.is_first() {
-            sheet(self.objective.model(), &self.preprocess, &batch.pixels, &self.out.join("samples"), at.step)?;
+            let rows = rebuilt(self.objective.model(), &self.preprocess, &batch.pixels)?;
+            if let Some(s) = sheet::table(rows)? {
+                let dir = self.out.join("samples");
+                std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+                checkpoint::write_atomic(&dir.join(format!("{:06}.png", at.step)), &s.png)?;
+            }
         }
         self.objective.step(at.step, &batch, at.vars, &mut at.numbers.borrow_mut(), at.world)
     }
@@ -201,6 +203,13 @@ impl Task for Aligning<'_> {
         Ok(found.into_iter().map(|(name, mean)| Measure::mean(name, mean, n)).collect())
     }
 
+    fn sheet(&self, _: &BTreeMap<String, Tensor>) -> Result<Option<Sheet>> {
+        let shown = self.source.held_out(sheet::PICTURES)?;
+        let images: Vec<Image> = shown.into_iter().map(|s| s.image).collect();
+        let pixels = self.preprocess.normalise(&images, &self.device)?;
+        sheet::table(rebuilt(self.objective.model(), &self.preprocess, &pixels)?)
+    }
+
     fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
         let mut all: BTreeMap<_, _> = self.start.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         all.extend(exported(weights));
@@ -208,14 +217,10 @@ impl Task for Aligning<'_> {
     }
 }
 
-/// A PNG of pictures above their reconstructions.
-fn sheet(model: &Qlip, preprocess: &Preprocess, pixels: &Pixels, dir: &Path, n: usize) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let some = Pixels(pixels.0.narrow(0, 0, SHEET.min(pixels.0.dim(0)?))?.contiguous()?);
+/// Pictures, and their reconstructions.
+fn rebuilt(model: &Qlip, preprocess: &Preprocess, pixels: &Pixels) -> Result<Vec<Vec<Image>>> {
+    let some = Pixels(pixels.0.narrow(0, 0, sheet::PICTURES.min(pixels.0.dim(0)?))?.contiguous()?);
     let latents = nn::Exec::exact(|| model.encode(&some))?.latents;
     let back = model.paint(&model.expand(&model.bsq.quantize(&latents)?)?)?.0;
-    let mut images = preprocess.images(&some)?;
-    let columns = images.len();
-    images.extend(preprocess.images(&Pixels(back.0.detach()))?);
-    Image::table(&images, columns, 2).save_png(&dir.join(format!("{n:06}.png")))
+    Ok(vec![preprocess.images(&some)?, preprocess.images(&Pixels(back.0.detach()))?])
 }

@@ -1,27 +1,30 @@
 //! Training of the unified model: one decoder over text and pictures (UM3 section 4).
 
 use super::llamagen::Head;
-use super::{Run, adapters, write_json};
+use super::{Run, adapters, sheet, write_json};
 use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
 use crate::data::{DataConfig, SampleTemplate};
+use crate::draw::drawing;
 use crate::eyes::Eyes;
 use crate::mixture::{Frame, Mixture, Piece, Sample, Source};
 use crate::sequence::{Packed, Segment, Sequence, pack};
 use crate::template::{DEFAULT_TEMPLATE, Marks};
 use crate::words::Words;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use lm::draw::pictures;
 use lm::grow::grow;
 use lm::head::BitwiseConfig;
 use lm::loss::{Totals, split_loss};
 use lm::shared_bits::SharedBits;
-use lm::{Llama, LlamaConfig, MergedVocab};
+use lm::{Context, Llama, LlamaConfig, MergedVocab, Part, Shared};
 use nn::params::Lora;
 use nn::stored::Stored;
-use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, in_parts};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint};
+use qlip::Codes;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -378,6 +381,40 @@ impl Task for Unifying<'_> {
             }
         }
         Ok(out)
+    }
+
+    /// Pictures of samples that are not trained on, and below them what the model draws in their places.
+    fn sheet(&self, weights: &BTreeMap<String, Tensor>) -> Result<Option<Sheet>> {
+        let (mut contexts, mut real) = (Vec::new(), Vec::new());
+        for row in 0..sheet::PICTURES * 8 {
+            let sample = self.source.sample(0, row, true)?;
+            let Some(at) = sample.pieces.iter().position(|p| matches!(p, Piece::Image(_, true))) else { continue };
+            let Some(Piece::Image(image, _)) = sample.pieces.get(at) else { continue };
+            real.push(image.clone());
+            let before = Sample { pieces: sample.pieces[..at].to_vec(), cut: sample.cut };
+            let mut ids = self.sequences(&[before])?.remove(0).ids;
+            ids.push(self.vocab.begin_image);
+            contexts.push(Context::new(vec![Part::tokens(ids)]));
+            if real.len() == sheet::PICTURES {
+                break;
+            }
+        }
+        let mut tensors = weights.clone();
+        if let Some(s) = &self.shared {
+            s.join(&mut tensors)?;
+        }
+        let held = adapters::read(&self.start, &tensors, self.config.lora)?;
+        let params = Params::from_tensors("the training".into(), held.into(), DType::F32, &Device::Cpu);
+        let model = Arc::new(Llama::of_vocab(&params, &self.model.config, &self.vocab)?);
+        let marks = Marks::default();
+        let uncond = self.words.encode(&format!("{}{}", marks.user, marks.assistant))?;
+        let seeds: Vec<u64> = (0..contexts.len() as u64).collect();
+        let requests = drawing(&self.vocab, &uncond, contexts, &seeds, &self.config.generation);
+        let per_row = self.vocab.grid * self.vocab.groups();
+        let done = pictures(&Shared::new(model), requests, per_row, &|_, token| token, &mut |_| true)?;
+        let codes = done.iter().map(|d| self.vocab.to_codes(&d.tokens)).collect::<Result<Vec<_>>>()?;
+        let all = Codes { bits: self.vocab.bits, grid: self.vocab.grid, indices: codes.concat() };
+        sheet::table(vec![real, self.eyes.decode(&all)?])
     }
 
     fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {

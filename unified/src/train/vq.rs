@@ -1,11 +1,11 @@
 //! Training of LlamaGen's image tokenizer (Sun et al. 2024, section 2.1), with a codebook or with signs.
 
 use super::pictures::{PictureSource, Shown, image_size, shares};
-use super::{Run, write_json};
+use super::{Run, sheet, write_json};
 use crate::data::DataConfig;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use nn::train::{At, Measure, OptimConfig, Place, RunConfig, StepOutput, Summary, Task, of_shares};
+use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task, of_shares};
 use nn::{Params, checkpoint};
 use qlip::image::{Image, Pixels, Preprocess};
 use qlip::loss::{Lpips, LpipsConfig};
@@ -115,6 +115,12 @@ impl Task for Quantising {
         let n = batch.len();
         let (mse, psnr) = self.objective.validate(&self.pixels(batch)?)?;
         Ok(vec![Measure::mean("loss", mse, n), Measure::mean("psnr", psnr, n)])
+    }
+
+    fn sheet(&self, _: &BTreeMap<String, Tensor>) -> Result<Option<Sheet>> {
+        let pixels = self.pixels(self.source.held_out(sheet::PICTURES)?)?;
+        let back = self.objective.rebuilt(&pixels)?;
+        sheet::table(vec![self.preprocess.images(&pixels)?, self.preprocess.images(&back)?])
     }
 
     fn export(&self, dir: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
