@@ -389,7 +389,7 @@ impl Task for Drawing<'_> {
         let shown: Vec<usize> = self.shown();
         let pictures: Vec<usize> = shown.iter().map(|&at| self.tokens.pictures[at]).collect();
         let tensors: HashMap<String, Tensor> = self.whole(weights)?.into_iter().collect();
-        let params = Params::from_tensors("the training".into(), tensors.into(), DType::F32, &Device::Cpu);
+        let params = Params::from_tensors("the training", tensors, DType::F32, &Device::Cpu);
         let model = Arc::new(LlamaGen::new(&params, &self.sizes)?);
         let settings = DrawSettings {
             sample: SampleSettings::default(),

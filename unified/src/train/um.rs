@@ -404,7 +404,7 @@ impl Task for Unifying<'_> {
             s.join(&mut tensors)?;
         }
         let held = adapters::read(&self.start, &tensors, self.config.lora)?;
-        let params = Params::from_tensors("the training".into(), held.into(), DType::F32, &Device::Cpu);
+        let params = Params::from_tensors("the training", held, DType::F32, &Device::Cpu);
         let model = Arc::new(Llama::of_vocab(&params, &self.model.config, &self.vocab)?);
         let marks = Marks::default();
         let uncond = self.words.encode(&format!("{}{}", marks.user, marks.assistant))?;
