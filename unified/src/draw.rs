@@ -21,10 +21,9 @@ pub(crate) struct Drawn {
 }
 
 impl Unified {
-    /// A picture that is wanted after a conversation of these tokens, of which `context` holds all that is not read yet.
-    pub(crate) fn wish(&self, context: Context, ids: &[u32]) -> Result<Wish> {
-        let [user, assistant] = [&self.config.marks.user, &self.config.marks.assistant].map(|m| self.words.encode(m));
-        Ok(Wish { context, wordless: wordless(&self.config.vocabulary, &user?, &assistant?, ids) })
+    /// The context of guidance's other half: the same request with its words left out.
+    fn unconditional(&self) -> Result<Vec<u32>> {
+        self.words.encode(&format!("{}{}", self.config.marks.user, self.config.marks.assistant))
     }
 
     /// Whether pictures and words can be sampled so.
@@ -60,8 +59,8 @@ impl Unified {
         if contexts.iter().any(|c| c.last() != Some(&begin)) {
             return Err(Error::invalid("a context of a drawing ends with the begin-image mark"));
         }
-        let wish = |ids: &Vec<u32>| self.wish(Context::new(vec![Part::tokens(ids.clone())]), ids);
-        let drawn = self.draw_best(contexts.iter().map(wish).collect::<Result<_>>()?, seeds, g, on_row)?;
+        let contexts = contexts.iter().map(|c| Context::new(vec![Part::tokens(c.clone())])).collect();
+        let drawn = self.draw_best(contexts, seeds, g, on_row)?;
         Ok(drawn.into_iter().map(|d| d.codes).collect())
     }
 
@@ -69,20 +68,20 @@ impl Unified {
     /// model's own judgement.
     pub(crate) fn draw_best(
         &self,
-        wishes: Vec<Wish>,
+        contexts: Vec<Context>,
         seeds: &[u64],
         g: &Generation,
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let tries = g.best_of;
         let seeds: Vec<u64> = seeds.iter().flat_map(|&s| (0..tries).map(move |t| try_seed(s, t))).collect();
-        let wishes = wishes.into_iter().flat_map(|w| std::iter::repeat_n(w, tries)).collect();
+        let contexts = contexts.into_iter().flat_map(|c| std::iter::repeat_n(c, tries)).collect();
         // of several drawings the first is shown while they come
         let mut first = |all: &[Vec<u32>]| match tries {
             1 => on_row(all),
             _ => on_row(&all.iter().step_by(tries).cloned().collect::<Vec<_>>()),
         };
-        let drawn = self.draw_on(wishes, &seeds, g, &mut first)?;
+        let drawn = self.draw_on(contexts, &seeds, g, &mut first)?;
         if tries == 1 || drawn.is_empty() {
             return Ok(drawn);
         }
@@ -132,17 +131,17 @@ impl Unified {
         Ok(scores)
     }
 
-    /// Draws one picture after each context: its tokens, the last of which is not read yet, and its codes. Guidance's other half is a
-    /// short context of its own, so that a long conversation is read once.
+    /// Draws one picture after each context: its tokens, the last of which is not read yet, and its codes. Guidance's
+    /// unconditional half is a short context of its own, so that a long conversation is read once.
     fn draw_on(
         &self,
-        wishes: Vec<Wish>,
+        contexts: Vec<Context>,
         seeds: &[u64],
         g: &Generation,
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
-        let requests = drawing(v, wishes, seeds, g);
+        let requests = drawing(v, &self.unconditional()?, contexts, seeds, g);
         let done = pictures(&self.engine, requests, v.grid * v.groups(), &|_, token| token, on_row)?;
         done.into_iter()
             .map(|d| v.to_codes(&d.tokens).map(|codes| Drawn { tokens: d.tokens, codes, slot: d.slot }))
@@ -162,44 +161,25 @@ impl Unified {
     }
 }
 
-/// A picture that is wanted.
-#[derive(Debug, Clone)]
-pub(crate) struct Wish {
-    /// Up to the begin-image mark.
-    context: Context,
-    /// The same without words: guidance's other half.
-    wordless: Vec<u32>,
-}
-
-impl Wish {
-    /// After a context of these tokens, in a chat of these marks.
-    pub(crate) fn new(v: &MergedVocab, user: &[u32], assistant: &[u32], ids: Vec<u32>) -> Self {
-        Self { wordless: wordless(v, user, assistant, &ids), context: Context::new(vec![Part::tokens(ids)]) }
-    }
-}
-
-/// A request without its words, up to the begin-image mark. The picture that came last stays, so that guidance tells what the words ask for
-/// and not that it is to be copied (InstructPix2Pix, Brooks et al. 2023, equation 3, with a picture scale of 1).
-fn wordless(v: &MergedVocab, user: &[u32], assistant: &[u32], ids: &[u32]) -> Vec<u32> {
-    let last = ids.iter().rposition(|&t| t == v.end_image).and_then(|end| {
-        let begin = end.checked_sub(v.tokens_per_image() + 1)?;
-        (ids[begin] == v.begin_image).then(|| &ids[begin..=end])
-    });
-    [user, last.unwrap_or_default(), assistant, &[v.begin_image]].concat()
-}
-
-/// Requests for pictures.
-pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Generation) -> Vec<Request> {
+/// Requests for a picture after each context; `uncond` is a request whose words are left out, up to the begin-image mark.
+pub(crate) fn drawing(
+    v: &MergedVocab,
+    uncond: &[u32],
+    contexts: Vec<Context>,
+    seeds: &[u64],
+    g: &Generation,
+) -> Vec<Request> {
     let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
-    let one = |(wish, &seed): (Wish, &u64)| {
-        let r = Request::new(wish.context, g.image, (seed, 1), in_turn(sources.clone()));
+    let uncond: Vec<u32> = uncond.iter().copied().chain([v.begin_image]).collect();
+    let one = |(context, &seed): (Context, &u64)| {
+        let r = Request::new(context, g.image, (seed, 1), in_turn(sources.clone()));
         let scale = g.guidance_scale;
         match scale {
             1.0 => r,
-            _ => r.guided(Context::new(vec![Part::tokens(wish.wordless)]), move |_| Some(scale)),
+            _ => r.guided(Context::new(vec![Part::tokens(uncond.clone())]), move |_| Some(scale)),
         }
     };
-    wishes.into_iter().zip(seeds).map(one).collect()
+    contexts.into_iter().zip(seeds).map(one).collect()
 }
 
 /// The seed of the n-th picture of an answer.
@@ -210,30 +190,4 @@ pub(crate) fn picture_seed(seed: u64, n: usize) -> u64 {
 /// The seed of a picture's n-th drawing.
 fn try_seed(seed: u64, n: usize) -> u64 {
     if n == 0 { seed } else { nn::rng::mix(nn::rng::mix(seed) ^ n as u64) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_without_words_is_the_last_picture() {
-        let v = MergedVocab {
-            text: 10,
-            bits: 2,
-            group_bits: 2,
-            shared_table: false,
-            bitwise: None,
-            cell_positions: false,
-            grid: 2,
-            begin_image: 2,
-            end_image: 3,
-        };
-        let (user, assistant) = ([4], [5]);
-        assert_eq!(wordless(&v, &user, &assistant, &[4, 7, 8, 5, 2]), [4, 5, 2]);
-        let two = [4, 2, 10, 11, 12, 13, 3, 7, 5, 2, 13, 12, 11, 10, 3, 6, 4, 8, 5, 2];
-        assert_eq!(wordless(&v, &user, &assistant, &two), [4, 2, 13, 12, 11, 10, 3, 5, 2]);
-        // a mark without its picture is no picture
-        assert_eq!(wordless(&v, &user, &assistant, &[4, 3, 7, 5, 2]), [4, 5, 2]);
-    }
 }

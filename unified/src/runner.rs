@@ -175,9 +175,7 @@ impl Unified {
             };
             let seed = picture_seed(request.seed, reply.images.len());
             let begun = Context::after(done.slot, vec![Part::tokens(vec![v.begin_image])]);
-            let so_far: Vec<u32> = ids.iter().chain(&reply.tokens).copied().collect();
-            let wish = self.wish(begun, &so_far)?;
-            let drawn = self.draw_best(vec![wish], &[seed], &request.generation, &mut rows)?;
+            let drawn = self.draw_best(vec![begun], &[seed], &request.generation, &mut rows)?;
             let Some(Drawn { tokens, codes, slot }) = drawn.into_iter().next() else {
                 reply.finish = Some(Finish::Cancelled);
                 return Ok(reply);

@@ -6,7 +6,7 @@ use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
 use crate::data::{DataConfig, SampleTemplate};
-use crate::draw::{Wish, drawing};
+use crate::draw::drawing;
 use crate::eyes::Eyes;
 use crate::mixture::{Frame, Mixture, Piece, Sample, Source};
 use crate::sequence::{Packed, Segment, Sequence, pack};
@@ -19,7 +19,7 @@ use lm::grow::grow;
 use lm::head::BitwiseConfig;
 use lm::loss::{Totals, split_loss};
 use lm::shared_bits::SharedBits;
-use lm::{Llama, LlamaConfig, MergedVocab, Shared};
+use lm::{Context, Llama, LlamaConfig, MergedVocab, Part, Shared};
 use nn::params::Lora;
 use nn::stored::Stored;
 use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task, in_parts};
@@ -385,9 +385,7 @@ impl Task for Unifying<'_> {
 
     /// Pictures of samples that are not trained on, and below them what the model draws in their places.
     fn sheet(&self, weights: &BTreeMap<String, Tensor>) -> Result<Option<Sheet>> {
-        let marks = Marks::default();
-        let (user, assistant) = (self.words.encode(&marks.user)?, self.words.encode(&marks.assistant)?);
-        let (mut wishes, mut real) = (Vec::new(), Vec::new());
+        let (mut contexts, mut real) = (Vec::new(), Vec::new());
         for row in 0..sheet::PICTURES * 8 {
             let sample = self.source.sample(0, row, true)?;
             let Some(at) = sample.pieces.iter().position(|p| matches!(p, Piece::Image(_, true))) else { continue };
@@ -396,7 +394,7 @@ impl Task for Unifying<'_> {
             let before = Sample { pieces: sample.pieces[..at].to_vec(), cut: sample.cut };
             let mut ids = self.sequences(&[before])?.remove(0).ids;
             ids.push(self.vocab.begin_image);
-            wishes.push(Wish::new(&self.vocab, &user, &assistant, ids));
+            contexts.push(Context::new(vec![Part::tokens(ids)]));
             if real.len() == sheet::PICTURES {
                 break;
             }
@@ -408,8 +406,10 @@ impl Task for Unifying<'_> {
         let held = adapters::read(&self.start, &tensors, self.config.lora)?;
         let params = Params::from_tensors("the training", held, DType::F32, &Device::Cpu);
         let model = Arc::new(Llama::of_vocab(&params, &self.model.config, &self.vocab)?);
-        let seeds: Vec<u64> = (0..wishes.len() as u64).collect();
-        let requests = drawing(&self.vocab, wishes, &seeds, &self.config.generation);
+        let marks = Marks::default();
+        let uncond = self.words.encode(&format!("{}{}", marks.user, marks.assistant))?;
+        let seeds: Vec<u64> = (0..contexts.len() as u64).collect();
+        let requests = drawing(&self.vocab, &uncond, contexts, &seeds, &self.config.generation);
         let per_row = self.vocab.grid * self.vocab.groups();
         let done = pictures(&Shared::new(model), requests, per_row, &|_, token| token, &mut |_| true)?;
         let codes = done.iter().map(|d| self.vocab.to_codes(&d.tokens)).collect::<Result<Vec<_>>>()?;
