@@ -85,6 +85,10 @@ const KEPT: (f64, f64) = (15.0, 6.0);
 /// The same where the block computes them again.
 const KEPT_RECOMPUTED: f64 = 6.0;
 
+/// Bytes a trained number that an update takes for a while beside weights, gradients and state, and as many again where a batch comes in
+/// parts and their gradients are summed (measured, docs/scale.md).
+const PASSING: f64 = 6.0;
+
 impl Stack {
     fn numbers(&self) -> f64 {
         self.layers
@@ -299,7 +303,8 @@ impl Work<'_> {
             * batch;
         let moments = if self.optim.rule == Rule::Muon { 4.0 } else { 8.0 };
         let average = if self.optim.ema.is_some() { 4.0 } else { 0.0 };
-        let state = trained * (4.0 + 4.0 + moments / devices + average) + held_bytes;
+        let passing = if micro < share { 2.0 * PASSING } else { PASSING };
+        let state = trained * (4.0 + 4.0 + moments / devices + average + passing) + held_bytes;
         let activations = self.stacks.iter().map(|s| s.kept(self.run.recompute)).sum::<f64>() * micro;
         // gradients are summed in a ring and updated weights go round once more
         let traffic = if devices > 1.0 { 3.0 * 4.0 * trained * (devices - 1.0) / devices } else { 0.0 };

@@ -139,6 +139,10 @@ struct Unifying<'a> {
 impl UnifiedTraining {
     /// Runs it; the folder becomes a whole unified model, image tokenizer included.
     pub fn run(&self, run: &mut Run) -> Result<Summary> {
+        adapters::check(self.lora)?;
+        if self.lora.is_some() && (self.start.is_none() || self.shared_bits) {
+            return Err(Error::invalid("[lora] needs `start`, and no shared_bits: adapters change what is there"));
+        }
         let marks = Marks::default();
         let image_tokenizer = Artifact::open(&self.image_tokenizer.to_string_lossy())?;
         let at = Placement { device: run.device.clone(), ..Placement::cpu() };
@@ -165,10 +169,6 @@ impl UnifiedTraining {
         }
         if self.head == Head::Bits && self.shared_bits {
             return Err(Error::invalid("shared_bits speaks of a table of visual rows; head = \"bits\" has none"));
-        }
-        adapters::check(self.lora)?;
-        if self.lora.is_some() && (self.start.is_none() || self.shared_bits) {
-            return Err(Error::invalid("[lora] needs `start`, and no shared_bits: adapters change what is there"));
         }
         // adapters by themselves belong to a model that has all else
         let base = match &start {

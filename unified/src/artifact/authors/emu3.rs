@@ -15,6 +15,9 @@ const TOKENIZER: &str = "Emu3-VisionTokenizer";
 /// Special entries behind those of emu3.tiktoken: three and 205 extras (Emu3Tokenizer), then the pictures'.
 const EXTRAS: usize = 205;
 
+/// More rows than any vocabulary has: a config may promise what no file holds.
+const MOST_ROWS: u64 = 1 << 24;
+
 /// Keys of the image tokenizer's config.json.
 #[derive(Deserialize)]
 struct Tokenizer {
@@ -68,14 +71,37 @@ pub fn files(dir: &Path) -> Result<Option<ModelFiles>> {
         let id = config[key].as_u64().ok_or_else(|| bad(format!("{key} is missing")))?;
         vocabulary.insert(writing.to_owned(), id.into());
     }
+    // the authors need no mark that stands for a picture's tokens: the entry behind the first special one (<|im_start|>), which they
+    // never use, is transformers' here
+    let after = |key: &str| config[key].as_u64().unwrap_or(0).saturating_add(1);
+    vocabulary.insert("<image>".into(), after("pad_token_id").into());
     // the codes follow the mark of a picture's end
-    let first = config["eoi_token_id"].as_u64().unwrap_or(0) + 1;
+    let first = after("eoi_token_id");
     let rows = config["vocab_size"].as_u64().unwrap_or(0);
-    if first + vq.codebook_size as u64 > rows {
+    if first.saturating_add(vq.codebook_size as u64) > rows.min(MOST_ROWS) {
         return Err(bad(format!("vocab_size {rows} has no room for {} codes behind eoi_token_id", vq.codebook_size)));
     }
     for code in 0..vq.codebook_size as u64 {
         vocabulary.insert(format!("<|visual token {code:06}|>"), (first + code).into());
+    }
+    let mut files = std::collections::BTreeMap::new();
+    let copied = [(dir, "generation_config.json"), (dir, "tokenizer.json"), (&tokenizer, "preprocessor_config.json")];
+    for (folder, name) in copied {
+        let file = folder.join(name);
+        if file.is_file() {
+            files.insert(name.to_owned(), std::fs::read(&file).map_err(Error::io(&file))?);
+        }
+    }
+    let ranks = dir.join("emu3.tiktoken");
+    if !files.contains_key("tokenizer.json") && ranks.is_file() {
+        let text = std::fs::read_to_string(&ranks).map_err(Error::io(&ranks))?;
+        let json = tiktoken::tokenizer_json(&text, tiktoken::QWEN, &special(vq.codebook_size));
+        let json = json.map_err(|why| Error::bad_file(&ranks, why))?;
+        // a picture's size is told in words, so the words' entries are wanted too
+        for (word, id) in json["model"]["vocab"].as_object().into_iter().flatten() {
+            vocabulary.entry(word.clone()).or_insert(id.clone());
+        }
+        files.insert("tokenizer.json".into(), json.to_string().into_bytes());
     }
     if let Some(root) = config.as_object_mut() {
         // what belongs to pictures and to loading is said elsewhere
@@ -91,22 +117,7 @@ pub fn files(dir: &Path) -> Result<Option<ModelFiles>> {
             "out_channels": vq.out_channels, "temporal_downsample_factor": vq.temporal_downsample_factor,
         },
     });
-    let mut files: std::collections::BTreeMap<String, Vec<u8>> =
-        [("config.json".to_owned(), made.to_string().into_bytes())].into();
-    let copied = [(dir, "generation_config.json"), (dir, "tokenizer.json"), (&tokenizer, "preprocessor_config.json")];
-    for (folder, name) in copied {
-        let file = folder.join(name);
-        if file.is_file() {
-            files.insert(name.to_owned(), std::fs::read(&file).map_err(Error::io(&file))?);
-        }
-    }
-    let ranks = dir.join("emu3.tiktoken");
-    if !files.contains_key("tokenizer.json") && ranks.is_file() {
-        let text = std::fs::read_to_string(&ranks).map_err(Error::io(&ranks))?;
-        let json = tiktoken::tokenizer_json(&text, tiktoken::QWEN, &special(vq.codebook_size));
-        let json = json.map_err(|why| Error::bad_file(&ranks, why))?;
-        files.insert("tokenizer.json".into(), json.to_string().into_bytes());
-    }
+    files.insert("config.json".to_owned(), made.to_string().into_bytes());
     Ok(Some(ModelFiles::made(Made {
         origin: path,
         files,
