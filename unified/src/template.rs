@@ -179,7 +179,8 @@ fn without_tag(source: &str, tag: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
-        let Some(end) = rest[at..].find("%}").map(|n| at + n + 2) else { break };
+        // behind the opening: "{%}" closes nothing
+        let Some(end) = rest[at + 2..].find("%}").map(|n| at + n + 4) else { break };
         let inside = rest[at + 2..end - 2].trim_matches(['-', '+']).trim();
         out.push_str(&rest[..if inside == tag { at } else { end }]);
         rest = &rest[end..];
@@ -225,5 +226,18 @@ impl Formatter for PythonFormatter {
     }
     fn begin_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> std::io::Result<()> {
         w.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_that_closes_nothing_is_left_to_the_compiler() {
+        assert_eq!(without_tag("a{%- generation -%}b{% endgeneration %}c", "generation"), "ab{% endgeneration %}c");
+        // found by fuzz/fuzz_targets/text.rs
+        assert_eq!(without_tag("{{ x } {%}for c", "generation"), "{{ x } {%}for c");
+        assert!(Template::new("{{ m.role } {%}for c in m.conte en % endfor %}").is_err());
     }
 }
