@@ -233,9 +233,9 @@ impl Params {
     /// it is stored, or of the asked type. A type whose blocks do not divide the columns gives way to a finer one.
     pub fn weight(&self, (rows, cols): (usize, usize), name: &str, init: Init) -> Result<Weight> {
         let src = &self.source;
-        let beside =
-            |lora: &Lora| src.training.is_some() || src.made || (lora.rank > 0 && self.contains("lora_A.weight"));
-        if let Some(lora) = self.lora.filter(beside) {
+        // a checkpoint may have adapters beside some of its layers alone
+        let beside = src.training.is_some() || src.made || self.contains("lora_A.weight");
+        if let Some(lora) = self.lora.filter(|_| beside) {
             let held = match self.held((rows, cols), name)? {
                 Some(held) => held,
                 None => dense_rows(WeightType::F32, &self.get((rows, cols), name, init)?)?,

@@ -3,6 +3,8 @@
 use crate::config::Generation;
 use crate::conversation::Message;
 use crate::runner::Unified;
+use crate::template::Marks;
+use crate::words::Words;
 use crate::{Error, Result};
 use lm::draw::pictures;
 use lm::engine::{Finish, Next, Request, in_turn};
@@ -21,11 +23,6 @@ pub(crate) struct Drawn {
 }
 
 impl Unified {
-    /// The context of guidance's other half: the same request with its words left out.
-    fn unconditional(&self) -> Result<Vec<u32>> {
-        self.words.encode(&format!("{}{}", self.config.marks.user, self.config.marks.assistant))
-    }
-
     /// Whether pictures and words can be sampled so.
     pub(crate) fn check(&self, g: &Generation) -> Result<()> {
         g.text.check()?;
@@ -141,7 +138,7 @@ impl Unified {
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
-        let requests = drawing(v, &self.unconditional()?, contexts, seeds, g);
+        let requests = drawing(v, &unconditional(&self.words, &self.config.marks)?, contexts, seeds, g);
         let done = pictures(&self.engine, requests, v.grid * v.groups(), &|_, token| token, on_row)?;
         done.into_iter()
             .map(|d| v.to_codes(&d.tokens).map(|codes| Drawn { tokens: d.tokens, codes, slot: d.slot }))
@@ -180,6 +177,11 @@ pub(crate) fn drawing(
         }
     };
     contexts.into_iter().zip(seeds).map(one).collect()
+}
+
+/// The context of guidance's other half: a request with its words left out.
+pub(crate) fn unconditional(words: &Words, marks: &Marks) -> Result<Vec<u32>> {
+    words.encode(&format!("{}{}", marks.user, marks.assistant))
 }
 
 /// The seed of the n-th picture of an answer.

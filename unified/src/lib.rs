@@ -30,6 +30,7 @@ mod say;
 pub mod scenes;
 mod seen;
 pub mod sequence;
+pub mod shard;
 pub mod template;
 pub mod train;
 pub mod visual;

@@ -1,6 +1,6 @@
 //! `eval run`, `eval tasks`, `eval probe`, `eval compare`, `eval gate`.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use eval::bench::asking::{Asking, ask, replayed};
 use eval::bench::report::{Line, comparison};
@@ -137,10 +137,8 @@ impl Run {
 
     fn shard(&self) -> Result<(usize, usize)> {
         let Some(text) = &self.shard else { return Ok((0, 1)) };
-        let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        parsed
-            .filter(|&(i, n): &(usize, usize)| i < n)
-            .with_context(|| format!("--shard {text}: write i/n with i below n, as in 0/3"))
+        let shard: unified::shard::Shard = text.parse().map_err(|why| anyhow!("--shard {text}: {why}"))?;
+        Ok((shard.part, shard.parts))
     }
 
     fn open(&self) -> Result<Model> {

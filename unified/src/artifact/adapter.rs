@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 /// What PEFT puts before every name.
 const PREFIX: &str = "base_model.model.";
@@ -200,14 +200,17 @@ pub fn is_adapter(name: &str) -> bool {
     name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight")
 }
 
-/// The names of a weight's adapters, A and B.
-pub fn adapters_of(name: &str) -> Option<[String; 2]> {
-    let layer = name.strip_suffix(".weight")?;
-    Some(["A", "B"].map(|m| format!("{layer}.lora_{m}.weight")))
-}
-
-/// A weight with its adapters' change: W + scale B A, in float32.
-pub fn merged(weight: &Tensor, a: &Tensor, b: &Tensor, lora: &Lora) -> Result<Tensor> {
+/// A weight with its adapters' change, W + scale B A in float32, where there are such; else as it is held. `adapter` finds them by name.
+pub fn whole(
+    held: &Stored,
+    name: &str,
+    lora: Option<Lora>,
+    adapter: impl Fn(&str) -> Result<Option<Tensor>>,
+) -> Result<Tensor> {
+    let weight = held.get(name)?.ok_or_else(|| Error::invalid(format!("tensor `{name}` is gone")))?;
+    let Some((lora, layer)) = lora.zip(name.strip_suffix(".weight")) else { return Ok(weight) };
+    let find = |m: &str| adapter(&format!("{layer}.lora_{m}.weight"));
+    let (Some(a), Some(b)) = (find("A")?, find("B")?) else { return Ok(weight) };
     let wide = |t: &Tensor| t.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F32);
-    Ok((wide(weight)? + (wide(b)?.matmul(&wide(a)?)? * lora.scale())?)?)
+    Ok((wide(&weight)? + (wide(&b)?.matmul(&wide(&a)?)? * lora.scale())?)?)
 }

@@ -38,9 +38,6 @@ fn ours(name: &str) -> String {
         ("output_norm.weight", "model.norm.weight"),
         ("output.weight", "lm_head.weight"),
     ];
-    if let Some(f) = fixed.iter().find(|f| f.0 == name) {
-        return f.1.to_owned();
-    }
     let layer = [
         ("attn_q", "self_attn.q_proj"),
         ("attn_k", "self_attn.k_proj"),
@@ -52,11 +49,7 @@ fn ours(name: &str) -> String {
         ("ffn_up", "mlp.up_proj"),
         ("ffn_down", "mlp.down_proj"),
     ];
-    let parts: Vec<&str> = name.splitn(4, '.').collect();
-    match (&parts[..], parts.get(2).and_then(|p| layer.iter().find(|l| l.0 == *p))) {
-        (["blk", i, _, kind], Some(l)) => format!("model.layers.{i}.{}.{kind}", l.1),
-        _ => name.to_owned(),
-    }
+    super::decoder_name(name, &fixed, "blk.", &layer)
 }
 
 struct Llama<'a> {

@@ -1,24 +1,21 @@
 //! Models of the hub by their id, fetched into the hub's cache.
 
 use super::published::TOKENIZERS;
-use super::{BESIDE_WEIGHTS, PARTS};
+use super::{BESIDE_WEIGHTS, PARTS, adapter};
 use hf_hub::HFError;
 use nn::{Error, Result};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-/// Chameleon's and Anole's own layout: the decoder's folder, and files.
-const CHAMELEON: (&str, [&str; 6]) = (
-    "models/7b",
-    [
-        "models/7b/params.json",
-        "models/7b/consolidate_params.json",
-        "models/7b/consolidated.pth",
-        "tokenizer/text_tokenizer.json",
-        "tokenizer/vqgan.yaml",
-        "tokenizer/vqgan.ckpt",
-    ],
-);
+/// Chameleon's and Anole's own layout.
+const CHAMELEON: [&str; 6] = [
+    "models/7b/params.json",
+    "models/7b/consolidate_params.json",
+    "models/7b/consolidated.pth",
+    "tokenizer/text_tokenizer.json",
+    "tokenizer/vqgan.yaml",
+    "tokenizer/vqgan.ckpt",
+];
 
 /// Names of weights, the wanted first: one file, or an index of shards.
 const WEIGHTS: &[&str] =
@@ -164,20 +161,18 @@ impl Repository {
     /// A model's folder.
     fn folder(&self) -> Result<PathBuf> {
         let Some(config) = self.find("config.json")? else {
-            let (folder, files) = CHAMELEON;
-            if let Some(params) = self.find(files[0])? {
-                for file in &files[1..] {
+            if let Some(params) = self.find(CHAMELEON[0])? {
+                for file in &CHAMELEON[1..] {
                     self.need(file)?;
                 }
-                let below = folder.split('/').count() + 1;
-                return Ok(params.ancestors().nth(below).unwrap_or(Path::new(".")).to_path_buf());
+                return Ok(params.ancestors().nth(3).unwrap_or(Path::new(".")).to_path_buf());
             }
-            if let Some(adapter) = self.find("adapter_config.json")? {
-                let weights = ["adapter_model.safetensors", "adapter_model.bin"];
-                if self.find(weights[0])?.is_none() {
-                    self.need(weights[1])?;
+            if let Some(config) = self.find(adapter::CONFIG)? {
+                let [safe, torch] = adapter::WEIGHTS;
+                if self.find(safe)?.is_none() {
+                    self.need(torch)?;
                 }
-                return Ok(adapter.parent().unwrap_or(Path::new(".")).to_path_buf());
+                return Ok(config.parent().unwrap_or(Path::new(".")).to_path_buf());
             }
             let why = "the repository has no such file; name one of its files, as owner/name/model.gguf";
             return Err(self.failed("config.json", why));

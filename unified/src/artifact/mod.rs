@@ -211,6 +211,17 @@ impl Artifact {
     }
 }
 
+/// transformers' name of a Llama-like decoder's tensor: one of the `fixed` ones, or `layers`, a number and one of the `parts`.
+fn decoder_name(name: &str, fixed: &[(&str, &str)], layers: &str, parts: &[(&str, &str)]) -> String {
+    let named = |all: &[(&str, &str)], name: &str| all.iter().find(|f| f.0 == name).map(|f| f.1.to_owned());
+    let in_layer = || {
+        let (i, rest) = name.strip_prefix(layers)?.split_once('.')?;
+        let (part, kind) = rest.rsplit_once('.')?;
+        Some(format!("model.layers.{i}.{}.{kind}", named(parts, part)?))
+    };
+    named(fixed, name).or_else(in_layer).unwrap_or_else(|| name.to_owned())
+}
+
 /// The text tokenizer among a model's files: tokenizer.json, or SentencePiece's tokenizer.model.
 pub fn text_tokenizer(files: &ModelFiles) -> Result<Words> {
     if !files.has("tokenizer.json") && files.has("tokenizer.model") {

@@ -137,9 +137,9 @@ impl ChameleonChat {
         let takes = m.codes_per_picture() + 2;
         for part in 0u64.. {
             let place = m.lm.max_positions().saturating_sub(ids.len());
-            let saying = self.saying(self.draws() && place > takes);
-            // a picture that begins after these words still has its place
             let pictures = self.draws() && place > takes;
+            let saying = self.saying(pictures);
+            // a picture that begins after these words still has its place
             let room = if pictures { place - takes } else { place.saturating_sub(1) };
             let wanted = r.max_tokens.saturating_sub(reply.text_tokens);
             let left = wanted.min(room);

@@ -1,6 +1,6 @@
 //! `unified features CAPTIONS`
 
-use super::common::{OnDevice, Shard, progress, tick};
+use super::common::{OnDevice, progress, tick};
 use super::output::say;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
@@ -25,7 +25,7 @@ pub struct Features {
     positions: usize,
     /// One of n parts of the captions, i/n with i from 0; `unified merge` joins their files.
     #[arg(long, value_name = "I/N", default_value = "0/1", hide_default_value = true)]
-    shard: Shard,
+    shard: unified::shard::Shard,
     #[command(flatten)]
     on: OnDevice,
 }

@@ -1,6 +1,6 @@
 //! `tokenize`, `detokenize`, `reconstruct`, `classify`, `describe`: pictures in, something else out.
 
-use super::common::{Common, Inputs, Shard, out_dir};
+use super::common::{Common, Inputs, out_dir};
 use super::output::{self, say};
 use anyhow::{Result, bail};
 use clap::Args;
@@ -22,7 +22,7 @@ pub struct Tokenize {
     out: PathBuf,
     /// One of n parts of the pictures, i/n with i from 0; `unified merge` joins their files.
     #[arg(long, value_name = "I/N", default_value = "0/1", hide_default_value = true)]
-    shard: Shard,
+    shard: unified::shard::Shard,
 }
 
 impl Tokenize {

@@ -5,7 +5,7 @@ use super::common::Type;
 use super::output::say;
 use anyhow::Result;
 use anyhow::bail;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use clap::Args;
 use nn::checkpoint::Content;
 use nn::params::fitting;
@@ -131,28 +131,19 @@ impl Export {
             let blocks = dtype.weights().filter(|t| t.is_blocks() && may_be_blocks(name, shape));
             let seen = name.contains("vision_tower.") || name.contains("multi_modal_projector.");
             let stored = &stored;
-            let whole = move || -> nn::Result<Tensor> {
-                let w = stored.get(name)?.ok_or_else(|| nn::Error::invalid(format!("tensor `{name}` is gone")))?;
-                let Some((lora, [a, b])) = lora.zip(adapter::adapters_of(name)) else { return Ok(w) };
-                match (stored.get(&a)?, stored.get(&b)?) {
-                    (Some(a), Some(b)) => adapter::merged(&w, &a, &b, &lora),
-                    _ => Ok(w),
-                }
-            };
-            if let Some(ty) = blocks.filter(|_| !seen && lora.is_some())
-                && fitting(ty, shape[1]).is_blocks()
-            {
-                let values = whole()?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-                let row = |i: usize, out: &mut [f32]| out.copy_from_slice(&values[i]);
-                packed.insert(name.to_owned(), Packed::from_rows(fitting(ty, shape[1]), shape[0], shape[1], row)?);
-                continue;
-            }
-            if let Some(ty) = blocks.filter(|_| !seen)
-                && let Some(held) = stored.weight(name)?
-            {
-                let ty = fitting(ty, shape[1]);
-                if ty.is_blocks() {
-                    let made = Packed::from_rows(ty, shape[0], shape[1], |i, out| held.row(i, out))?;
+            let whole = move || adapter::whole(stored, name, lora, |n| stored.get(n));
+            let changed = lora.is_some()
+                && name.strip_suffix(".weight").is_some_and(|layer| stored.contains(&format!("{layer}.lora_A.weight")));
+            let ty = blocks.filter(|_| !seen).map(|ty| fitting(ty, shape[1])).filter(|ty| ty.is_blocks());
+            if let Some(ty) = ty {
+                let made = if changed {
+                    let values = whole()?.to_vec2::<f32>()?;
+                    Some(Packed::from_rows(ty, shape[0], shape[1], |i, out| out.copy_from_slice(&values[i]))?)
+                } else {
+                    let held = stored.weight(name)?;
+                    held.map(|h| Packed::from_rows(ty, shape[0], shape[1], |i, out| h.row(i, out))).transpose()?
+                };
+                if let Some(made) = made {
                     stored.forget(name);
                     packed.insert(name.to_owned(), made);
                     continue;

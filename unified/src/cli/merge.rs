@@ -4,6 +4,7 @@ use super::output::say;
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use clap::Args;
+use nn::stored::Stored;
 use std::path::{Path, PathBuf};
 use unified::captions::Captions;
 
@@ -20,10 +21,10 @@ pub struct Merge {
 
 impl Merge {
     pub fn run(&self) -> Result<()> {
-        let first = nn::checkpoint::load(&self.parts[0])?;
-        if first.contains_key("codes") {
+        let first = Stored::map_files(vec![self.parts[0].clone()])?;
+        if first.contains("codes") {
             self.codes()?;
-        } else if first.contains_key("features") {
+        } else if first.contains("features") {
             self.features()?;
         } else {
             bail!(
@@ -65,7 +66,8 @@ impl Merge {
 /// Bits and grid of a file of codes.
 fn shape_of(path: &Path) -> Result<(usize, usize)> {
     let bits = nn::checkpoint::metadata(path)?.get("bits").and_then(|b| b.parse().ok());
-    let grid = nn::checkpoint::load(path)?.get("grid").and_then(|g| g.to_vec1::<u32>().ok()).filter(|g| g.len() == 2);
+    let grid = Stored::map_files(vec![path.to_path_buf()])?.get("grid")?;
+    let grid = grid.and_then(|g| g.to_vec1::<u32>().ok()).filter(|g| g.len() == 2);
     match (bits, grid) {
         (Some(bits), Some(grid)) => Ok((bits, grid[0] as usize)),
         _ => bail!("{}: no bits or grid in it: not a file that `tokenize` wrote", path.display()),

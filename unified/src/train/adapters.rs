@@ -1,7 +1,7 @@
 //! What a training with low-rank adapters writes: a whole checkpoint with the adapters in its weights, and the adapters by themselves as
 //! PEFT keeps them.
 
-use crate::artifact::adapter::{self, adapters_of, is_adapter};
+use crate::artifact::adapter::{self, is_adapter};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use nn::checkpoint::Content;
@@ -32,14 +32,7 @@ pub fn written<'a>(
 ) -> BTreeMap<String, Content<'a>> {
     let mut all = BTreeMap::new();
     for (name, shape) in start.shapes() {
-        let change = lora.zip(adapters_of(name)).and_then(|(l, [a, b])| Some((l, trained.get(&a)?, trained.get(&b)?)));
-        let make = move || {
-            let held = start.get(name)?.ok_or_else(|| Error::invalid(format!("tensor `{name}` is gone")))?;
-            match change {
-                Some((lora, a, b)) => adapter::merged(&held, a, b, &lora),
-                None => Ok(held),
-            }
-        };
+        let make = move || adapter::whole(start, name, lora, |n| Ok(trained.get(n).cloned()));
         all.insert(name.to_owned(), Content::Later(DType::F32, shape.to_vec(), Box::new(make)));
     }
     all.extend(trained.iter().filter(|t| !is_adapter(t.0)).map(|(k, t)| (k.clone(), Content::Tensor(t))));
@@ -48,14 +41,13 @@ pub fn written<'a>(
 
 /// The tensors of the whole model, in memory, as [`written`] would write them.
 pub fn read(start: &Stored, trained: &BTreeMap<String, Tensor>, lora: Option<Lora>) -> Result<HashMap<String, Tensor>> {
-    let mut all: HashMap<String, Tensor> = trained.iter().map(|(k, t)| (k.clone(), t.clone())).collect();
-    let Some(lora) = lora else { return Ok(all) };
-    for (name, _) in start.shapes() {
-        let Some([a, b]) = adapters_of(name) else { continue };
-        if let (Some(a), Some(b), Some(held)) = (trained.get(&a), trained.get(&b), start.get(name)?) {
-            all.insert(name.to_owned(), adapter::merged(&held, a, b, &lora)?);
+    let mut all = HashMap::new();
+    if lora.is_some() {
+        for (name, _) in start.shapes().into_iter().filter(|s| !trained.contains_key(s.0)) {
+            all.insert(name.to_owned(), adapter::whole(start, name, lora, |n| Ok(trained.get(n).cloned()))?);
         }
     }
+    all.extend(trained.iter().filter(|t| !is_adapter(t.0)).map(|(k, t)| (k.clone(), t.clone())));
     Ok(all)
 }
 

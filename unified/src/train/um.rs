@@ -6,7 +6,7 @@ use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
 use crate::data::{DataConfig, SampleTemplate};
-use crate::draw::drawing;
+use crate::draw::{drawing, unconditional};
 use crate::eyes::Eyes;
 use crate::mixture::{Frame, Mixture, Piece, Sample, Source};
 use crate::sequence::{Packed, Segment, Sequence, pack};
@@ -399,6 +399,9 @@ impl Task for Unifying<'_> {
                 break;
             }
         }
+        if real.is_empty() {
+            return Ok(None);
+        }
         let mut tensors = weights.clone();
         if let Some(s) = &self.shared {
             s.join(&mut tensors)?;
@@ -406,8 +409,7 @@ impl Task for Unifying<'_> {
         let held = adapters::read(&self.start, &tensors, self.config.lora)?;
         let params = Params::from_tensors("the training", held, DType::F32, &Device::Cpu);
         let model = Arc::new(Llama::of_vocab(&params, &self.model.config, &self.vocab)?);
-        let marks = Marks::default();
-        let uncond = self.words.encode(&format!("{}{}", marks.user, marks.assistant))?;
+        let uncond = unconditional(&self.words, &Marks::default())?;
         let seeds: Vec<u64> = (0..contexts.len() as u64).collect();
         let requests = drawing(&self.vocab, &uncond, contexts, &seeds, &self.config.generation);
         let per_row = self.vocab.grid * self.vocab.groups();

@@ -1,6 +1,7 @@
 //! Chameleon's and Anole's own layout: models/7b/{consolidated.pth, params.json}, tokenizer/{vqgan.ckpt, vqgan.yaml,
 //! text_tokenizer.json}.
 
+use super::super::decoder_name;
 use super::super::files::{Made, ModelFiles, Weights};
 use super::Layout;
 use crate::{Error, Result};
@@ -159,9 +160,6 @@ fn published(name: &str) -> String {
         ("norm.weight", "model.norm.weight"),
         ("output.weight", "lm_head.weight"),
     ];
-    if let Some(f) = fixed.iter().find(|f| f.0 == name) {
-        return f.1.to_owned();
-    }
     let parts = [
         ("attention.wq", "self_attn.q_proj"),
         ("attention.wk", "self_attn.k_proj"),
@@ -175,13 +173,7 @@ fn published(name: &str) -> String {
         ("attention_norm", "input_layernorm"),
         ("ffn_norm", "post_attention_layernorm"),
     ];
-    let layer = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
-    let found = layer.and_then(|(i, rest)| {
-        let (part, kind) = rest.rsplit_once('.')?;
-        let ours = parts.iter().find(|p| p.0 == part)?.1;
-        Some(format!("model.layers.{i}.{ours}.{kind}"))
-    });
-    found.unwrap_or_else(|| name.to_owned())
+    decoder_name(name, &fixed, "layers.", &parts)
 }
 
 /// Its tensors under transformers' names and in transformers' order of rows.
