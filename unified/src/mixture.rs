@@ -374,6 +374,13 @@ impl<'a> Source<'a> {
         let mut out = Sample::default();
         let m = self.marks;
         let picture = scenes::render(&before, self.side);
+        if f64::from(rng::uniform(r)) < self.mixture.condition_dropout {
+            // the picture and no words: the other half of a guidance that keeps the picture (InstructPix2Pix, section 3.2.1)
+            out.push(Piece::Text(m.user.clone(), false));
+            out.push(Piece::Image(picture, false));
+            self.drawn(&mut out, "", scenes::render(&edit.scene, self.side), true);
+            return out;
+        }
         if s.chance(0.6) {
             self.drawing(&mut out, &scenes::caption(&before), picture, r);
             out.push(Piece::Text(m.user.clone(), false));

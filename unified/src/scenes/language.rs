@@ -86,16 +86,18 @@ impl Category {
     /// All of them.
     pub const ALL: [Self; 6] = [Self::Single, Self::Colour, Self::Two, Self::Binding, Self::Position, Self::Count];
 
-    /// What training draws from: the kinds that take more than one look come twice.
-    pub const PRACTICE: [Self; 10] = [
+    /// What training draws from: the kinds that take more than one look come more often.
+    pub const PRACTICE: [Self; 12] = [
         Self::Single,
         Self::Colour,
         Self::Two,
         Self::Two,
         Self::Binding,
-        Self::Binding,
         Self::Position,
         Self::Position,
+        Self::Position,
+        Self::Position,
+        Self::Count,
         Self::Count,
         Self::Count,
     ];
