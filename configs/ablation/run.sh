@@ -26,19 +26,36 @@ speed() {
   "$runs/unified" train "$config" --out "$out" "${set[@]}" 2>"$runs/$name.speed.log" || failed "$runs/$name.speed.log"
 }
 
-# told FILE MODEL WORDS [OPTION ..]: the row of a model
-told() {
-  local file=$1 model=$2 words=$3
+# asked OUT MODEL TASKS [OPTION ..]: a run of eval, whole or gone on with
+asked() {
+  local out=$1 model=$2 tasks=$3
   shift 3
-  RAYON_NUM_THREADS=1 row "$runs/$file.md" \
-    target/release/eval qlip --model "$runs/$model" --photos "$photos" --limit 4000 --row "$words" "$@"
+  [ -f "$out/summary.json" ] && return
+  RAYON_NUM_THREADS=1 target/release/eval run --tasks "$tasks" --model "$model" --data "$photos" --out "$out" --resume "$@" \
+    >"$out.log" 2>&1 || failed "$out.log"
+}
+
+columns=reconstruction.psnr@rgb8:2,reconstruction.ssim@gauss11:3,imagefolder.acc1@clip_benchmark:1%
+columns=$columns,probe.quantised@linear_probe:1%,probe.latents@linear_probe:1%,reconstruction.code_entropy@bits_a_token:1
+
+# told FILE MODEL WORDS [OPTION ..]: the row of a model; one that was trained without words has no zero-shot classes
+told() {
+  local file=$1 model=$2 words=$3 tasks=reconstruction,imagefolder,probe
+  shift 3
+  case "$file" in pixels*) tasks=reconstruction,probe ;; esac
+  asked "$runs/eval/$file" "$model" "$tasks" "$@"
+  row "$runs/$file.md" target/release/eval table "$runs/eval/$file" --metrics "$columns" --as "$words" --no-head
 }
 
 measure() {
-  local probe=10000
   # 8,192 columns: a probe of as many pictures as the others have would take an hour
-  [ "$1" = bits128 ] && probe=1000
-  told "$1" "$1" "$2" --probe $probe
+  if [ "$1" = bits128 ]; then told "$1" "$runs/$1" "$2" --limit 1000; else told "$1" "$runs/$1" "$2"; fi
+}
+
+# the last weights of a training instead of their average
+raw() {
+  [ -f "$runs/raw/model.safetensors" ] || "$runs/unified" export --raw --dtype f32 "$runs/base" "$runs/raw" >"$runs/raw.log" 2>&1 || failed "$runs/raw.log"
+  told base.raw "$runs/raw" 'stage 1, the last weights instead of their average'
 }
 
 # number KEY SUMMARY
@@ -68,11 +85,12 @@ jobs=(
   "adversary 'stage 2 with a discriminator' $two start=$runs/base loss.adversarial=0.1 '$adversary'"
   "gram 'stage 2 with Gram matrices' $two start=$runs/base loss.gram=0.1 '$trunk'"
 )
-export -f learn told measure
-export photos
+mkdir -p "$runs/eval"
+export -f learn told measure asked raw
+export photos columns
 each "learn ${jobs[0]}" # others start from it
 each "${jobs[@]/#/learn }"
-each "${jobs[@]/#/measure }" "told base.raw base 'stage 1, the last weights instead of their average' --raw"
+each "${jobs[@]/#/measure }" raw
 for job in "${jobs[@]}"; do eval "speed $job"; done
 
 {

@@ -8,7 +8,7 @@ use nalgebra::{DMatrix, DVector, SymmetricEigen};
 pub struct Gaussian {
     mean: DVector<f64>,
     covariance: DMatrix<f64>,
-    /// Vectors that it was made of.
+    /// Vectors that it was made of; 0 where nobody said.
     pub n: usize,
 }
 
@@ -26,6 +26,19 @@ impl Gaussian {
         all.column_iter_mut().for_each(|mut c| c -= &mean);
         let covariance = &all * all.transpose() / (n - 1) as f64;
         Ok(Self { mean, covariance, n })
+    }
+
+    /// Of a mean and a covariance that somebody computed.
+    pub fn from_statistics(mean: &[f64], covariance: &[Vec<f64>]) -> Result<Self> {
+        let width = mean.len();
+        if width == 0 || covariance.len() != width || covariance.iter().any(|r| r.len() != width) {
+            return Err(Error::invalid(format!(
+                "a mean of width {width} and a covariance of {} rows",
+                covariance.len()
+            )));
+        }
+        let covariance = DMatrix::from_row_iterator(width, width, covariance.iter().flatten().copied());
+        Ok(Self { mean: DVector::from_column_slice(mean), covariance, n: 0 })
     }
 
     /// |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), the last trace by symmetric matrices alone: with R = S1^(1/2) it

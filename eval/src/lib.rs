@@ -4,10 +4,8 @@ pub mod bench;
 pub mod frechet;
 pub mod image;
 pub mod metrics;
-pub mod nano;
 pub mod pictures;
 pub mod probe;
-pub mod text;
 pub mod visual;
 
 pub use nn::{Error, Result};

@@ -17,14 +17,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Nano(cli::nano::Nano),
-    Qlip(cli::qlip::Qlip),
-    Pictures(Box<cli::pictures::Pictures>),
-    Text(cli::text::Text),
     Score(cli::score::Score),
-    Run(cli::run::Run),
+    Run(Box<cli::run::Run>),
     ScoreRun(cli::run::ScoreRun),
     Scenes(cli::run::Scenes),
+    Table(cli::table::Table),
     Tasks(cli::run::Tasks),
     Probe(cli::run::Probe),
     Compare(cli::run::Compare),
@@ -35,14 +32,11 @@ enum Command {
 fn main() -> std::process::ExitCode {
     unified::process::prepare();
     let done = match Cli::parse().command {
-        Command::Nano(n) => n.run(),
-        Command::Qlip(q) => q.run(),
-        Command::Pictures(p) => p.run(),
-        Command::Text(t) => t.run(),
         Command::Score(s) => s.run(),
         Command::Run(r) => r.run(),
         Command::ScoreRun(s) => s.run(),
         Command::Scenes(s) => s.run(),
+        Command::Table(t) => t.run(),
         Command::Tasks(t) => t.run(),
         Command::Probe(p) => p.run(),
         Command::Compare(c) => c.run(),

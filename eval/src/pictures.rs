@@ -2,14 +2,12 @@
 
 use crate::frechet::Gaussian;
 use crate::image::psnr;
-use crate::nano::Tally;
 use crate::{Error, Result};
 use lm::draw::{DrawSettings, draw};
 use lm::llamagen::{Condition, LlamaGen, ModelType};
 use qlip::Image;
 use qlip::data::Pictures;
 use rayon::prelude::*;
-use serde::Serialize;
 use std::sync::Arc;
 use std::time::Instant;
 use unified::classifier::Classifier;
@@ -18,6 +16,27 @@ use unified::visual::VisualTokenizer;
 
 /// Test photographs that are reconstructed.
 const RECONSTRUCTED: usize = 1000;
+
+/// Right ones of a number.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Tally {
+    /// Right.
+    pub right: usize,
+    /// Of so many.
+    pub n: usize,
+}
+
+impl Tally {
+    fn add(&mut self, right: bool) {
+        self.right += usize::from(right);
+        self.n += 1;
+    }
+
+    /// In 0..1.
+    pub fn share(&self) -> f64 {
+        self.right as f64 / self.n.max(1) as f64
+    }
+}
 
 /// What draws, what it draws with, and what looks at it.
 pub struct Studio<'a> {
@@ -45,7 +64,7 @@ pub struct Sizes {
 }
 
 /// Shares are in 0..1.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Report {
     /// Test photographs whose class the classifier finds.
     pub classifier: Tally,
@@ -66,7 +85,7 @@ pub struct Report {
 }
 
 /// Test photographs through the image tokenizer and back.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Reconstruction {
     /// Photographs reconstructed.
     pub n: usize,
@@ -78,8 +97,8 @@ pub struct Reconstruction {
     pub feature_frechet: f64,
 }
 
-/// Measures; `tell` hears what is being measured.
-pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Report> {
+/// Measures.
+pub fn run(s: &Studio, sizes: &Sizes) -> Result<Report> {
     let c = &s.model.config;
     if sizes.batch == 0 || sizes.per_class == 0 {
         return Err(Error::invalid("a batch of 0, or 0 drawings a class"));
@@ -99,7 +118,6 @@ pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Repo
              that the model was trained on"
         )));
     }
-    tell("photographs");
     let (mut classifier, mut real) = (Tally::default(), Vec::new());
     let labels = s.photos.labels()?;
     let all: Vec<usize> = (0..s.photos.len()).collect();
@@ -111,9 +129,7 @@ pub fn run(s: &Studio, sizes: &Sizes, tell: &mut dyn FnMut(&str)) -> Result<Repo
         }
     }
     let real = Gaussian::of(&real)?;
-    tell("reconstructions");
     let tokenizer = reconstruct(s, sizes.batch, &labels, &real)?;
-    tell("drawings");
     let wanted: Vec<u32> = (0..c.num_classes as u32).flat_map(|c| std::iter::repeat_n(c, sizes.per_class)).collect();
     let (mut asked_class, mut drawn, mut seconds) = (Tally::default(), Vec::new(), 0.0);
     for (n, chunk) in wanted.chunks(sizes.batch).enumerate() {

@@ -1,13 +1,11 @@
-//! A visual tokenizer by itself: reconstruction, zero-shot accuracy, what its tokens tell a linear layer, code entropy.
+//! What an image tokenizer's tokens tell a linear layer, and the entropy of codes.
 
-use crate::image::{psnr, ssim};
 use crate::probe::LinearProbe;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use qlip::Image;
 use qlip::data::Pictures;
-use qlip::{Image, Pixels};
 use rayon::prelude::*;
-use serde::Serialize;
 use std::collections::HashMap;
 use unified::eyes::Eyes;
 use unified::photos::centre;
@@ -15,39 +13,19 @@ use unified::photos::centre;
 /// Pictures that go through the tokenizer at once.
 const BATCH: usize = 50;
 
-/// What was measured; shares are in 0..1.
-#[derive(Debug, Clone, Serialize)]
-pub struct VisualReport {
-    /// Test pictures.
-    pub photos: usize,
-    /// Training pictures of the probes.
-    pub probed: usize,
-    /// Mean PSNR in dB.
-    pub psnr: f64,
-    /// Mean `ssim@gauss11`.
-    pub ssim: f64,
-    /// Accuracy from the class token against the class names; absent for a tokenizer without a text tower.
-    pub zero_shot: Option<f64>,
-    /// Accuracy of a linear layer on all quantised tokens of a picture, side by side.
-    pub probe_quantized: f64,
+/// Accuracies in 0..1.
+#[derive(Debug, Clone, Copy)]
+pub struct Probes {
+    /// Of a linear layer on all quantised tokens of a picture, side by side.
+    pub quantised: f64,
     /// The same before quantisation.
-    pub probe_latents: f64,
-    /// Entropy of the codes in bits a cell: the sum over groups of bits, as if those were independent.
-    pub code_entropy: f64,
-    /// Bits a cell.
-    pub bits: usize,
+    pub latents: f64,
 }
 
-/// What a batch of pictures becomes.
+/// What a batch of pictures becomes, a picture in a row: [batch, cells * bits].
 struct Seen {
-    /// Features of the class tokens [batch, width].
-    pooled: Tensor,
-    /// Corners [batch, cells, bits].
+    latents: Tensor,
     corners: Tensor,
-    /// Latents of a picture in a row [batch, cells * bits].
-    latent_rows: Tensor,
-    /// Corners, likewise.
-    corner_rows: Tensor,
 }
 
 fn see(eyes: &Eyes, images: &[Image]) -> Result<Seen> {
@@ -55,7 +33,7 @@ fn see(eyes: &Eyes, images: &[Image]) -> Result<Seen> {
     let out = eyes.model.encode(&pixels)?;
     let corners = eyes.model.bsq.quantize(&out.latents)?;
     let rows = |t: &Tensor| t.reshape((images.len(), ()));
-    Ok(Seen { latent_rows: rows(&out.latents.0)?, corner_rows: rows(&corners)?, corners, pooled: out.pooled })
+    Ok(Seen { latents: rows(&out.latents.0)?, corners: rows(&corners)? })
 }
 
 /// Pictures, cut to the tokenizer's side, `BATCH` at a time.
@@ -79,12 +57,11 @@ fn evenly(photos: &Pictures, n: usize) -> Vec<usize> {
     (0..n).map(|i| i * photos.len() / n).collect()
 }
 
-/// Measures a tokenizer on `n` pictures of `test`, with probes from `probed` of `train`; a class in words is its caption.
-pub fn measure(eyes: &Eyes, train: &Pictures, test: &Pictures, n: usize, probed: usize) -> Result<VisualReport> {
+/// Fits probes on `probed` pictures of `train` and tries them on `n` of `test`.
+pub fn probes(eyes: &Eyes, train: &Pictures, test: &Pictures, n: usize, probed: usize) -> Result<Probes> {
     let (tested, learned, side) = (evenly(test, n), evenly(train, probed), eyes.side());
-    let (n, probed) = (tested.len(), learned.len());
-    if n == 0 || probed == 0 {
-        return Err(Error::invalid("no pictures to measure on: --limit and --probe must be 1 or more"));
+    if tested.is_empty() || learned.is_empty() {
+        return Err(Error::invalid("no pictures to probe: --limit must be 1 or more"));
     }
     if train.classes != test.classes {
         return Err(Error::invalid("the training and test pictures have other classes: give both splits of one set"));
@@ -97,60 +74,28 @@ pub fn measure(eyes: &Eyes, train: &Pictures, test: &Pictures, n: usize, probed:
     let (mut latents, mut corners) = (Vec::new(), Vec::new());
     each_batch(train, &learned, side, |images| {
         let seen = see(eyes, images)?;
-        latents.push(seen.latent_rows);
-        corners.push(seen.corner_rows);
+        latents.push(seen.latents);
+        corners.push(seen.corners);
         Ok(())
     })?;
     let fit = |rows: &[Tensor]| LinearProbe::fit(&Tensor::cat(rows, 0)?, &taught, train.classes.len());
     let (of_latents, of_corners) = (fit(&latents)?, fit(&corners)?);
-
-    let texts = if eyes.has_text() { Some(eyes.class_vectors(&test.classes)?) } else { None };
-    let (mut db, mut similar, mut right) = (0.0, 0.0, 0usize);
     let (mut found_latents, mut found_corners) = (0.0, 0.0);
-    let (bits, group) = (eyes.model.bsq.bits, eyes.model.bsq.group);
-    let mut codes: Vec<HashMap<u32, usize>> = vec![HashMap::new(); bits / group];
     let mut at = 0;
     each_batch(test, &tested, side, |images| {
         let wanted = &labels[at..at + images.len()];
         let seen = see(eyes, images)?;
-        let zhat = eyes.model.expand(&seen.corners)?;
-        let back = eyes.preprocess.images(&Pixels(eyes.model.paint(&zhat)?.0.0))?;
-        let scores: Vec<(f64, f64)> =
-            images.par_iter().zip(&back).map(|(a, b)| (psnr(a, b), ssim(a, b).unwrap_or(f64::NAN))).collect();
-        db += scores.iter().map(|s| s.0).sum::<f64>();
-        similar += scores.iter().map(|s| s.1).sum::<f64>();
-        found_latents += of_latents.accuracy(&seen.latent_rows, wanted)? * images.len() as f64;
-        found_corners += of_corners.accuracy(&seen.corner_rows, wanted)? * images.len() as f64;
-        if let Some(texts) = &texts {
-            let rows = eyes.rank(&seen.pooled, texts)?;
-            right += rows.iter().zip(wanted).filter(|(row, l)| lm::sample::argmax(row) == **l).count();
-        }
-        let signs = seen.corners.flatten_all()?.to_vec1::<f32>()?;
-        for cell in signs.chunks_exact(bits) {
-            for (g, part) in cell.chunks_exact(group).enumerate() {
-                let code = part.iter().fold(0, |c, &v| c << 1 | u32::from(v > 0.0));
-                *codes[g].entry(code).or_default() += 1;
-            }
-        }
+        found_latents += of_latents.accuracy(&seen.latents, wanted)? * images.len() as f64;
+        found_corners += of_corners.accuracy(&seen.corners, wanted)? * images.len() as f64;
         at += images.len();
         Ok(())
     })?;
-    let share = |x: f64| x / n as f64;
-    Ok(VisualReport {
-        photos: n,
-        probed,
-        psnr: share(db),
-        ssim: share(similar),
-        zero_shot: texts.is_some().then(|| share(right as f64)),
-        probe_quantized: share(found_corners),
-        probe_latents: share(found_latents),
-        code_entropy: codes.iter().map(entropy).sum(),
-        bits,
-    })
+    let share = |x: f64| x / tested.len() as f64;
+    Ok(Probes { quantised: share(found_corners), latents: share(found_latents) })
 }
 
 /// Of counts, in bits.
-fn entropy(counts: &HashMap<u32, usize>) -> f64 {
+pub fn entropy<K>(counts: &HashMap<K, usize>) -> f64 {
     let n: usize = counts.values().sum();
     // sorted, so that the sum is the same every time
     let mut all: Vec<usize> = counts.values().copied().collect();

@@ -1,4 +1,4 @@
-//! `eval qlip` and `eval pictures` on tiny trainings, from files to the rows of the tables in docs/.
+//! Tasks about image tokenizers and drawings of classes on tiny trainings, from files to the rows of the tables in docs/.
 
 use qlip::Image;
 use std::path::{Path, PathBuf};
@@ -47,39 +47,61 @@ fn eval(args: &[&str]) -> (bool, String) {
     (out.status.success(), String::from_utf8(text).unwrap())
 }
 
-/// A row fits the header that the script writes above it.
-fn fits(row: &str, script: &str) {
+/// A run of tasks: the values of its summary.
+fn run(tasks: &str, model: &Path, data: &Path, out: &Path, more: &[&str]) -> serde_json::Value {
+    let [model, data, out] = [model, data, out].map(|p| p.to_str().unwrap());
+    let (ok, text) =
+        eval(&[&["run", "--tasks", tasks, "--model", model, "--data", data, "--out", out, "--json"], more].concat());
+    assert!(ok, "{text}");
+    serde_json::from_str::<serde_json::Value>(&text).unwrap()["results"].clone()
+}
+
+/// A row of `eval table` under the columns of a script fits the header that the script writes above it; `more` columns come from elsewhere.
+fn fits(out: &Path, script: &str, more: usize) {
     let script = std::fs::read_to_string(root().join(script)).unwrap();
     let header = script.lines().find(|l| l.trim_start().starts_with("echo '|")).unwrap();
-    assert_eq!(row.matches('|').count(), header.matches('|').count(), "{row} under {header}");
+    let of = |l: &str| l.strip_prefix("columns=").map(|c| c.trim_start_matches("$columns,").to_owned());
+    let columns = script.lines().filter_map(of).collect::<Vec<_>>().join(",");
+    let (ok, row) = eval(&["table", out.to_str().unwrap(), "--metrics", &columns, "--as", "tiny", "--no-head"]);
+    assert!(ok && !row.contains(" - "), "{row}");
+    assert_eq!(row.matches('|').count() + more, header.matches('|').count(), "{row} under {header}");
 }
 
 #[test]
 fn a_tokenizer_and_its_raw_weights_are_measured() {
     let dir = tempfile::tempdir().unwrap();
-    let photos = dir.path().join("photos");
-    photographs(&photos);
-    let model = dir.path().join("qlip");
+    let at = |name: &str| dir.path().join(name);
+    photographs(&at("photos"));
     let words = format!("tokenizer={}", root().join("unified/assets/nano/qlip/tokenizer.json").display());
     let layers = ["model.vision_config.num_hidden_layers=1", "model.decoder_config.num_hidden_layers=1"];
-    train("ablation/stage1.toml", &model, &photos, &[&[words.as_str()][..], &layers].concat());
-    let (model, photos) = (model.to_str().unwrap(), photos.to_str().unwrap());
-    let base = ["qlip", "--model", model, "--photos", photos, "--limit", "20", "--probe", "24"];
-    let json = |more: &[&str]| -> serde_json::Value {
-        let (ok, text) = eval(&[&base[..], &["--json"], more].concat());
-        assert!(ok, "{text}");
-        serde_json::from_str(&text).unwrap()
-    };
-    let report = json(&[]);
+    train("ablation/stage1.toml", &at("qlip"), &at("photos"), &[&[words.as_str()][..], &layers].concat());
+    let tasks = "reconstruction,imagefolder,probe";
+    let report = run(tasks, &at("qlip"), &at("photos"), &at("out"), &[]);
     // a colour is what a linear layer can read off the latents even of random weights
-    assert!(report["probe_latents"].as_f64().unwrap() > 0.9, "{report}");
-    assert_eq!((&report["photos"], &report["bits"]), (&20.into(), &20.into()));
-    assert!(report["code_entropy"].as_f64().unwrap() <= 20.0);
-    assert_ne!(report["psnr"], json(&["--raw"])["psnr"], "the average is not the weights");
-    let (ok, row) = eval(&[&base[..], &["--row", "tiny"]].concat());
-    assert!(ok, "{row}");
-    // speed and memory come from elsewhere
-    fits(&format!("{row} 1 | 2 |"), "configs/ablation/run.sh");
+    assert!(report["probe"]["latents@linear_probe"]["value"].as_f64().unwrap() > 0.9, "{report}");
+    assert_eq!(report["reconstruction"]["psnr@rgb8"]["n"], 24);
+    assert!(report["reconstruction"]["code_entropy@bits_a_token"]["value"].as_f64().unwrap() <= 20.0);
+    fits(&at("out"), "configs/ablation/run.sh", 2);
+    let model = unified::artifact::Artifact::at(&at("qlip")).unwrap();
+    assert_eq!(model.architecture, unified::artifact::Architecture::Qlip);
+    // what reconstructions keep of a zero-shot score, whole and with three of twenty bits
+    for through in [at("qlip").display().to_string(), format!("{}:3", at("qlip").display())] {
+        let out = at(&format!("through-{}", through.len()));
+        let kept = run("imagefolder", &at("qlip"), &at("photos"), &out, &["--through", &through]);
+        assert_eq!(kept["imagefolder"]["acc1@clip_benchmark"]["n"], 24, "{kept}");
+    }
+    let (ok, error) = eval(&[
+        "run",
+        "--tasks",
+        "imagefolder",
+        "--out",
+        at("no").to_str().unwrap(),
+        "--data",
+        at("photos").to_str().unwrap(),
+        "--through",
+        "nano:99",
+    ]);
+    assert!(!ok && error.contains("1 to 20 bits"), "{error}");
 }
 
 #[test]
@@ -93,19 +115,16 @@ fn drawings_are_measured_by_a_classifier() {
     let tokenizer = format!("image_tokenizer={}", at("vq").display());
     let decoder = [tokenizer.as_str(), "grid=4", "model.n_layer=1", "model.dim=32", "model.n_head=2"];
     train("llamagen/compare/llamagen-vq.toml", &at("model"), &at("photos"), &decoder);
-    let (model, classifier, photos) = (at("model"), at("classifier"), at("photos"));
-    let paths = [model.to_str().unwrap(), classifier.to_str().unwrap(), photos.to_str().unwrap()];
-    let base = ["pictures", "--model", paths[0], "--classifier", paths[1], "--photos", paths[2], "--per-class", "3"];
-    let (ok, text) = eval(&[&base[..], &["--json"]].concat());
-    assert!(ok, "{text}");
-    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!((&report["drawings"], &report["tokens"]), (&6.into(), &16.into()));
-    assert_eq!(report["tokenizer"]["n"], 24);
-    let (ok, row) = eval(&[&base[..], &["--row", "tiny"]].concat());
-    assert!(ok, "{row}");
-    fits(&row, "configs/llamagen/compare/run.sh");
+    let judge = at("classifier").display().to_string();
+    let more = ["--judge", judge.as_str(), "--limit", "6", "--guidance", "2"];
+    let report = run("class_pictures", &at("model"), &at("photos"), &at("out"), &more);
+    assert_eq!(report["class_pictures"]["tokens_a_picture@decoder"]["value"], 16.0);
+    fits(&at("out"), "configs/llamagen/compare/run.sh", 0);
     // pictures of other classes than the classifier knows
     std::fs::rename(at("photos/test/day"), at("photos/test/dawn")).unwrap();
-    let (ok, error) = eval(&base);
+    let (model, data, out) = (at("model"), at("photos"), at("other"));
+    let paths = [model.to_str().unwrap(), data.to_str().unwrap(), out.to_str().unwrap()];
+    let base = ["run", "--tasks", "class_pictures", "--model", paths[0], "--data", paths[1], "--out", paths[2]];
+    let (ok, error) = eval(&[&base[..], &more].concat());
     assert!(!ok && error.contains("dawn") && error.lines().count() == 1, "{error}");
 }

@@ -123,6 +123,57 @@ fn ledger() -> String {
             );
         }
     }
+    for (task, reference) in [
+        ("geneval", "djghosh13/geneval 16f1681"),
+        ("dpg", "TencentQQGYLab/ELLA 025f650"),
+        ("winoground", "the dataset card's rules (tests/fixtures/rules/make.py)"),
+        ("t2i_compbench", "the product of BLIP_vqa.py (tests/fixtures/rules/make.py)"),
+        ("perplexity", "lm_eval 0.4.9's formulas (tests/fixtures/rules/make.py)"),
+        ("words", "definitions in Python (tests/fixtures/rules/make.py)"),
+    ] {
+        let data = fixture("rules").join(task);
+        let declared = fixture("rules").join(format!("{task}.toml"));
+        let given = if declared.is_file() { declared.display().to_string() } else { task.to_owned() };
+        let (out, model) = (dir.path().join(task), format!("replay:{}", data.join("answers.jsonl").display()));
+        let data = Some(data.join("data")).filter(|d| d.is_dir()).unwrap_or(data);
+        let (data, out_text) = (data.display().to_string(), out.display().to_string());
+        eval(&["run", "--tasks", &given, "--data", &data, "--model", &model, "--out", &out_text]);
+        let results = &json(&out.join("summary.json"))["results"][task];
+        for (key, want) in json(&fixture("rules/expected.json"))[task].as_object().unwrap() {
+            let metric = key.split(['/', '@']).next().unwrap();
+            let variant = key.split_once('@').unwrap().1;
+            let got = results[key]["value"].as_f64().unwrap_or(f64::NAN);
+            add(&mut rows, &format!("{task}: {metric}@{variant}"), reference, got, want.as_f64().unwrap());
+        }
+    }
+    let rules = fixture("rules");
+    let expected = json(&rules.join("expected.json"));
+    let score = |args: &[&str]| -> Value { serde_json::from_slice(&eval(&[&["score"], args].concat())).unwrap() };
+    let path = |p: &Path| p.display().to_string();
+    let got = score(&["calibration", &path(&rules.join("calibration.json")), "--json"]);
+    named(
+        &mut rows,
+        "calibration",
+        "definition in numpy (tests/fixtures/rules/make.py)",
+        &expected["calibration"],
+        &got,
+    );
+    let (a, b) = (path(&rules.join("frechet_a.npz")), path(&rules.join("frechet_b.npz")));
+    let got = score(&["frechet", &a, &b, "--json"]);
+    named(&mut rows, "frechet", "eigenvalues in numpy (tests/fixtures/rules/make.py)", &expected["frechet"], &got);
+    let trunk = dir.path().join("alex.safetensors");
+    nn::checkpoint::save(&trunk, &tests::lpips_weights("alex").into_iter().collect(), &[]).unwrap();
+    let input = fixture("lpips/alex.safetensors");
+    let got = score(&["lpips", &path(&input), "--trunk", &path(&trunk), "--net", "alex", "--json"]);
+    let want = nn::checkpoint::load(&input).unwrap();
+    for (name, t) in want.iter().filter(|(n, _)| n.starts_with("layer") || *n == "distance") {
+        let want: Vec<f64> = t.flatten_all().unwrap().to_dtype(candle_core::DType::F64).unwrap().to_vec1().unwrap();
+        let name_of = if name == "distance" { "lpips: distance" } else { "lpips: layers" };
+        for (n, w) in want.iter().enumerate() {
+            let got = got[name.as_str()][n].as_f64().unwrap_or(f64::NAN);
+            add(&mut rows, name_of, "lpips 0.1.4 (tests/fixtures/README.md)", got, *w);
+        }
+    }
     let mut text = String::from(
         "# Parity ledger\n\nWritten by `UNIFIED_WRITE_LEDGER=1 cargo test --release -p eval --test ledger`: each metric, what it was compared with, how \
          many values, and the largest relative difference (rounded up to a power of ten). Versions are those of the reference values' READMEs. \

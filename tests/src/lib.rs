@@ -118,3 +118,27 @@ pub fn check_tokenizer(dir: &Path, dtype: DType, device: &Device, near: f64, nea
     let d = off(&model.decode(&codes).expect("pixels").0, &exact.decode(&codes).expect("pixels").0);
     assert!(d < near_pixels, "{} {dtype:?}: pixels off by {d}", dir.display());
 }
+
+/// Weights of LPIPS's trunk and heads as tests/fixtures/lpips/NAME.json makes them: element i is low + (high - low) times the top 24 bits of splitmix64 of seed + (i + 1) golden ratios.
+pub fn lpips_weights(name: &str) -> HashMap<String, Tensor> {
+    let path = fixture(&format!("lpips/{name}.json"));
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut out = HashMap::new();
+    for t in json["tensors"].as_array().unwrap() {
+        let shape: Vec<usize> = t["shape"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
+        let (low, high, seed) = (t["low"].as_f64().unwrap(), t["high"].as_f64().unwrap(), t["seed"].as_u64().unwrap());
+        let value = |i: usize| {
+            let mut z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^= z >> 31;
+            (low + (high - low) * (z >> 40) as f64 / f64::from(1u32 << 24)) as f32
+        };
+        let all: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+        let sum: f64 = all.iter().map(|v| f64::from(*v)).sum();
+        assert!((sum - t["sum"].as_f64().unwrap()).abs() < 1e-3, "{}: the weights are made otherwise", t["name"]);
+        let name = t["name"].as_str().unwrap().to_owned();
+        out.insert(name, Tensor::from_vec(all, shape, &Device::Cpu).unwrap());
+    }
+    out
+}

@@ -23,6 +23,7 @@ pub mod llava;
 pub mod loaded;
 pub mod mixture;
 mod model;
+pub mod nearest;
 pub mod photos;
 pub mod process;
 pub mod runner;

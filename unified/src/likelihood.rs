@@ -42,3 +42,80 @@ pub fn likelihoods(
     }
     Ok(out)
 }
+
+/// How likely a text is: the sum of its tokens' negative log-probabilities, and how many were predicted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TextLoss {
+    /// In nats.
+    pub nats: f64,
+    /// Tokens that were predicted.
+    pub tokens: usize,
+}
+
+/// Windows of a text of `n` tokens: (from, predicted from, to). The first of all has the prefix token before it.
+fn windows(n: usize, length: usize, rolling: bool) -> Vec<(usize, usize, usize)> {
+    if !rolling {
+        return (0..n).step_by(length).map(|from| (from, from, (from + length).min(n))).collect();
+    }
+    // lm_eval.utils.get_rolling_token_windows with context_len = 1: each window but the first sees as much as it can hold
+    let mut out = vec![(0, 0, n.min(length))];
+    let mut done = n.min(length);
+    while done < n {
+        let to = (done + length).min(n);
+        out.push((to.saturating_sub(length + 1), done, to));
+        done = to;
+    }
+    out
+}
+
+/// The loss of a text in windows of `length` tokens (as many as the model can hold if 0). `rolling` are lm-evaluation-harness's windows after
+/// `prefix`; otherwise windows see nothing of each other, and the first token of each has nothing to be predicted from.
+pub fn text_loss(
+    lm: &Llama,
+    rows: Range<usize>,
+    words: &Words,
+    prefix: Option<u32>,
+    text: &str,
+    (length, rolling): (usize, bool),
+) -> Result<TextLoss> {
+    let most = lm.max_positions();
+    let length = if length == 0 { most } else { length };
+    if length < 2 || length > most {
+        return Err(Error::invalid(format!("windows of {length} tokens: 2 to {most} for this model")));
+    }
+    let ids = words.encode(text)?;
+    let prefix = prefix.filter(|_| rolling);
+    let mut out = TextLoss::default();
+    for (from, predicted, to) in windows(ids.len(), length, rolling) {
+        let mut seen: Vec<u32> = prefix.filter(|_| from == 0 && predicted == 0).into_iter().collect();
+        let before = seen.len();
+        seen.extend(&ids[from..to]);
+        let first = (before + predicted - from).max(1);
+        if first >= seen.len() {
+            continue;
+        }
+        let hidden =
+            lm.hidden(&lm.embed(&seen[..seen.len() - 1], 1)?, &nn::ops::Positions::From(0), &nn::ops::Mask::Causal)?;
+        let n = seen.len() - first;
+        let logits = lm.logits(&hidden.narrow(1, first - 1, n)?.squeeze(0)?, rows.clone())?;
+        let targets: Vec<u32> = seen[first..].iter().map(|&t| t - rows.start as u32).collect();
+        let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &targets)?;
+        out.nats += losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
+        out.tokens += n;
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of lm_eval 0.4.9's get_rolling_token_windows(range(n), prefix, max_seq_len=length, context_len=1), whose inputs begin one token earlier.
+    #[test]
+    fn rolling_windows_are_lm_evaluation_harness_s() {
+        assert_eq!(windows(10, 4, true), [(0, 0, 4), (3, 4, 8), (5, 8, 10)]);
+        assert_eq!(windows(3, 4, true), [(0, 0, 3)]);
+        assert_eq!(windows(8, 4, true), [(0, 0, 4), (3, 4, 8)]);
+        assert_eq!(windows(10, 4, false), [(0, 0, 4), (4, 4, 8), (8, 8, 10)]);
+    }
+}

@@ -4,7 +4,7 @@ use crate::artifact::{Artifact, Placement};
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::generation::GenerationFile;
-use crate::likelihood::likelihoods;
+use crate::likelihood::{TextLoss, likelihoods, text_loss};
 use crate::say::Saying;
 use crate::template::{Conversation, Template, marks_of};
 use crate::words::Words;
@@ -97,6 +97,13 @@ impl LlamaChat {
         let begin = if self.bos.is_empty() { None } else { Some(self.words.mark(&self.bos)?) };
         let rows = 0..self.model.config.vocab_size;
         likelihoods(&self.model, rows, &self.words, begin, context, continuations)
+    }
+
+    /// How likely a text is; lm-evaluation-harness begins with the first of these that there is.
+    pub(crate) fn text_loss(&self, text: &str, windows: (usize, bool)) -> Result<TextLoss> {
+        let mark = |m: &String| if m.is_empty() { None } else { Some(m.clone()) };
+        let prefix = mark(&self.bos).or(mark(&self.eos)).map(|m| self.words.mark(&m)).transpose()?;
+        text_loss(&self.model, 0..self.model.config.vocab_size, &self.words, prefix, text, windows)
     }
 
     /// Goes on from a text as it is.

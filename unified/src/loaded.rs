@@ -7,7 +7,7 @@ use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::emu3::Emu3Chat;
 use crate::eyes::Eyes;
 use crate::janus::JanusChat;
-use crate::likelihood::likelihoods;
+use crate::likelihood::{TextLoss, likelihoods, text_loss};
 use crate::llama::LlamaChat;
 use crate::llamagen::{Painter, Wanted};
 use crate::llava::LlavaChat;
@@ -51,7 +51,11 @@ impl Loaded {
             Architecture::Emu3 => Self::Emu3(Box::new(Emu3Chat::load(artifact, at)?)),
             Architecture::Llama => Self::Llama(Box::new(LlamaChat::load(artifact, at)?)),
             Architecture::LlamaGen => Self::LlamaGen(Box::new(Painter::load(artifact, None, at)?)),
-            Architecture::Qlip => Self::Qlip(Box::new(Eyes::load(artifact, at, true)?)),
+            Architecture::Qlip => {
+                let says =
+                    artifact.files.has("tokenizer.json") && artifact.tensors()?.contains("text_projection.weight");
+                Self::Qlip(Box::new(Eyes::load(artifact, at, says)?))
+            }
             other => {
                 let why = format!("a {} by itself answers nothing here; unified forward runs it", other.says());
                 return Err(Error::Unsupported(format!("{}: {why}", artifact.files.folder().display())));
@@ -134,6 +138,22 @@ impl Loaded {
             }
             Self::Llama(m) => m.likelihoods(context, continuations),
             Self::Llava(m) => m.likelihoods(context, continuations),
+            Self::Janus(_) | Self::Chameleon(_) | Self::Emu3(_) | Self::LlamaGen(_) | Self::Qlip(_) => {
+                Self::cannot("say how likely a text is")
+            }
+        }
+    }
+
+    /// How likely a text is, in windows of so many tokens.
+    pub fn text_loss(&self, text: &str, windows: (usize, bool)) -> Result<TextLoss> {
+        match self {
+            Self::Unified(m) => {
+                let rows = m.config.vocabulary.range(lm::Partition::Text);
+                let prefix = m.words().mark(&m.config.marks.end)?;
+                text_loss(m.language_model(), rows, m.words(), Some(prefix), text, windows)
+            }
+            Self::Llama(m) => m.text_loss(text, windows),
+            Self::Llava(m) => m.text_loss(text, windows),
             Self::Janus(_) | Self::Chameleon(_) | Self::Emu3(_) | Self::LlamaGen(_) | Self::Qlip(_) => {
                 Self::cannot("say how likely a text is")
             }

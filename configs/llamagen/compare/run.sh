@@ -12,10 +12,18 @@ photos=../shared/data/cifar10
 here=configs/llamagen/compare
 . configs/tables.sh
 
+columns=class_pictures.decoder_parameters@millions:2,class_pictures.tokens_a_picture@decoder:0,class_pictures.seconds_a_picture@wall:4
+columns=$columns,class_pictures.asked_class@classifier:1%,class_pictures.feature_frechet@classifier:3
+columns=$columns,class_pictures.reconstruction_psnr@rgb8:2,class_pictures.reconstructions_right@classifier:1%
+columns=$columns,class_pictures.reconstruction_frechet@classifier:3
+
 # measure NAME TITLE GUIDANCE
 measure() {
-  row "$runs/$1.$3.md" target/release/eval pictures --model "$runs/$1" --classifier "$runs/classifier" --photos "$photos" \
-    --guidance "$3" --row "$2"
+  local out="$runs/eval/$1.$3"
+  mkdir -p "$runs/eval"
+  [ -f "$out/summary.json" ] || target/release/eval run --tasks class_pictures --model "$runs/$1" --judge "$runs/classifier" \
+    --data "$photos" --guidance "$3" --out "$out" --resume >"$out.log" 2>&1 || failed "$out.log"
+  row "$runs/$1.$3.md" target/release/eval table "$out" --metrics "$columns" --as "$2" --no-head
 }
 
 # docs/ablation.md's best tokenizer, trained for longer

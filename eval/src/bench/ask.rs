@@ -35,7 +35,7 @@ pub struct Spool(Arc<Mutex<Option<Kept>>>);
 type Kept = (File, u64, HashMap<u64, Shown>);
 
 impl Spool {
-    fn keep(&self, bytes: &[u8]) -> std::io::Result<Shown> {
+    pub(super) fn keep(&self, bytes: &[u8]) -> std::io::Result<Shown> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
             *held = Some((tempfile::tempfile()?, 0, HashMap::new()));
@@ -99,6 +99,15 @@ pub enum Part {
     Picture(usize),
 }
 
+/// What cannot be measured item by item.
+#[derive(Debug, Clone)]
+pub enum Measure {
+    /// Linear probes on an image tokenizer's tokens.
+    Probe(PathBuf),
+    /// Drawings of a class-conditional LlamaGen, as a classifier sees them beside photographs.
+    ClassPictures(PathBuf),
+}
+
 /// What is wanted of a model for an item.
 #[derive(Debug, Clone)]
 pub enum Ask {
@@ -135,14 +144,76 @@ pub enum Ask {
         /// What is asked.
         words: String,
     },
-    /// How near the picture is to each of several texts.
+    /// How near the picture is to each of several classes.
     Nearness {
-        /// For each class its texts.
+        /// The classes' names.
         classes: Vec<String>,
+        /// Sentences around a name, `{}` in each.
+        templates: Vec<String>,
+    },
+    /// How likely a text is.
+    Text {
+        /// The text.
+        text: String,
+        /// Tokens that a prediction can see; as many as the model can if 0.
+        window: usize,
+        /// lm-evaluation-harness's windows; else such that see nothing of the one before.
+        rolling: bool,
+    },
+    /// The picture through the model's image tokenizer and back.
+    Reconstruct {
+        /// Whether what comes back is kept as a file.
+        keep: bool,
+    },
+    /// Everything at once: values of the whole data.
+    Measure(Measure),
+    /// A picture of a class, and how near it is to each.
+    DrawClass {
+        /// Classes' names.
+        classes: Vec<String>,
+        /// Which is drawn.
+        class: usize,
+        /// Added to the run's seed.
+        key: u64,
+    },
+    /// The same words about each of the pictures by itself.
+    OfEach {
+        /// What is asked.
+        words: String,
+        /// Most tokens of an answer.
+        max_tokens: usize,
+    },
+    /// A description of the picture, and a drawing of what it says.
+    Cycle {
+        /// How the description is asked for.
+        describe: String,
+        /// Added to the run's seed.
+        key: u64,
+    },
+    /// A drawing, and answers to questions about it.
+    DrawAndAnswer {
+        /// What is asked to be drawn.
+        words: String,
+        /// The questions, each asked by itself.
+        questions: Vec<String>,
+        /// Added to the run's seed.
+        key: u64,
     },
 }
 
 impl Ask {
+    /// Whether the answer depends on the run's seed.
+    pub(super) fn draws(&self) -> bool {
+        matches!(
+            self,
+            Self::Draw { .. }
+                | Self::DrawClass { .. }
+                | Self::Cycle { .. }
+                | Self::DrawAndAnswer { .. }
+                | Self::Interleave { .. }
+        )
+    }
+
     /// Everything that the answer depends on, into a hash; pictures by their pixels.
     pub(super) fn hash(&self, sum: &mut Sha256) {
         let (messages, rest) = match self {
@@ -243,7 +314,8 @@ pub fn likelihood(item: &Item) -> Result<Ask> {
 
 /// Nearness of a picture to classes.
 pub fn classes(item: &Item) -> Result<Ask> {
-    Ok(Ask::Nearness { classes: item.texts("classes") })
+    let templates = super::templates::OPENAI.iter().map(|t| (*t).to_owned()).collect();
+    Ok(Ask::Nearness { classes: item.texts("classes"), templates })
 }
 
 /// For tasks whose answers come from files alone.

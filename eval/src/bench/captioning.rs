@@ -1,7 +1,7 @@
 //! Captions of COCO and NoCaps.
 
 use super::table::{self, Cell};
-use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::Result;
 use crate::metrics::captions::{Case, score};
 use crate::metrics::ptb::tokenised;
@@ -9,7 +9,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// COCO captions.
-pub const COCO: Task = Task {
+pub const COCO: Shipped = Shipped {
     name: "coco_caption",
     about: "captions (COCO)",
     load: load_coco,
@@ -17,7 +17,7 @@ pub const COCO: Task = Task {
     score: score_captions,
 };
 /// NoCaps.
-pub const NOCAPS: Task = Task {
+pub const NOCAPS: Shipped = Shipped {
     name: "nocaps",
     about: "captions of objects that COCO has not (NoCaps)",
     load: load_nocaps,

@@ -3,13 +3,13 @@
 use super::ask::Shown;
 use super::needs;
 use super::table::{self, Cell};
-use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
 
 /// ScienceQA.
-pub const SCIENCEQA: Task = Task {
+pub const SCIENCEQA: Shipped = Shipped {
     name: "scienceqa",
     about: "science questions with and without pictures (ScienceQA)",
     load: load_sqa,
@@ -17,7 +17,7 @@ pub const SCIENCEQA: Task = Task {
     score: score_sqa,
 };
 /// SEED-Bench.
-pub const SEED: Task = Task {
+pub const SEED: Shipped = Shipped {
     name: "seed",
     about: "twelve kinds of questions (SEED-Bench)",
     load: load_seed,
@@ -25,8 +25,8 @@ pub const SEED: Task = Task {
     score: score_seed,
 };
 /// AI2D.
-pub const AI2D: Task =
-    Task { name: "ai2d", about: "diagrams (AI2D)", load: load_ai2d, ask: super::ask::letters, score: score_ai2d };
+pub const AI2D: Shipped =
+    Shipped { name: "ai2d", about: "diagrams (AI2D)", load: load_ai2d, ask: super::ask::letters, score: score_ai2d };
 
 fn letter(i: usize) -> String {
     char::from(b'A' + i.min(25) as u8).to_string()

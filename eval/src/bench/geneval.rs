@@ -1,14 +1,14 @@
 //! GenEval (Ghosh et al. 2023): its prompts, and its rules on what a detector found in the drawings. The detector is anybody's: an answer
 //! holds, for each picture of a prompt, the boxes {"class", "score", "box": [x0, y0, x1, y1], "color"}.
 
-use super::{Answer, Files, Item, Notes, Scores, Task, table, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, table, without_repeats};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// GenEval.
-pub const GENEVAL: Task = Task {
+pub const GENEVAL: Shipped = Shipped {
     name: "geneval",
     about: "drawings by their objects, counts, colours, places (GenEval's rules on a file of detections)",
     load,

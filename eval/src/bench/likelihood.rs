@@ -1,12 +1,12 @@
 //! Multiple choice by likelihood, as lm-evaluation-harness scores it: HellaSwag, ARC. Answer files hold the sum of log-probabilities of each
 //! continuation, `ll`.
 
-use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::{Error, Result};
 use serde_json::json;
 
 /// HellaSwag.
-pub const HELLASWAG: Task = Task {
+pub const HELLASWAG: Shipped = Shipped {
     name: "hellaswag",
     about: "how a text goes on (HellaSwag)",
     load: load_hellaswag,
@@ -14,8 +14,8 @@ pub const HELLASWAG: Task = Task {
     score,
 };
 /// ARC.
-pub const ARC: Task =
-    Task { name: "arc", about: "school science (ARC)", load: load_arc, ask: super::ask::likelihood, score };
+pub const ARC: Shipped =
+    Shipped { name: "arc", about: "school science (ARC)", load: load_arc, ask: super::ask::likelihood, score };
 
 /// The published cleaning of HellaSwag's texts.
 pub fn cleaned(text: &str) -> String {
@@ -105,7 +105,8 @@ fn load_arc(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
 /// What a choice's log-likelihood is divided by.
 type Length = fn(&str) -> f64;
 
-fn score(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
+/// Accuracy by the sums, and by the sums over characters and bytes.
+pub fn score(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut out = Scores::default();
     let kinds: [(&str, Length); 3] =
         [("acc", |_| 1.0), ("acc_norm", |c| c.chars().count() as f64), ("acc_bytes", |c| c.len() as f64)];

@@ -2,14 +2,15 @@
 //! the answers as .npy files.
 
 use super::table::{self, Cell};
-use super::{Answer, Files, Item, Notes, Scores, Task};
+use super::{Answer, Files, Item, Notes, Scores, Shipped};
 use crate::metrics::retrieval::{Ranks, Ties};
 use crate::{Error, Result};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// CIFAR-10.
-pub const CIFAR: Task = Task {
+pub const CIFAR: Shipped = Shipped {
     name: "cifar",
     about: "zero-shot classes (CIFAR-10's layout)",
     load: load_cifar,
@@ -17,7 +18,7 @@ pub const CIFAR: Task = Task {
     score: score_cifar,
 };
 /// Flickr30k.
-pub const FLICKR30K: Task = Task {
+pub const FLICKR30K: Shipped = Shipped {
     name: "flickr30k",
     about: "retrieval both ways (Flickr30k)",
     load: load_flickr,
@@ -96,7 +97,7 @@ fn unit(v: &[f64]) -> Vec<f64> {
 }
 
 /// How near each picture was found to each class, where a model was asked.
-fn nearness(items: &[Item], answers: &[Answer]) -> Option<Scores> {
+pub fn nearness(items: &[Item], answers: &[Answer]) -> Option<(Scores, Vec<Vec<f64>>)> {
     let of = |a: &Answer| -> Option<Vec<f64>> { a.line["scores"].as_array()?.iter().map(|v| v.as_f64()).collect() };
     let rows = answers.iter().map(of).collect::<Option<Vec<_>>>()?;
     let mut out = Scores::default();
@@ -109,12 +110,19 @@ fn nearness(items: &[Item], answers: &[Answer]) -> Option<Scores> {
     for k in [1, 5] {
         out.mean(format!("acc{k}@clip_benchmark"), ranks.iter().map(|&r| f64::from(r < k)).enumerate().collect());
     }
-    Some(out)
+    let mut by: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+    for (item, rank) in items.iter().zip(&ranks) {
+        let class = by.entry(item.facts["label"].as_u64().unwrap_or(0)).or_default();
+        *class = (class.0 + f64::from(*rank == 0), class.1 + 1.0);
+    }
+    let recall = by.values().map(|c| c.0 / c.1).sum::<f64>() / by.len().max(1) as f64;
+    out.value("mean_per_class_recall@clip_benchmark", recall);
+    Some((out, rows))
 }
 
 fn score_cifar(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
     if let Some(scores) = nearness(items, answers).filter(|_| !items.is_empty()) {
-        return Ok(scores);
+        return Ok(scores.0);
     }
     let (image_shape, images) = wanted(files, "image_features.npy")?;
     let (text_shape, texts) = wanted(files, "text_features.npy")?;

@@ -4,14 +4,14 @@ use super::ask::Shown;
 use super::choice::can_infer;
 use super::needs;
 use super::table::{self, Row};
-use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::Result;
 use base64::Engine;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
 /// MMBench.
-pub const MMBENCH: Task = Task {
+pub const MMBENCH: Shipped = Shipped {
     name: "mmbench",
     about: "multiple choice under rotations of its options (MMBench)",
     load,

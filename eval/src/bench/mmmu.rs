@@ -3,14 +3,14 @@
 
 use super::choice::can_infer;
 use super::table::Cell;
-use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
 
 /// MMMU.
-pub const MMMU: Task =
-    Task { name: "mmmu", about: "college questions with pictures (MMMU)", load, ask: super::ask::mmmu, score };
+pub const MMMU: Shipped =
+    Shipped { name: "mmmu", about: "college questions with pictures (MMMU)", load, ask: super::ask::mmmu, score };
 
 fn letter(i: usize) -> char {
     char::from(b'A' + i.min(25) as u8)

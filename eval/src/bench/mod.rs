@@ -4,28 +4,35 @@ pub mod ask;
 pub mod asking;
 pub mod captioning;
 pub mod choice;
+pub mod declared;
 pub mod geneval;
 pub mod import;
 pub mod likelihood;
 pub mod matching;
+pub mod measure;
 pub mod mmbench;
 pub mod mmmu;
+pub mod pictures;
+pub mod questions;
 pub mod report;
+pub mod round_trips;
 pub mod run;
 pub mod scenes;
 pub mod stats;
 pub mod table;
 pub mod templates;
+pub mod through;
 pub mod vqa;
 pub mod winoground;
 pub mod yes_no;
 
 use crate::{Error, Result};
 use ask::{Ask, Shown, Spool};
+use declared::Declared;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use table::Row;
 
 /// What was found wrong, and how much was left out for it.
@@ -49,6 +56,13 @@ impl Notes {
     /// The same of a file's name.
     pub fn file(&self, name: &str, files: &Files) -> Vec<Shown> {
         self.spool.as_ref().and_then(|_| files.picture(name)).into_iter().collect()
+    }
+    /// A picture that is in memory, if a model is to be asked about it.
+    pub fn spooled(&self, png: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<Shown>> {
+        match &self.spool {
+            Some(spool) => spool.keep(&png()?).map(|s| vec![s]).map_err(Error::io("(temporary file of pictures)")),
+            None => Ok(Vec::new()),
+        }
     }
     /// A row that is left out, and why.
     pub fn skip(&mut self, why: String) {
@@ -130,8 +144,8 @@ impl Scores {
     }
 }
 
-/// A benchmark.
-pub struct Task {
+/// A benchmark whose published layouts and rules are code.
+pub struct Shipped {
     /// Its name.
     pub name: &'static str,
     /// What it measures, in a line.
@@ -144,8 +158,8 @@ pub struct Task {
     pub score: fn(&[Item], &[Answer], &Files, &mut Notes) -> Result<Scores>,
 }
 
-/// All of them.
-pub const TASKS: &[Task] = &[
+/// Those that are code.
+const SHIPPED: &[Shipped] = &[
     yes_no::POPE,
     yes_no::MME,
     mmbench::MMBENCH,
@@ -164,8 +178,100 @@ pub const TASKS: &[Task] = &[
     matching::FLICKR30K,
     winoground::WINOGROUND,
     geneval::GENEVAL,
+    questions::DPG,
+    questions::T2I_COMPBENCH,
+    pictures::RECONSTRUCTION,
+    pictures::DRAWN_CLASSES,
+    measure::PROBE,
+    measure::CLASS_PICTURES,
     scenes::SCENES,
+    scenes::SCENES_DEV,
+    round_trips::SCENES_KEPT,
+    round_trips::CYCLE,
+    round_trips::SELF_CHECK,
 ];
+
+/// Those that need no data.
+const WITHOUT_DATA: [&str; 5] = ["scenes", "scenes_dev", "scenes_kept", "cycle", "self_check"];
+
+/// A benchmark.
+#[derive(Clone)]
+pub enum Task {
+    /// One that is code.
+    Shipped(&'static Shipped),
+    /// One that a file declares.
+    Declared(Arc<Declared>),
+}
+
+impl Task {
+    /// All that need no file of the user's.
+    pub fn all() -> Result<Vec<Self>> {
+        let declared = declared::shipped()?.into_iter().map(|d| Self::Declared(Arc::new(d)));
+        Ok(SHIPPED.iter().map(Self::Shipped).chain(declared).collect())
+    }
+
+    /// By its name, or by the path of a file that declares it.
+    pub fn of_name(name: &str) -> Result<Self> {
+        if name.ends_with(".toml") {
+            return Ok(Self::Declared(Arc::new(Declared::open(Path::new(name))?)));
+        }
+        let all = Self::all()?;
+        let names: Vec<&str> = all.iter().map(Self::name).collect();
+        match names.iter().position(|n| *n == name) {
+            Some(at) => Ok(all[at].clone()),
+            None => {
+                let near = names.iter().min_by_key(|n| distance(n, name)).filter(|n| distance(n, name) <= 2);
+                let near = near.map_or(String::new(), |n| format!("did you mean {n}? "));
+                Err(Error::invalid(format!("no task `{name}`; {near}there are: {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Shipped(t) => t.name,
+            Self::Declared(t) => &t.name,
+        }
+    }
+
+    /// What it measures, in a line.
+    pub fn about(&self) -> &str {
+        match self {
+            Self::Shipped(t) => t.about,
+            Self::Declared(t) => &t.about,
+        }
+    }
+
+    /// Whether it is of a folder's data.
+    pub fn needs_data(&self) -> bool {
+        !WITHOUT_DATA.contains(&self.name())
+    }
+
+    /// Its items, from whichever layout a folder holds.
+    pub fn load(&self, files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
+        match self {
+            Self::Shipped(t) => (t.load)(files, notes),
+            Self::Declared(t) => t.load(files, notes),
+        }
+    }
+
+    /// What a model is asked for an item.
+    pub fn ask(&self, item: &Item) -> Result<Ask> {
+        match self {
+            Self::Shipped(t) => (t.ask)(item),
+            Self::Declared(t) => t.ask(item),
+        }
+    }
+
+    /// Scores answers, one for each item.
+    pub fn score(&self, items: &[Item], answers: &[Answer], files: &Files, notes: &mut Notes) -> Result<Scores> {
+        match self {
+            Self::Shipped(t) => (t.score)(items, answers, files, notes),
+            Self::Declared(t) => t.score(items, answers, files, notes),
+        }
+    }
+}
 
 /// A file's name.
 pub fn name(path: &Path) -> String {
@@ -176,27 +282,32 @@ pub fn name(path: &Path) -> String {
 pub struct Files {
     /// The folder.
     pub dir: PathBuf,
+    /// Where a run writes what it draws.
+    pub out: PathBuf,
     all: Vec<PathBuf>,
     pictures: OnceLock<HashMap<String, PathBuf>>,
 }
 
 impl Files {
-    /// The files of a task: of its data, or for one that needs none the run's own folder.
+    /// The files of a task: of its data, if it is of any; what a run draws lies in `out`.
     pub fn of_task(task: &Task, data: Option<&Path>, out: &Path) -> Result<Self> {
-        match data {
-            _ if task.name == scenes::SCENES.name => {
-                Ok(Self { dir: out.to_owned(), all: Vec::new(), pictures: OnceLock::new() })
+        let files = match data {
+            _ if !task.needs_data() => {
+                Self { dir: out.to_owned(), out: out.to_owned(), all: Vec::new(), pictures: OnceLock::new() }
             }
-            Some(dir) => Self::of(dir),
-            None => Err(Error::invalid(format!("{}: give the folder of its data by --data", task.name))),
-        }
+            Some(dir) => Self::of(dir)?,
+            None => {
+                return Err(Error::invalid(format!("{}: give the folder of its data by --data", task.name())));
+            }
+        };
+        Ok(Self { out: out.to_owned(), ..files })
     }
     /// Everything below a folder that is no picture.
     pub fn of(dir: &Path) -> Result<Self> {
         let mut all = Vec::new();
         walk(dir, 0, &mut all)?;
         all.sort();
-        Ok(Self { dir: dir.to_owned(), all, pictures: OnceLock::new() })
+        Ok(Self { dir: dir.to_owned(), out: dir.to_owned(), all, pictures: OnceLock::new() })
     }
     /// A picture by its name or path, wherever it is below the folder.
     pub fn picture(&self, wanted: &str) -> Option<Shown> {

@@ -112,10 +112,10 @@ pub struct Outcome {
 /// Scores a replay of a task on its files. Without `partial` an unanswered item is an error, after which nothing is scored.
 pub fn replay(task: &Task, files: &Files, answers: &Replay, partial: bool, limit: Option<usize>) -> Result<Outcome> {
     let mut notes = Notes { partial, ..Notes::default() };
-    let mut items = (task.load)(files, &mut notes)?;
+    let mut items = task.load(files, &mut notes)?;
     if items.is_empty() {
         let lines = notes.lines.join("; ");
-        return Err(Error::bad_file(&files.dir, format!("{}: no row that can be scored ({lines})", task.name)));
+        return Err(Error::bad_file(&files.dir, format!("{}: no row that can be scored ({lines})", task.name())));
     }
     if let Some(limit) = limit {
         items = limited(items, limit);
@@ -129,12 +129,12 @@ pub fn replay(task: &Task, files: &Files, answers: &Replay, partial: bool, limit
     let all = items.len();
     let unanswered = found.iter().filter(|f| f.is_none()).count();
     if unanswered > 0 && !partial {
-        let why = format!("{}: {unanswered} of {all} items not answered: no score without --partial", task.name);
+        let why = format!("{}: {unanswered} of {all} items not answered: no score without --partial", task.name());
         return Err(Error::invalid(why));
     }
     let (items, given): (Vec<Item>, Vec<Answer>) =
         items.into_iter().zip(found).filter_map(|(i, a)| Some((i, a?))).unzip();
-    let scores = (task.score)(&items, &given, files, &mut notes)?;
+    let scores = task.score(&items, &given, files, &mut notes)?;
     Ok(Outcome {
         results: results(&scores, &items),
         samples: samples(&scores, &items, &given),
@@ -198,13 +198,14 @@ pub fn write(out: &Path, model: &str, outcomes: &[(&Task, Outcome)]) -> Result<(
     let mut tasks = Map::new();
     let mut report = String::from("# Results\n");
     for (task, o) in outcomes {
-        write_atomic(&out.join("samples").join(format!("{}.jsonl", task.name)), o.samples.as_bytes())?;
-        results.insert(task.name.into(), o.results.clone());
+        write_atomic(&out.join("samples").join(format!("{}.jsonl", task.name())), o.samples.as_bytes())?;
+        results.insert(task.name().into(), o.results.clone());
         let about = json!({"scored": o.scored, "unanswered": o.unanswered, "left_out": o.notes.left_out, "notes": o.notes.lines});
-        tasks.insert(task.name.into(), about);
+        tasks.insert(task.name().into(), about);
         report.push_str(&format!(
             "\n## {}: {}\n\n| metric | value | 95% | n |\n|---|---|---|---|\n",
-            task.name, task.about
+            task.name(),
+            task.about()
         ));
         for (name, m) in o.results.as_object().into_iter().flatten() {
             let number = |k: &str| m[k].as_f64().map_or(String::new(), |v| format!("{v:.4}"));

@@ -2,7 +2,7 @@
 //! exact checker. It needs no data.
 
 use super::ask::Ask;
-use super::{Answer, Files, Item, Metric, Notes, Scores, Task};
+use super::{Answer, Files, Item, Metric, Notes, Scores, Shipped};
 use crate::{Error, Result};
 use qlip::Image;
 use serde_json::json;
@@ -12,10 +12,18 @@ use unified::conversation::{Content, Message, Role};
 use unified::scenes::{self, Category, Checker, Edit, Prompt, Question, Scene, SceneRng, Split};
 
 /// The suite.
-pub const SCENES: Task = Task {
+pub const SCENES: Shipped = Shipped {
     name: "scenes",
     about: "understanding, drawing and changing small scenes, exactly checked; needs no data",
-    load,
+    load: |_, _| load(&SUITE),
+    ask,
+    score,
+};
+/// The same of other items, for choosing what the suite's own must not choose.
+pub const SCENES_DEV: Shipped = Shipped {
+    name: "scenes_dev",
+    about: "the scenes suite of another seed: to choose sampling and the like on; needs no data",
+    load: |_, _| load(&Suite { seed: 1, side: SIDE }),
     ask,
     score,
 };
@@ -27,6 +35,8 @@ const QUESTIONS: usize = 1000;
 const EDITS: usize = 200;
 const DRAWINGS: usize = 100;
 const INTERLEAVED: usize = 100;
+/// README's first command, and its seeds.
+const FIRST: (&str, usize) = ("a red circle above a blue square", 100);
 
 /// The items of the suite: the same for the same seed, whoever asks them.
 #[derive(Debug, Clone, Copy)]
@@ -114,9 +124,14 @@ impl Suite {
     }
 }
 
-fn interleaved(i: usize) -> Prompt {
+fn interleaved(suite: &Suite, i: usize) -> Prompt {
     let category = if i.is_multiple_of(2) { Category::Colour } else { Category::Binding };
-    SUITE.prompt(category, 10_000 + i)
+    suite.prompt(category, 10_000 + i)
+}
+
+/// The suite that an item is of.
+fn suite(item: &Item) -> Suite {
+    Suite { seed: item.facts["suite"].as_u64().unwrap_or(0), side: SIDE }
 }
 
 /// Prompts to draw, each with its category: what outsiders draw for `eval scenes DIR`.
@@ -126,30 +141,34 @@ pub fn prompts(n: usize) -> Vec<(Category, usize, Prompt)> {
     all.take(n).collect()
 }
 
-fn load(_: &Files, _: &mut Notes) -> Result<Vec<Item>> {
+fn load(suite: &Suite) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     let mut push = |id: String, kind: &str, index: usize, of: &str, question: String, gold: String| {
-        let facts = json!({"kind": kind, "index": index, "of": of, "question": question, "gold": gold});
+        let facts = json!({"kind": kind, "index": index, "of": of, "question": question, "gold": gold,
+            "suite": suite.seed});
         items.push(Item::new(id.clone(), id, facts));
     };
     for i in 0..QUESTIONS {
-        let (_, q) = SUITE.question(i);
+        let (_, q) = suite.question(i);
         push(format!("question-{i}"), "question", i, q.kind, q.text, q.answer);
     }
     for i in 0..EDITS {
-        let (_, _, q) = SUITE.follow_up(i);
+        let (_, _, q) = suite.follow_up(i);
         push(format!("follow_up-{i}"), "follow_up", i, q.kind, q.text, q.answer);
-        let (_, e) = SUITE.change(i);
+        let (_, e) = suite.change(i);
         push(format!("edit-{i}"), "edit", i, e.kind, e.text, scenes::caption(&e.scene));
     }
     for c in Category::ALL {
         for i in 0..DRAWINGS {
-            let p = SUITE.prompt(c, i);
+            let p = suite.prompt(c, i);
             push(format!("draw-{}-{i}", c.name()), "draw", i, c.name(), p.text.clone(), p.text);
         }
     }
+    for i in 0..FIRST.1 {
+        push(format!("first-{i}"), "first", i, "first", FIRST.0.into(), FIRST.0.into());
+    }
     for i in 0..INTERLEAVED {
-        let p = interleaved(i);
+        let p = interleaved(suite, i);
         push(
             format!("interleave-{i}"),
             "interleave",
@@ -168,25 +187,27 @@ fn category(name: &str) -> Result<Category> {
 }
 
 fn ask(item: &Item) -> Result<Ask> {
+    let suite = suite(item);
     let i = item.facts["index"].as_u64().unwrap_or(0) as usize;
     Ok(match item.text("kind") {
-        "question" => Ask::Talk { messages: SUITE.asked(SUITE.question(i)), max_tokens: 16 },
-        "follow_up" => Ask::Talk { messages: SUITE.asked_later(SUITE.follow_up(i)), max_tokens: 16 },
+        "question" => Ask::Talk { messages: suite.asked(suite.question(i)), max_tokens: 16 },
+        "follow_up" => Ask::Talk { messages: suite.asked_later(suite.follow_up(i)), max_tokens: 16 },
         "edit" => {
-            let (scene, edit) = SUITE.change(i);
-            Ask::Draw { messages: SUITE.asked_to_change(i, &scene, &edit), key: i as u64 }
+            let (scene, edit) = suite.change(i);
+            Ask::Draw { messages: suite.asked_to_change(i, &scene, &edit), key: i as u64 }
         }
         "draw" => {
-            let p = SUITE.prompt(category(item.text("of"))?, i);
+            let p = suite.prompt(category(item.text("of"))?, i);
             Ask::Draw { messages: vec![Message::user(format!("draw {}", p.text))], key: i as u64 }
         }
+        "first" => Ask::Draw { messages: vec![Message::user(format!("draw {}", FIRST.0))], key: i as u64 },
         _ => Ask::Interleave { words: item.text("question").to_owned() },
     })
 }
 
 fn picture(answer: &Answer, files: &Files) -> Result<Option<Image>> {
     match answer.line["picture"].as_str() {
-        Some(path) => Image::open(&files.dir.join(path)).map(Some),
+        Some(path) => Image::open(&files.out.join(path)).map(Some),
         None => Ok(None),
     }
 }
@@ -197,7 +218,7 @@ fn score(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Re
     let mut blind: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
     for (n, (item, answer)) in items.iter().zip(answers).enumerate() {
         let i = item.facts["index"].as_u64().unwrap_or(0) as usize;
-        let kind = item.text("of").to_owned();
+        let (suite, kind) = (suite(item), item.text("of").to_owned());
         let mut put = |name: String, value: f64| means.entry(name).or_default().push((n, value));
         match item.text("kind") {
             what @ ("question" | "follow_up") => {
@@ -209,24 +230,29 @@ fn score(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Re
                 }
             }
             "edit" => {
-                let (_, edit) = SUITE.change(i);
+                let (_, edit) = suite.change(i);
                 let shown = picture(answer, files)?.is_some_and(|p| checker.shows(&p, &edit.scene));
                 put("edit@exact".into(), f64::from(shown));
                 put(format!("edit/{kind}@exact"), f64::from(shown));
             }
             "draw" => {
-                let p = SUITE.prompt(category(&kind)?, i);
+                let p = suite.prompt(category(&kind)?, i);
                 let v = picture(answer, files)?.map(|image| checker.check(&image, &p));
                 put(format!("draw/{kind}@strict"), f64::from(v.is_some_and(|v| v.strict)));
                 put(format!("draw/{kind}@soft"), v.map_or(0.0, |v| v.soft));
                 put("draw@strict".into(), f64::from(v.is_some_and(|v| v.strict)));
             }
+            "first" => {
+                let p = said(FIRST.0).ok_or_else(|| Error::invalid("the first command's words are no prompt"))?;
+                let right = picture(answer, files)?.is_some_and(|image| checker.check(&image, &p).strict);
+                put("draw/first_command@strict".into(), f64::from(right));
+            }
             _ => {
                 let drawn = picture(answer, files)?;
-                let said = scenes::read(&answer.text);
-                let both = drawn.as_ref().zip(said.as_ref());
+                let told = scenes::read(&answer.text);
+                let both = drawn.as_ref().zip(told.as_ref());
                 put("interleave@true".into(), f64::from(both.is_some_and(|(p, s)| checker.check(p, s).strict)));
-                let asked = drawn.as_ref().is_some_and(|p| checker.check(p, &interleaved(i)).strict);
+                let asked = drawn.as_ref().is_some_and(|p| checker.check(p, &interleaved(&suite, i)).strict);
                 put("interleave@asked".into(), f64::from(asked));
             }
         }

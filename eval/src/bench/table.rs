@@ -194,14 +194,28 @@ pub fn json_lines(
 
 /// Tab-separated values with a header: quotes as Excel writes them, and none where a field does not begin with one.
 pub fn tsv(path: &Path, notes: &mut Notes, on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>) -> Result<()> {
+    separated(b'\t', path, notes, on)
+}
+
+/// The same with commas.
+pub fn csv(path: &Path, notes: &mut Notes, on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>) -> Result<()> {
+    separated(b',', path, notes, on)
+}
+
+fn separated(
+    delimiter: u8,
+    path: &Path,
+    notes: &mut Notes,
+    on: &mut dyn FnMut(usize, &Row, &mut Notes) -> Result<()>,
+) -> Result<()> {
     let text = text_of(path)?;
-    let bad = |e: csv::Error| Error::bad_file(path, e.to_string());
+    let bad = |e: ::csv::Error| Error::bad_file(path, e.to_string());
     let mut reader =
-        csv::ReaderBuilder::new().delimiter(b'\t').flexible(true).has_headers(true).from_reader(text.as_bytes());
+        ::csv::ReaderBuilder::new().delimiter(delimiter).flexible(true).has_headers(true).from_reader(text.as_bytes());
     let header = reader.headers().map_err(bad)?.clone();
     for (i, record) in reader.records().enumerate() {
         let record = record.map_err(bad)?;
-        let line = record.position().map_or(i as u64 + 2, csv::Position::line);
+        let line = record.position().map_or(i as u64 + 2, ::csv::Position::line);
         if record.len() != header.len() {
             let (name, n, all) = (super::name(path), record.len(), header.len());
             notes.skip(format!("{name} line {line}: {n} fields, header has {all}"));

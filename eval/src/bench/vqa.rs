@@ -1,7 +1,7 @@
 //! Open questions: VQAv2, TextVQA, GQA.
 
 use super::table::{self, Cell, Row};
-use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::Result;
 use crate::metrics::vqa::{Rule, accuracy};
 use rayon::prelude::*;
@@ -10,7 +10,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 /// VQAv2.
-pub const VQAV2: Task = Task {
+pub const VQAV2: Shipped = Shipped {
     name: "vqav2",
     about: "open questions with ten people's answers (VQAv2)",
     load: load_vqav2,
@@ -18,7 +18,7 @@ pub const VQAV2: Task = Task {
     score: score_vqav2,
 };
 /// TextVQA.
-pub const TEXTVQA: Task = Task {
+pub const TEXTVQA: Shipped = Shipped {
     name: "textvqa",
     about: "questions about text in pictures (TextVQA)",
     load: load_textvqa,
@@ -26,7 +26,7 @@ pub const TEXTVQA: Task = Task {
     score: score_textvqa,
 };
 /// GQA.
-pub const GQA: Task = Task {
+pub const GQA: Shipped = Shipped {
     name: "gqa",
     about: "compositional questions (GQA)",
     load: load_gqa,

@@ -1,12 +1,13 @@
 //! Winoground (Thrush et al. 2022): two pictures and two captions of the same words; which belongs to which. Answers hold how near each caption
 //! is to each picture, `scores` [[c0_i0, c0_i1], [c1_i0, c1_i1]].
 
-use super::{Answer, Files, Item, Notes, Scores, Task, without_repeats};
+use super::table::{self, Row};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::{Error, Result};
 use serde_json::json;
 
 /// Winoground.
-pub const WINOGROUND: Task = Task {
+pub const WINOGROUND: Shipped = Shipped {
     name: "winoground",
     about: "two pictures and two captions of the same words (Winoground)",
     load,
@@ -14,24 +15,31 @@ pub const WINOGROUND: Task = Task {
     score,
 };
 
+fn take(n: usize, row: &Row, items: &mut Vec<Item>, notes: &mut Notes) -> Result<()> {
+    let id = row.text("id").unwrap_or_else(|| n.to_string());
+    let (Some(a), Some(b)) = (row.text("caption_0"), row.text("caption_1")) else {
+        notes.skip(format!("row {n}, id {id}: no caption"));
+        return Ok(());
+    };
+    let kind = row.text("collapsed_tag").unwrap_or_default();
+    items.push(Item::new(id.clone(), id, json!({"captions": [a, b], "tag": kind})));
+    Ok(())
+}
+
 fn load(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
-    let parquet = files.parquet("test");
     let mut items = Vec::new();
+    // captions alone, beside somebody's scores
+    if let Some(path) = files.named(&["captions.jsonl"]) {
+        table::json_lines(&path, notes, &mut |line, row, notes| take(line - 1, row, &mut items, notes))?;
+        return Ok(without_repeats(items, notes));
+    }
+    let parquet = files.parquet("test");
     files.rows(
         ("winoground", "test-*.parquet"),
         &parquet,
         &["caption_0", "caption_1", "image_0", "image_1"],
         notes,
-        &mut |n, row, notes| {
-            let id = row.text("id").unwrap_or_else(|| n.to_string());
-            let (Some(a), Some(b)) = (row.text("caption_0"), row.text("caption_1")) else {
-                notes.skip(format!("row {n}, id {id}: no caption"));
-                return Ok(());
-            };
-            let kind = row.text("collapsed_tag").unwrap_or_default();
-            items.push(Item::new(id.clone(), id, json!({"captions": [a, b], "tag": kind})));
-            Ok(())
-        },
+        &mut |n, row, notes| take(n, row, &mut items, notes),
     )?;
     Ok(without_repeats(items, notes))
 }

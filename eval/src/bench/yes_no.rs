@@ -2,7 +2,7 @@
 
 use super::ask::Shown;
 use super::table::{self, Row};
-use super::{Answer, Files, Item, Notes, Scores, Task, picture_fault, without_repeats};
+use super::{Answer, Files, Item, Notes, Scores, Shipped, picture_fault, without_repeats};
 use super::{distance, needs};
 use crate::metrics::yes_no::{Said, mme, pope, vlmevalkit};
 use crate::{Error, Result};
@@ -10,7 +10,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 
 /// POPE.
-pub const POPE: Task = Task {
+pub const POPE: Shipped = Shipped {
     name: "pope",
     about: "objects that are not there (POPE)",
     load: load_pope,
@@ -18,7 +18,7 @@ pub const POPE: Task = Task {
     score: score_pope,
 };
 /// MME.
-pub const MME: Task = Task {
+pub const MME: Shipped = Shipped {
     name: "mme",
     about: "perception and cognition by pairs of questions (MME)",
     load: load_mme,

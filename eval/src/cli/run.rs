@@ -5,12 +5,14 @@ use clap::Args;
 use eval::bench::asking::{Asking, ask, replayed};
 use eval::bench::report::{Line, comparison};
 use eval::bench::run::{Replay, replay, write};
-use eval::bench::scenes::{SCENES, judge, prompts};
+use eval::bench::scenes::{judge, prompts};
 use eval::bench::stats::{difference, holm};
-use eval::bench::{Files, Notes, TASKS, Task};
+use eval::bench::through::Through;
+use eval::bench::{Files, Notes, Task};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use unified::Model;
 use unified::artifact::{Placement, placement};
 
@@ -57,17 +59,31 @@ pub struct Run {
     /// Seed of what is drawn; an item's own is added.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Guidance scale of drawings, instead of the model's own.
+    #[arg(long)]
+    guidance: Option<f32>,
+    /// Temperature of drawings, instead of the model's own.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Sum of probabilities that drawings are chosen from, instead of the model's own.
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Drawings for each picture, of which the model keeps its favourite, instead of the model's own number.
+    #[arg(long)]
+    best_of: Option<usize>,
+    /// Folder of the classifier that looks at drawings of classes (class_pictures).
+    #[arg(long, value_name = "DIR")]
+    judge: Option<PathBuf>,
+    /// Show the model every picture through this image tokenizer and back, with the first BITS of a token's bits; `eval compare` with a
+    /// run without says what is kept.
+    #[arg(long, value_name = "MODEL[:BITS]")]
+    through: Option<String>,
     /// Ask some items again, one at a time, and fail where an answer differs.
     #[arg(long)]
     verify_batch_invariance: bool,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
-}
-
-fn task(name: &str) -> Result<&'static Task> {
-    let all: Vec<&str> = TASKS.iter().map(|t| t.name).collect();
-    TASKS.iter().find(|t| t.name == name).with_context(|| format!("no task `{name}`; there are: {}", all.join(", ")))
 }
 
 /// What a run was asked for, as `run.json` keeps it.
@@ -81,9 +97,11 @@ struct Asked {
 }
 
 impl Asked {
-    fn data(&self, task: &str) -> Option<PathBuf> {
-        let several = self.tasks.iter().filter(|t| *t != SCENES.name).count() > 1;
-        self.data.as_ref().map(|d| if several { d.join(task) } else { d.clone() })
+    /// The folder of a task's data: with several tasks that have some the one of its name, if there is one.
+    fn data(&self, task: &Task, all: &[Task]) -> Option<PathBuf> {
+        let several = all.iter().filter(|t| t.needs_data()).count() > 1;
+        let own = |d: &PathBuf| Some(d.join(task.name())).filter(|own| several && own.is_dir());
+        self.data.as_ref().map(|d| own(d).unwrap_or_else(|| d.clone()))
     }
 }
 
@@ -99,7 +117,7 @@ impl Run {
             partial: self.partial,
             limit: self.limit,
         };
-        let tasks = self.tasks.iter().map(|t| task(t)).collect::<Result<Vec<_>>>()?;
+        let tasks = self.tasks.iter().map(|t| Task::of_name(t)).collect::<eval::Result<Vec<_>>>()?;
         if let Some(answers) = self.model.strip_prefix("replay:") {
             let answers = Replay::open(Path::new(answers))?;
             answers.notes.lines.iter().for_each(|l| eprintln!("note: {l}"));
@@ -119,9 +137,20 @@ impl Run {
             resume: self.resume,
             limit: self.limit,
             partial: self.partial,
+            guidance: self.guidance,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            best_of: self.best_of,
+            judge: self.judge.clone(),
+            through: self
+                .through
+                .as_ref()
+                .map(|t| Through::open(t, &placement(&self.device)?))
+                .transpose()?
+                .map(Arc::new),
         };
         for task in &tasks {
-            ask(task, asked.data(task.name).as_deref(), &model, &self.out, &how, &|line| bar.tell(line))?;
+            ask(task, asked.data(task, &tasks).as_deref(), &model, &self.out, &how, &|line| bar.tell(line))?;
         }
         bar.end();
         if self.verify_batch_invariance {
@@ -151,16 +180,16 @@ impl Run {
     }
 
     /// Asks the first items alone, into a folder that goes away.
-    fn verify(&self, asked: &Asked, tasks: &[&'static Task], model: &Model, how: &Asking) -> Result<()> {
+    fn verify(&self, asked: &Asked, tasks: &[Task], model: &Model, how: &Asking) -> Result<()> {
         let alone = tempfile::tempdir()?;
         let few =
             Asking { batch: 1, workers: 1, limit: Some(how.limit.unwrap_or(16).min(16)), resume: false, ..how.clone() };
         for task in tasks {
-            ask(task, asked.data(task.name).as_deref(), model, alone.path(), &few, &|_| ())?;
-            let (one, many) = (replayed(alone.path(), task.name)?, replayed(&self.out, task.name)?);
+            ask(task, asked.data(task, tasks).as_deref(), model, alone.path(), &few, &|_| ())?;
+            let (one, many) = (replayed(alone.path(), task.name())?, replayed(&self.out, task.name())?);
             let different = one.different(&many);
             if !different.is_empty() {
-                bail!("{}: answered otherwise alone than in a batch: {}", task.name, different.join(", "));
+                bail!("{}: answered otherwise alone than in a batch: {}", task.name(), different.join(", "));
             }
         }
         eprintln!("the same answers alone and in a batch");
@@ -201,9 +230,10 @@ fn scored(
     json: bool,
 ) -> Result<()> {
     let mut outcomes = Vec::new();
-    for name in &asked.tasks {
-        let task = task(name)?;
-        let files = Files::of_task(task, asked.data(name).as_deref(), out)?;
+    let tasks = asked.tasks.iter().map(|t| Task::of_name(t)).collect::<eval::Result<Vec<_>>>()?;
+    for task in &tasks {
+        let name = task.name();
+        let files = Files::of_task(task, asked.data(task, &tasks).as_deref(), out)?;
         let answers = own(name)?;
         let Some(answers) = answers.as_ref().or(given) else { bail!("{name}: no answers") };
         let outcome = replay(task, &files, answers, asked.partial, asked.limit)?;
@@ -219,7 +249,7 @@ fn scored(
         return Ok(());
     }
     for (task, outcome) in &outcomes {
-        println!("{} ({} items)", task.name, outcome.scored);
+        println!("{} ({} items)", task.name(), outcome.scored);
         for (name, m) in outcome.results.as_object().into_iter().flatten() {
             let range = match (m["low"].as_f64(), m["high"].as_f64()) {
                 (Some(l), Some(h)) => format!("  {l:.4} to {h:.4}"),
@@ -279,7 +309,8 @@ impl Scenes {
         let found = judge(dir)?;
         let mut groups: BTreeMap<&str, (usize, f64, f64)> = BTreeMap::new();
         for (_, category, strict, soft) in &found {
-            for key in [category.as_str(), "all"] {
+            let keys = if category == "all" { vec!["all"] } else { vec![category.as_str(), "all"] };
+            for key in keys {
                 let g = groups.entry(key).or_default();
                 *g = (g.0 + 1, g.1 + f64::from(*strict), g.2 + soft);
             }
@@ -312,7 +343,7 @@ pub struct Tasks {}
 
 impl Tasks {
     pub fn run(&self) -> Result<()> {
-        TASKS.iter().for_each(|t| println!("{:<14} {}", t.name, t.about));
+        Task::all()?.iter().for_each(|t| println!("{:<17} {}", t.name(), t.about()));
         Ok(())
     }
 }
@@ -328,13 +359,13 @@ impl Probe {
     pub fn run(&self) -> Result<()> {
         let files = Files::of(&self.dir)?;
         let mut served = 0;
-        for task in TASKS.iter().filter(|t| t.name != SCENES.name) {
+        for task in Task::all()?.iter().filter(|t| t.needs_data()) {
             let mut notes = Notes::default();
-            if let Ok(items) = (task.load)(&files, &mut notes)
+            if let Ok(items) = task.load(&files, &mut notes)
                 && !items.is_empty()
             {
                 served += 1;
-                println!("{:<14} {} items, {} rows left out", task.name, items.len(), notes.left_out);
+                println!("{:<17} {} items, {} rows left out", task.name(), items.len(), notes.left_out);
                 notes.lines.iter().take(20).for_each(|l| println!("  {l}"));
             }
         }

@@ -5,12 +5,14 @@ use candle_core::{DType, Tensor};
 use clap::{Args, ValueEnum};
 use eval::frechet::Gaussian;
 use eval::image::{Ssim, mae, ms_ssim, mse, psnr, ssim_of};
+use eval::metrics::calibration::ece;
 use eval::metrics::captions::{Case, score};
 use eval::metrics::features::{inception_score, kid, precision_recall};
 use eval::metrics::retrieval::{Ranks, Ties};
 use eval::metrics::vqa::{Rule, accuracy, prepared};
 use eval::metrics::yes_no;
 use qlip::Image;
+use qlip::loss::{Lpips, LpipsConfig, Trunk};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -21,10 +23,21 @@ pub struct Score {
     /// What the files hold.
     #[arg(value_enum)]
     kind: Kind,
-    /// images, features, retrieval: a safetensors file (a0, b0, ..; real, fake, logits; similarity, caption_owner). captions: JSON with
-    /// `references` and `hypotheses`. vqa: JSON with `cases`. pope: JSON with `rows`.
+    /// images, features, retrieval: a safetensors file (a0, b0, ..; real, fake, real_spatial, fake_spatial, logits; similarity, caption_owner).
+    /// lpips: a safetensors file with a and b [pictures, 3, height, width] in -1..1, and --trunk. frechet: two .npz files of statistics (mu, sigma,
+    /// mu_s, sigma_s) or features (arr_0). captions: JSON with `references` and `hypotheses`. vqa: JSON with `cases`. pope: JSON with `rows`.
+    /// calibration: JSON with `probabilities`, rows, and `gold`.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// lpips: the trunk's weights, torchvision's AlexNet or VGG16 as safetensors.
+    #[arg(long, value_name = "FILE")]
+    trunk: Option<PathBuf>,
+    /// lpips: the heads' weights (lin0.model.1.weight, ..); the trunk's file if absent.
+    #[arg(long, value_name = "FILE")]
+    heads: Option<PathBuf>,
+    /// lpips: which trunk, alex or vgg.
+    #[arg(long, default_value = "alex")]
+    net: String,
     /// Print JSON; there is no other form.
     #[arg(long)]
     json: bool,
@@ -38,10 +51,17 @@ enum Kind {
     Captions,
     Vqa,
     Pope,
+    Lpips,
+    Frechet,
+    Calibration,
 }
 
 impl Score {
     pub fn run(&self) -> Result<()> {
+        if let Kind::Frechet = self.kind {
+            println!("{}", serde_json::to_string_pretty(&frechet(&self.files)?)?);
+            return Ok(());
+        }
         for path in &self.files {
             let value = match self.kind {
                 Kind::Images => images(path)?,
@@ -50,11 +70,86 @@ impl Score {
                 Kind::Captions => captions(path)?,
                 Kind::Vqa => vqa(path)?,
                 Kind::Pope => pope(path)?,
+                Kind::Lpips => self.lpips(path)?,
+                Kind::Calibration => calibration(path)?,
+                Kind::Frechet => continue,
             };
             println!("{}", serde_json::to_string_pretty(&value)?);
         }
         Ok(())
     }
+}
+
+impl Score {
+    fn lpips(&self, path: &Path) -> Result<Value> {
+        let net = match self.net.as_str() {
+            "alex" => Trunk::Alex,
+            "vgg" => Trunk::Vgg,
+            other => bail!("--net {other}: alex or vgg"),
+        };
+        let trunk = self.trunk.clone().context("lpips needs --trunk, the trunk's weights")?;
+        let model = Lpips::load(&LpipsConfig { net, trunk, heads: self.heads.clone() }, &candle_core::Device::Cpu)?;
+        let all = tensors(path)?;
+        let picture = |name: &str| -> Result<Tensor> {
+            let t = all.get(name).with_context(|| format!("{}: no tensor `{name}`", path.display()))?;
+            match t.dims4() {
+                Ok((_, 3, ..)) => Ok(t.to_dtype(DType::F32)?),
+                _ => bail!("{}: `{name}` must be [pictures, 3, height, width] in -1..1", path.display()),
+            }
+        };
+        let (distance, layers) = model.distance(&model.features(&picture("a")?)?, &model.features(&picture("b")?)?)?;
+        let values =
+            |t: &Tensor| Ok::<_, anyhow::Error>(json!(t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?));
+        let mut out = Map::from_iter([("distance".to_owned(), values(&distance)?)]);
+        for (n, layer) in layers.iter().enumerate() {
+            out.insert(format!("layer{n}"), values(layer)?);
+        }
+        Ok(Value::Object(out))
+    }
+}
+
+/// Mean and covariance in a file of ADM's layout, or features to make them of.
+fn statistics(path: &Path, end: &str) -> Result<Option<Gaussian>> {
+    let all: HashMap<String, Tensor> =
+        Tensor::read_npz(path).with_context(|| format!("{}: no .npz file", path.display()))?.into_iter().collect();
+    if let (Some(mu), Some(sigma)) = (all.get(&format!("mu{end}")), all.get(&format!("sigma{end}"))) {
+        let mean = mu.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?;
+        let covariance =
+            sigma.to_dtype(DType::F64)?.to_vec2().with_context(|| format!("{}: sigma{end}", path.display()))?;
+        return Ok(Some(Gaussian::from_statistics(&mean, &covariance).with_context(|| path.display().to_string())?));
+    }
+    match all.get("arr_0").filter(|t| end.is_empty() && t.rank() == 2) {
+        Some(rows) => Ok(Some(Gaussian::of(&rows.to_dtype(DType::F64)?.to_vec2::<f64>()?)?)),
+        None => Ok(None),
+    }
+}
+
+fn frechet(files: &[PathBuf]) -> Result<Value> {
+    let [a, b] = files else { bail!("frechet takes two .npz files") };
+    let mut out = Map::new();
+    for (name, end) in [("fid", ""), ("sfid", "_s")] {
+        if let (Some(a), Some(b)) = (statistics(a, end)?, statistics(b, end)?) {
+            out.insert(name.into(), number(a.distance(&b)?));
+        }
+    }
+    if out.is_empty() {
+        bail!("{}: neither mu and sigma nor arr_0 [rows, features] in both files", a.display());
+    }
+    Ok(Value::Object(out))
+}
+
+fn calibration(path: &Path) -> Result<Value> {
+    #[derive(serde::Deserialize)]
+    struct Rows {
+        probabilities: Vec<Vec<f64>>,
+        gold: Vec<usize>,
+    }
+    let rows: Rows = serde_json::from_value(parse(path)?).with_context(|| path.display().to_string())?;
+    if rows.probabilities.len() != rows.gold.len() {
+        bail!("{}: {} rows and {} `gold`", path.display(), rows.probabilities.len(), rows.gold.len());
+    }
+    let of = |bins: usize| (format!("ece_{bins}"), number(ece(&rows.probabilities, &rows.gold, bins)));
+    Ok(Value::Object([10, 15].map(of).into_iter().collect()))
 }
 
 fn tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
@@ -144,6 +239,9 @@ fn features(path: &Path) -> Result<Value> {
             let (precision, recall) = precision_recall(&real, &fake, 3);
             out.insert("precision_recall_k3".into(), json!({"precision": precision, "recall": recall}));
         }
+    }
+    if let (Some(real), Some(fake)) = (rows("real_spatial")?, rows("fake_spatial")?) {
+        out.insert("sfid".into(), number(Gaussian::of(&real)?.distance(&Gaussian::of(&fake)?)?));
     }
     if let Some(logits) = rows("logits")? {
         for splits in [1, 10].into_iter().filter(|s| *s <= logits.len()) {

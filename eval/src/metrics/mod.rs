@@ -1,5 +1,6 @@
 //! Metrics of answers, captions, rankings and features, each under the name of the rule that computes it.
 
+pub mod calibration;
 pub mod captions;
 pub mod features;
 pub mod ptb;

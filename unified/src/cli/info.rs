@@ -3,8 +3,7 @@
 use super::common::Common;
 use super::common::Type;
 use super::output::say;
-use anyhow::Result;
-use anyhow::bail;
+use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use clap::Args;
 use nn::checkpoint::Content;
@@ -90,6 +89,9 @@ pub struct Export {
     /// Type of the weights that are written; blocks for the language model's layers, tables and head, float16 for the rest.
     #[arg(long, value_enum, default_value_t = Type::F16)]
     dtype: Type,
+    /// The weights as the last update left them instead of their moving average; for a folder of `unified train`.
+    #[arg(long)]
+    raw: bool,
 }
 
 impl Export {
@@ -115,7 +117,14 @@ impl Export {
     }
 
     fn part(&self, from: &Artifact, to: &Path, dtype: Type) -> Result<()> {
-        let (stored, lora) = (from.tensors()?, from.files.adapter());
+        let (mut stored, lora) = (from.tensors()?, from.files.adapter());
+        if self.raw && to == self.to {
+            let path = self.from.join(nn::train::STATE_FILE);
+            let state = nn::checkpoint::load(&path).with_context(|| format!("--raw needs {}", path.display()))?;
+            let mut all = stored.into_memory()?;
+            all.extend(state.into_iter().filter_map(|(k, v)| Some((k.strip_prefix("p.")?.to_owned(), v))));
+            stored = all.into();
+        }
         let float = match dtype.weights() {
             None => None,
             Some(WeightType::F32) => Some(DType::F32),

@@ -5,7 +5,7 @@ use crate::artifact::{Artifact, ModelFiles, Placement, text_tokenizer};
 use crate::config::Generation;
 use crate::conversation::{Content, Event, Message, Reply, Request};
 use crate::generation::GenerationFile;
-use crate::likelihood::likelihoods;
+use crate::likelihood::{TextLoss, likelihoods, text_loss};
 use crate::say::Saying;
 use crate::seen::Seen;
 use crate::template::{Conversation, Template, marks_of};
@@ -188,6 +188,13 @@ impl LlavaChat {
         let begin = if self.bos.is_empty() { None } else { Some(self.words.mark(&self.bos)?) };
         let rows = 0..self.model.config.text_config.vocab_size;
         likelihoods(&self.model.lm, rows, &self.words, begin, context, continuations)
+    }
+
+    /// How likely a text is.
+    pub(crate) fn text_loss(&self, text: &str, windows: (usize, bool)) -> Result<TextLoss> {
+        let prefix = if self.bos.is_empty() { None } else { Some(self.words.mark(&self.bos)?) };
+        let rows = 0..self.model.config.text_config.vocab_size;
+        text_loss(&self.model.lm, rows, &self.words, prefix, text, windows)
     }
 
     /// Goes on from a text as it is.

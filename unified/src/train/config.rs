@@ -55,7 +55,7 @@ impl Training {
                 set(&mut table, o)?;
             }
             check_loss(&table).map_err(|e| bad(e.to_string()))?;
-            Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(with_nearest(e.message())))
+            Value::Table(table).try_into().map_err(|e: toml::de::Error| bad(crate::nearest::with_nearest(e.message())))
         };
         let all: Vec<&String> = overrides.iter().collect();
         read(&all).map_err(|e| {
@@ -113,20 +113,6 @@ fn beside(table: &mut Table, dir: &Path) {
             Value::Array(all) => all.iter_mut().filter_map(Value::as_table_mut).for_each(|t| beside(t, dir)),
             _ => {}
         }
-    }
-}
-
-/// A message about an unknown key, with the known one that is nearest to it.
-fn with_nearest(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    if !message.starts_with("unknown field") {
-        return message.to_owned();
-    }
-    let Some(key) = quoted.next() else { return message.to_owned() };
-    let nearest = quoted.map(|k| (strsim::damerau_levenshtein(key, k), k)).min();
-    match nearest {
-        Some((far, known)) if far <= 1 + key.len() / 3 => format!("{message}; did you mean `{known}`?"),
-        _ => message.to_owned(),
     }
 }
 
@@ -223,7 +209,8 @@ mod tests {
             assert!(e.contains(says), "{e}");
         }
         assert!(
-            with_nearest("unknown field `stesp`, expected one of `steps`, `seed`").ends_with("did you mean `steps`?")
+            crate::nearest::with_nearest("unknown field `stesp`, expected one of `steps`, `seed`")
+                .ends_with("did you mean `steps`?")
         );
     }
 }

@@ -1,0 +1,137 @@
+//! What no answer alone shows, on scenes that the exact checker reads: whether the image tokenizer keeps them, whether a model draws what it
+//! described, and whether it sees what it drew.
+
+use super::ask::Ask;
+use super::scenes::Suite;
+use super::{Answer, Files, Item, Notes, Scores, Shipped};
+use crate::Result;
+use qlip::Image;
+use serde_json::json;
+use unified::scenes::{self, Category, Checker, Noun, Prompt};
+
+/// Scenes through the image tokenizer.
+pub const SCENES_KEPT: Shipped = Shipped {
+    name: "scenes_kept",
+    about: "scenes through the model's image tokenizer and back, read by the exact checker; needs no data",
+    load: |_, notes| scenes_shown(1000, notes),
+    ask: |_| Ok(Ask::Reconstruct { keep: true }),
+    score: score_kept,
+};
+/// Scene, caption, drawing.
+pub const CYCLE: Shipped = Shipped {
+    name: "cycle",
+    about: "a scene is described, and the description drawn: what comes back of it; needs no data",
+    load: |_, notes| scenes_shown(200, notes),
+    ask: |item| {
+        let key = item.facts["index"].as_u64().unwrap_or(0);
+        Ok(Ask::Cycle { describe: "what is in the picture?".into(), key })
+    },
+    score: score_cycle,
+};
+/// A model about its own drawings.
+pub const SELF_CHECK: Shipped = Shipped {
+    name: "self_check",
+    about: "questions about the model's own drawings, answered as the exact checker would; needs no data",
+    load: load_own,
+    ask: |item| {
+        let key = item.facts["index"].as_u64().unwrap_or(0);
+        Ok(Ask::DrawAndAnswer { words: item.text("question").to_owned(), questions: item.texts("questions"), key })
+    },
+    score: score_own,
+};
+
+const SIDE: usize = 64;
+const SUITE: Suite = Suite { seed: 0, side: SIDE };
+
+fn scenes_shown(n: usize, notes: &mut Notes) -> Result<Vec<Item>> {
+    (0..n)
+        .map(|i| {
+            let scene = SUITE.scene(i);
+            let shown = notes.spooled(|| scenes::render(&scene, SIDE).to_png())?;
+            let facts = json!({"index": i, "gold": scenes::caption(&scene)});
+            Ok(Item::new(i.to_string(), i.to_string(), facts).with(shown))
+        })
+        .collect()
+}
+
+fn picture(answer: &Answer, files: &Files) -> Result<Option<Image>> {
+    answer.line["picture"].as_str().map(|path| Image::open(&files.out.join(path))).transpose()
+}
+
+fn score_kept(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
+    let checker = Checker::new(SIDE);
+    let mut kept = Vec::new();
+    for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
+        let scene = SUITE.scene(item.facts["index"].as_u64().unwrap_or(0) as usize);
+        let back = picture(answer, files)?;
+        kept.push((i, f64::from(back.is_some_and(|b| checker.shows(&b, &scene)))));
+    }
+    let mut out = Scores::default();
+    out.mean("kept@checker", kept);
+    Ok(out)
+}
+
+fn score_cycle(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
+    let checker = Checker::new(SIDE);
+    let (mut described, mut drawn, mut back) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
+        let scene = SUITE.scene(item.facts["index"].as_u64().unwrap_or(0) as usize);
+        let said = scenes::read(&answer.text);
+        let image = picture(answer, files)?;
+        let shows = |image: &Image, p: &Option<Prompt>| p.as_ref().is_some_and(|p| checker.check(image, p).strict);
+        let whole = scenes::read(&scenes::caption(&scene));
+        described.push((i, f64::from(shows(&scenes::render(&scene, SIDE), &said))));
+        drawn.push((i, f64::from(image.as_ref().is_some_and(|d| shows(d, &said)))));
+        back.push((i, f64::from(image.as_ref().is_some_and(|d| shows(d, &whole)))));
+    }
+    let mut out = Scores::default();
+    out.mean("described@checker", described);
+    out.mean("drawn_as_described@checker", drawn);
+    out.mean("same_objects_back@checker", back);
+    Ok(out)
+}
+
+/// Two that were asked for, and the two with their colours changed over.
+fn questions(prompt: &Prompt) -> Vec<(String, Noun)> {
+    let [a, b] = [prompt.nouns[0], prompt.nouns[1]];
+    let swapped = [Noun { colour: b.colour, ..a }, Noun { colour: a.colour, ..b }];
+    [a, b].into_iter().chain(swapped).map(|n| (format!("is there {}?", n.phrase()), n)).collect()
+}
+
+fn own(i: usize) -> Prompt {
+    SUITE.prompt(Category::Binding, 20_000 + i)
+}
+
+fn load_own(_: &Files, _: &mut Notes) -> Result<Vec<Item>> {
+    let item = |i: usize| {
+        let prompt = own(i);
+        let asked: Vec<String> = questions(&prompt).into_iter().map(|q| q.0).collect();
+        Item::new(i.to_string(), i.to_string(), json!({"index": i, "question": prompt.text, "questions": asked}))
+    };
+    Ok((0..100).map(item).collect())
+}
+
+fn score_own(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
+    let checker = Checker::new(SIDE);
+    let (mut asked, mut agreed) = (Vec::new(), Vec::new());
+    for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
+        let prompt = own(item.facts["index"].as_u64().unwrap_or(0) as usize);
+        let Some(image) = picture(answer, files)? else {
+            asked.push((i, 0.0));
+            continue;
+        };
+        asked.push((i, f64::from(checker.check(&image, &prompt).strict)));
+        let seen = checker.see(&image);
+        let said = answer.line["answers"].as_array().cloned().unwrap_or_default();
+        let of = questions(&prompt);
+        let right = of.iter().zip(&said).filter(|((_, noun), said)| {
+            let there = seen.iter().any(|s| Some(s.colour) == noun.colour && s.shape == noun.shape);
+            said.as_str().unwrap_or_default().trim() == if there { "yes" } else { "no" }
+        });
+        agreed.push((i, right.count() as f64 / of.len() as f64));
+    }
+    let mut out = Scores::default();
+    out.mean("drawn_as_asked@checker", asked);
+    out.mean("sees_its_drawing@checker", agreed);
+    Ok(out)
+}
