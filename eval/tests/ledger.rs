@@ -206,6 +206,8 @@ fn the_ledger_is_true() {
     for line in now.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| metric")) {
         let off = line.trim_end_matches(" |").rsplit(" | ").next().unwrap();
         let off: f64 = if off == "0" { 0.0 } else { off.parse().unwrap() };
-        assert!(off <= 1e-6, "{line}");
+        // LPIPS is float32, and its parts are small
+        let near = if line.starts_with("| lpips") { 1e-5 } else { 1e-6 };
+        assert!(off <= near, "{line}");
     }
 }

@@ -154,6 +154,7 @@ pub fn ask(
     if let Some(limit) = how.limit {
         items = super::run::limited(items, limit);
     }
+    items.retain(|i| i.missing().is_none());
     let (part, parts) = how.shard;
     items.retain(|i| rng::mix(rng::name_key(&i.id)) % parts.max(1) as u64 == part as u64);
     let before = logs(out, task.name())?;

@@ -18,7 +18,7 @@ use unified::loaded::Loaded;
 pub const PROBE: Shipped = Shipped {
     name: "probe",
     about: "what a linear layer finds in an image tokenizer's tokens (pictures with classes, train and test)",
-    load: |files, _| Ok(vec![whole(files)]),
+    load: |files, _| whole(files),
     ask: |item| Ok(Ask::Measure(Measure::Probe(item.text("dir").into()))),
     score,
 };
@@ -26,7 +26,7 @@ pub const PROBE: Shipped = Shipped {
 pub const CLASS_PICTURES: Shipped = Shipped {
     name: "class_pictures",
     about: "drawings of a class-conditional LlamaGen as a classifier (--judge) sees them, beside photographs",
-    load: |files, _| Ok(vec![whole(files)]),
+    load: |files, _| whole(files),
     ask: |item| Ok(Ask::Measure(Measure::ClassPictures(item.text("dir").into()))),
     score,
 };
@@ -37,8 +37,15 @@ const PROBED: usize = 10_000;
 const DRAWINGS: usize = 100;
 const BATCH: usize = 50;
 
-fn whole(files: &Files) -> Item {
-    Item::new("all", "all", json!({"dir": files.dir}))
+fn whole(files: &Files) -> Result<Vec<Item>> {
+    let classes = super::pictures::test_split(files)?.classes.len();
+    if classes < 2 {
+        return Err(Error::bad_file(
+            &files.dir,
+            format!("pictures of {classes} classes; two or more can be told apart"),
+        ));
+    }
+    Ok(vec![Item::new("all", "all", json!({"dir": files.dir}))])
 }
 
 fn score(_: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {

@@ -103,6 +103,10 @@ impl Item {
     pub fn text(&self, fact: &str) -> &str {
         self.facts[fact].as_str().unwrap_or_default()
     }
+    /// The name of a picture that the data promise and that is not there: a model cannot be asked, somebody's answer counts.
+    pub fn missing(&self) -> Option<&str> {
+        self.facts["picture_missing"].as_str()
+    }
     /// Texts of a fact that is a list.
     pub fn texts(&self, fact: &str) -> Vec<String> {
         let all = self.facts[fact].as_array().into_iter().flatten();

@@ -61,6 +61,12 @@ fn pictures_of(item: &str, files: &Files, notes: &Notes) -> Result<Vec<Shown>> {
     Ok(four)
 }
 
+/// Whether a prompt was drawn.
+fn are_there(item: &str, files: &Files) -> bool {
+    let in_folder = |e: &str| files.dir.join("images").join(item).join(format!("0.{e}")).is_file();
+    ["png", "jpg"].iter().any(|e| in_folder(e) || files.picture(&format!("{item}.{e}")).is_some())
+}
+
 /// A part of a picture.
 fn quarter(whole: &Image, (x, y): (usize, usize), (w, h): (usize, usize)) -> Image {
     let row = |r: usize| &whole.rgb()[3 * ((y + r) * whole.width() + x)..][..3 * w];
@@ -90,19 +96,15 @@ fn load_dpg(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             Some(shown) => shown.clone(),
             None => {
                 let found = pictures_of(&item, files, notes)?;
-                if found.is_empty() && notes.spool.is_some() {
-                    notes.say(format!("{item}: no drawing {item}.png; its questions are left out"));
-                }
                 pictures.insert(item.clone(), found.clone());
                 found
             }
         };
-        if shown.is_empty() && notes.spool.is_some() {
-            notes.left_out += 1;
-            return Ok(());
-        }
-        let facts = json!({"item": item, "proposition": number, "after": after, "question": question, "tuple": text("tuple"),
+        let mut facts = json!({"item": item, "proposition": number, "after": after, "question": question, "tuple": text("tuple"),
             "first_row": n == 0});
+        if !are_there(&item, files) {
+            facts["picture_missing"] = json!(format!("{item}.png"));
+        }
         items.push(Item::new(format!("{item}/{number}"), item, facts).with(shown));
         Ok(())
     })?;
@@ -220,13 +222,12 @@ fn load_compbench(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             let picture = Cell::of_json(&row["question_id"]).text().unwrap_or_else(|| k.to_string());
             let image = row["image"].as_str().unwrap_or_default();
             let shown = notes.file(image, files);
-            if shown.is_empty() && notes.spool.is_some() {
-                notes.skip(format!("{} row {k}: picture {image} missing", files.shown(path)));
-                continue;
-            }
             // where a prompt has fewer things its question is empty, and counts as true
             if !question.is_empty() {
-                let facts = json!({"question": question, "picture": picture});
+                let mut facts = json!({"question": question, "picture": picture});
+                if files.picture(image).is_none() {
+                    facts["picture_missing"] = json!(image);
+                }
                 items.push(Item::new(format!("{picture}/{}", n + 1), picture, facts).with(shown));
             }
         }

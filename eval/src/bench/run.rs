@@ -126,6 +126,17 @@ pub fn replay(task: &Task, files: &Files, answers: &Replay, partial: bool, limit
         let shown: Vec<&str> = unused.iter().take(3).map(String::as_str).collect();
         notes.say(format!("{} answers with unknown ids, such as {}", unused.len(), shown.join(", ")));
     }
+    let (items, found): (Vec<Item>, Vec<Option<Answer>>) = items
+        .into_iter()
+        .zip(found)
+        .filter(|(item, answer)| match (item.missing(), answer) {
+            (Some(name), None) => {
+                notes.skip(format!("item {}: picture {name} missing", item.id));
+                false
+            }
+            _ => true,
+        })
+        .unzip();
     let all = items.len();
     let unanswered = found.iter().filter(|f| f.is_none()).count();
     if unanswered > 0 && !partial {

@@ -206,21 +206,18 @@ impl Reader<'_> {
         }
         let mut shown = Vec::new();
         for column in &l.image {
-            let found = notes.shown(row.get(column), self.files);
-            if found.is_empty() && notes.spool.is_some() {
-                notes.skip(format!("row {at}, id {id}: no picture in `{column}`"));
-                return Ok(());
+            let cell = row.get(column);
+            if !there(cell, self.files) {
+                kept.insert("picture_missing".into(), json!(cell.text().unwrap_or_else(|| format!("in `{column}`"))));
             }
-            shown.extend(found);
+            shown.extend(notes.shown(cell, self.files));
         }
         if l.image_file.is_some() {
             let name = self.templates.fill(&format!("image_file {}", self.n), &facts)?;
-            let found = notes.file(&name, self.files);
-            if found.is_empty() && notes.spool.is_some() {
-                notes.skip(format!("row {at}, id {id}: picture {name} missing"));
-                return Ok(());
+            if self.files.picture(&name).is_none() {
+                kept.insert("picture_missing".into(), json!(name));
             }
-            shown.extend(found);
+            shown.extend(notes.file(&name, self.files));
         }
         let cluster = l.cluster.as_ref().and_then(|c| row.text(c)).unwrap_or_else(|| id.clone());
         self.items.push(Item::new(id, cluster, Value::Object(kept)).with(shown));
@@ -253,6 +250,18 @@ impl Reader<'_> {
             _ => return None,
         };
         (place < n).then_some(place)
+    }
+}
+
+/// Whether a cell holds a picture, or the name of one that is there.
+fn there(cell: &Cell, files: &Files) -> bool {
+    match cell {
+        Cell::Null => false,
+        Cell::Bytes(b) => !b.is_empty(),
+        Cell::List(l) => l.first().is_some_and(|c| there(c, files)),
+        Cell::Group(g) => there(g.get("bytes"), files) || g.text("path").is_some_and(|p| files.picture(&p).is_some()),
+        Cell::Text(t) => t.len() > 200 || files.picture(t).is_some(),
+        Cell::Int(_) | Cell::Number(_) => false,
     }
 }
 
