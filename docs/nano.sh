@@ -7,5 +7,5 @@ for prompt in "a red circle" "a large blue star" "a green triangle and a yellow 
   "three purple diamonds" "a photo of a ship" "a photo of a horse" "a photo of a truck"; do
   cargo run --release --quiet -- generate "$prompt" -n 2 --seed 1 -o "$out" >/dev/null
 done
-cargo run --release --quiet -p unified --example sheet -- "$out" 8 docs/nano.png
+cargo run --release --quiet -p unified-mm --example sheet -- "$out" 8 docs/nano.png
 rm -r "$out"

@@ -21,4 +21,4 @@ fi
 # shellcheck disable=SC1091
 source "$folder/env"
 nvcc --version | tail -2
-CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/cuda} cargo check --release --features cuda -p unified -p eval
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/cuda} cargo check --release --features cuda -p unified-mm -p unified-eval

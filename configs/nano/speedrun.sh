@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 photos=${1:?folder of CIFAR-10 in the Hugging Face parquet layout}
 out=${2:-runs/nano}
-cargo build --release -p unified -p eval
+cargo build --release -p unified-mm -p unified-eval
 u=target/release/unified
 mkdir -p "$out"
 stage() { # name, config, settings

@@ -1,5 +1,5 @@
 //! The parity ledger, docs/parity.md: every metric with the reference package it was compared with, the number of cases and the largest
-//! difference. `UNIFIED_WRITE_LEDGER=1 cargo test --release -p eval --test ledger` writes it; without, the test says where it is stale.
+//! difference. `UNIFIED_WRITE_LEDGER=1 cargo test --release -p unified-eval --test ledger` writes it; without, the test says where it is stale.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -175,7 +175,7 @@ fn ledger() -> String {
         }
     }
     let mut text = String::from(
-        "# Parity ledger\n\nWritten by `UNIFIED_WRITE_LEDGER=1 cargo test --release -p eval --test ledger`: each metric, what it was compared with, how \
+        "# Parity ledger\n\nWritten by `UNIFIED_WRITE_LEDGER=1 cargo test --release -p unified-eval --test ledger`: each metric, what it was compared with, how \
          many values, and the largest relative difference (rounded up to a power of ten). Versions are those of the reference values' READMEs. \
          METEOR needs Java and is left out.\n\n| metric | reference | values | largest difference |\n|---|---|---|---|\n",
     );

@@ -1,4 +1,4 @@
-//! Products of a small model's layers, ours in bfloat16 against the library's in float32: `cargo bench -p nn`.
+//! Products of a small model's layers, ours in bfloat16 against the library's in float32: `cargo bench -p unified-nn`.
 //! Prints GFLOP/s and the ratio; nothing is asserted.
 
 use candle_core::{DType, Device, Tensor, Var};

@@ -1,6 +1,6 @@
 //! English prose that every machine with Rust has: the doc comments of downloaded crates, as documents for training.
 //!
-//!     cargo run --release -p unified --example prose -- ~/.cargo/registry/src OUT [MEGABYTES]
+//!     cargo run --release -p unified-mm --example prose -- ~/.cargo/registry/src OUT [MEGABYTES]
 //!
 //! Writes OUT/train.jsonl and OUT/test.jsonl (`{"text": ..}` a line); a crate is in one of them only.
 

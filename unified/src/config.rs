@@ -36,6 +36,11 @@ pub struct Generation {
     pub image: SampleSettings,
     /// Guidance of pictures: 1 is none; above, logits = uncond + scale (cond - uncond).
     pub guidance_scale: f32,
+    /// Whether guidance's other half, the request without words, keeps the conversation's last picture (InstructPix2Pix, Brooks et al. 2023,
+    /// section 3.2.1, with a picture scale of 1): for models that saw such requests in training. Otherwise it is empty, and pulls away from a picture that
+    /// is to be changed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub guidance_keeps_picture: bool,
     /// Drawings for each picture, of which the one is kept that the model itself finds right most surely.
     pub best_of: usize,
 }
@@ -46,6 +51,7 @@ impl Default for Generation {
             text: SampleSettings::greedy(),
             image: SampleSettings { temperature: 1.0, top_p: 0.95, ..SampleSettings::default() },
             guidance_scale: 2.0,
+            guidance_keeps_picture: false,
             best_of: 1,
         }
     }

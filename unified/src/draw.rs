@@ -39,6 +39,12 @@ impl Unified {
         }
     }
 
+    /// A picture that is wanted after a context whose tokens, read before or not, are `ids`.
+    pub(crate) fn wish(&self, context: Context, ids: &[u32], g: &Generation) -> Result<Wish> {
+        let wordless = wordless(&self.config.vocabulary, &self.words, &self.config.marks, ids, g)?;
+        Ok(Wish { context, wordless })
+    }
+
     /// Draws one picture for each context (which ends with the begin-image mark), all in one batch. `on_row` sees the
     /// tokens of every drawing as far as they are, after each row, and may stop, which then returns nothing.
     pub fn draw_images(
@@ -56,8 +62,8 @@ impl Unified {
         if contexts.iter().any(|c| c.last() != Some(&begin)) {
             return Err(Error::invalid("a context of a drawing ends with the begin-image mark"));
         }
-        let contexts = contexts.iter().map(|c| Context::new(vec![Part::tokens(c.clone())])).collect();
-        let drawn = self.draw_best(contexts, seeds, g, on_row)?;
+        let wish = |c: &Vec<u32>| self.wish(Context::new(vec![Part::tokens(c.clone())]), c, g);
+        let drawn = self.draw_best(contexts.iter().map(wish).collect::<Result<_>>()?, seeds, g, on_row)?;
         Ok(drawn.into_iter().map(|d| d.codes).collect())
     }
 
@@ -65,20 +71,20 @@ impl Unified {
     /// model's own judgement.
     pub(crate) fn draw_best(
         &self,
-        contexts: Vec<Context>,
+        wishes: Vec<Wish>,
         seeds: &[u64],
         g: &Generation,
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let tries = g.best_of;
         let seeds: Vec<u64> = seeds.iter().flat_map(|&s| (0..tries).map(move |t| try_seed(s, t))).collect();
-        let contexts = contexts.into_iter().flat_map(|c| std::iter::repeat_n(c, tries)).collect();
+        let wishes = wishes.into_iter().flat_map(|w| std::iter::repeat_n(w, tries)).collect();
         // of several drawings the first is shown while they come
         let mut first = |all: &[Vec<u32>]| match tries {
             1 => on_row(all),
             _ => on_row(&all.iter().step_by(tries).cloned().collect::<Vec<_>>()),
         };
-        let drawn = self.draw_on(contexts, &seeds, g, &mut first)?;
+        let drawn = self.draw_on(wishes, &seeds, g, &mut first)?;
         if tries == 1 || drawn.is_empty() {
             return Ok(drawn);
         }
@@ -132,13 +138,13 @@ impl Unified {
     /// unconditional half is a short context of its own, so that a long conversation is read once.
     fn draw_on(
         &self,
-        contexts: Vec<Context>,
+        wishes: Vec<Wish>,
         seeds: &[u64],
         g: &Generation,
         on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
-        let requests = drawing(v, &unconditional(&self.words, &self.config.marks)?, contexts, seeds, g);
+        let requests = drawing(v, wishes, seeds, g);
         let done = pictures(&self.engine, requests, v.grid * v.groups(), &|_, token| token, on_row)?;
         done.into_iter()
             .map(|d| v.to_codes(&d.tokens).map(|codes| Drawn { tokens: d.tokens, codes, slot: d.slot }))
@@ -158,30 +164,37 @@ impl Unified {
     }
 }
 
-/// Requests for a picture after each context; `uncond` is a request whose words are left out, up to the begin-image mark.
-pub(crate) fn drawing(
-    v: &MergedVocab,
-    uncond: &[u32],
-    contexts: Vec<Context>,
-    seeds: &[u64],
-    g: &Generation,
-) -> Vec<Request> {
+/// A picture that is wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    /// Up to the begin-image mark.
+    pub context: Context,
+    /// Guidance's other half, likewise.
+    pub wordless: Vec<u32>,
+}
+
+/// Requests for pictures.
+pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Generation) -> Vec<Request> {
     let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
-    let uncond: Vec<u32> = uncond.iter().copied().chain([v.begin_image]).collect();
-    let one = |(context, &seed): (Context, &u64)| {
-        let r = Request::new(context, g.image, (seed, 1), in_turn(sources.clone()));
+    let one = |(wish, &seed): (Wish, &u64)| {
+        let r = Request::new(wish.context, g.image, (seed, 1), in_turn(sources.clone()));
         let scale = g.guidance_scale;
         match scale {
             1.0 => r,
-            _ => r.guided(Context::new(vec![Part::tokens(uncond.clone())]), move |_| Some(scale)),
+            _ => r.guided(Context::new(vec![Part::tokens(wish.wordless)]), move |_| Some(scale)),
         }
     };
-    contexts.into_iter().zip(seeds).map(one).collect()
+    wishes.into_iter().zip(seeds).map(one).collect()
 }
 
-/// The context of guidance's other half: a request with its words left out.
-pub(crate) fn unconditional(words: &Words, marks: &Marks) -> Result<Vec<u32>> {
-    words.encode(&format!("{}{}", marks.user, marks.assistant))
+/// A request with its words left out, up to the begin-image mark; the last picture of `ids` stays where the model learned that.
+pub(crate) fn wordless(v: &MergedVocab, words: &Words, marks: &Marks, ids: &[u32], g: &Generation) -> Result<Vec<u32>> {
+    let last = ids.iter().rposition(|&t| t == v.end_image).filter(|_| g.guidance_keeps_picture).and_then(|end| {
+        let begin = end.checked_sub(v.tokens_per_image() + 1)?;
+        (ids[begin] == v.begin_image).then(|| &ids[begin..=end])
+    });
+    let (user, assistant) = (words.encode(&marks.user)?, words.encode(&marks.assistant)?);
+    Ok([&user, last.unwrap_or_default(), &assistant, &[v.begin_image]].concat())
 }
 
 /// The seed of the n-th picture of an answer.
@@ -192,4 +205,35 @@ pub(crate) fn picture_seed(seed: u64, n: usize) -> u64 {
 /// The seed of a picture's n-th drawing.
 fn try_seed(seed: u64, n: usize) -> u64 {
     if n == 0 { seed } else { nn::rng::mix(nn::rng::mix(seed) ^ n as u64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Model;
+    use crate::loaded::Loaded;
+
+    #[test]
+    fn the_last_picture_stays_in_guidances_other_half() {
+        let loaded = Model::nano().unwrap().loaded().unwrap();
+        let Loaded::Unified(m) = &*loaded else { panic!("the embedded model is a unified one") };
+        let v = &m.config.vocabulary;
+        let picture = |code: u64| {
+            let mut ids = vec![v.begin_image];
+            ids.extend(v.to_tokens(&vec![code; v.grid * v.grid]));
+            ids.push(v.end_image);
+            ids
+        };
+        let words = m.words().encode("make it red").unwrap();
+        let ids = [picture(3), words.clone(), picture(5), words, vec![v.begin_image]].concat();
+        let other = |keeps: bool, ids: &[u32]| {
+            let g = Generation { guidance_keeps_picture: keeps, ..m.config.generation };
+            m.wish(Context::new(Vec::new()), ids, &g).unwrap().wordless
+        };
+        let empty = other(false, &ids);
+        let kept = other(true, &ids);
+        assert!(kept.windows(picture(5).len()).any(|w| w == picture(5)) && !empty.contains(&v.end_image));
+        assert_eq!(kept.len(), empty.len() + picture(5).len());
+        assert_eq!(other(true, &[v.begin_image]), empty);
+    }
 }

@@ -175,7 +175,9 @@ impl Unified {
             };
             let seed = picture_seed(request.seed, reply.images.len());
             let begun = Context::after(done.slot, vec![Part::tokens(vec![v.begin_image])]);
-            let drawn = self.draw_best(vec![begun], &[seed], &request.generation, &mut rows)?;
+            let said: Vec<u32> = ids.iter().chain(&reply.tokens).copied().collect();
+            let wish = self.wish(begun, &said, &request.generation)?;
+            let drawn = self.draw_best(vec![wish], &[seed], &request.generation, &mut rows)?;
             let Some(Drawn { tokens, codes, slot }) = drawn.into_iter().next() else {
                 reply.finish = Some(Finish::Cancelled);
                 return Ok(reply);

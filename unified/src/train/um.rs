@@ -6,7 +6,7 @@ use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
 use crate::data::{DataConfig, SampleTemplate};
-use crate::draw::{drawing, unconditional};
+use crate::draw::{Wish, drawing, wordless};
 use crate::eyes::Eyes;
 use crate::mixture::{Frame, Mixture, Piece, Sample, Source};
 use crate::sequence::{Packed, Segment, Sequence, pack};
@@ -385,7 +385,8 @@ impl Task for Unifying<'_> {
 
     /// Pictures of samples that are not trained on, and below them what the model draws in their places.
     fn sheet(&self, weights: &BTreeMap<String, Tensor>) -> Result<Option<Sheet>> {
-        let (mut contexts, mut real) = (Vec::new(), Vec::new());
+        let (mut wishes, mut real) = (Vec::new(), Vec::new());
+        let g = &self.config.generation;
         for row in 0..sheet::PICTURES * 8 {
             let sample = self.source.sample(0, row, true)?;
             let Some(at) = sample.pieces.iter().position(|p| matches!(p, Piece::Image(_, true))) else { continue };
@@ -394,7 +395,8 @@ impl Task for Unifying<'_> {
             let before = Sample { pieces: sample.pieces[..at].to_vec(), cut: sample.cut };
             let mut ids = self.sequences(&[before])?.remove(0).ids;
             ids.push(self.vocab.begin_image);
-            contexts.push(Context::new(vec![Part::tokens(ids)]));
+            let wordless = wordless(&self.vocab, &self.words, &Marks::default(), &ids, g)?;
+            wishes.push(Wish { context: Context::new(vec![Part::tokens(ids)]), wordless });
             if real.len() == sheet::PICTURES {
                 break;
             }
@@ -409,9 +411,8 @@ impl Task for Unifying<'_> {
         let held = adapters::read(&self.start, &tensors, self.config.lora)?;
         let params = Params::from_tensors("the training", held, DType::F32, &Device::Cpu);
         let model = Arc::new(Llama::of_vocab(&params, &self.model.config, &self.vocab)?);
-        let uncond = unconditional(&self.words, &Marks::default())?;
-        let seeds: Vec<u64> = (0..contexts.len() as u64).collect();
-        let requests = drawing(&self.vocab, &uncond, contexts, &seeds, &self.config.generation);
+        let seeds: Vec<u64> = (0..wishes.len() as u64).collect();
+        let requests = drawing(&self.vocab, wishes, &seeds, g);
         let per_row = self.vocab.grid * self.vocab.groups();
         let done = pictures(&Shared::new(model), requests, per_row, &|_, token| token, &mut |_| true)?;
         let codes = done.iter().map(|d| self.vocab.to_codes(&d.tokens)).collect::<Result<Vec<_>>>()?;
