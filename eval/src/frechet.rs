@@ -41,6 +41,11 @@ impl Gaussian {
         Ok(Self { mean: DVector::from_column_slice(mean), covariance, n: 0 })
     }
 
+    /// Mean and covariance, row by row.
+    pub fn statistics(&self) -> (Vec<f64>, Vec<f64>) {
+        (self.mean.iter().copied().collect(), self.covariance.transpose().iter().copied().collect())
+    }
+
     /// |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), the last trace by symmetric matrices alone: with R = S1^(1/2) it
     /// is the sum of the roots of the eigenvalues of R S2 R.
     pub fn distance(&self, other: &Self) -> Result<f64> {

@@ -161,8 +161,10 @@ fn ledger() -> String {
     let (a, b) = (path(&rules.join("frechet_a.npz")), path(&rules.join("frechet_b.npz")));
     let got = score(&["frechet", &a, &b, "--json"]);
     named(&mut rows, "frechet", "eigenvalues in numpy (tests/fixtures/rules/make.py)", &expected["frechet"], &got);
+    let got = score(&["clipscore", &path(&rules.join("clipscore.safetensors")), "--json"]);
+    named(&mut rows, "clipscore", "definitions in numpy (tests/fixtures/rules/make.py)", &expected["clipscore"], &got);
     let trunk = dir.path().join("alex.safetensors");
-    nn::checkpoint::save(&trunk, &tests::lpips_weights("alex").into_iter().collect(), &[]).unwrap();
+    nn::checkpoint::save(&trunk, &tests::made_weights("lpips/alex").into_iter().collect(), &[]).unwrap();
     let input = fixture("lpips/alex.safetensors");
     let got = score(&["lpips", &path(&input), "--trunk", &path(&trunk), "--net", "alex", "--json"]);
     let want = nn::checkpoint::load(&input).unwrap();
@@ -173,6 +175,21 @@ fn ledger() -> String {
             let got = got[name.as_str()][n].as_f64().unwrap_or(f64::NAN);
             add(&mut rows, name_of, "lpips 0.1.4 (tests/fixtures/README.md)", got, *w);
         }
+    }
+    let mut all = tests::made_weights("inception/inception");
+    let pixels = all.remove("pixels").unwrap();
+    let params = nn::Params::from_tensors("made", all, candle_core::DType::F32, &candle_core::Device::Cpu);
+    let net = eval::metrics::inception::Inception::new(&params).unwrap();
+    let (pooled, spatial, logits) = net.look(&pixels).unwrap();
+    let want = nn::checkpoint::load(&fixture("inception/inception.safetensors")).unwrap();
+    for (name, got) in [("pooled", pooled), ("spatial", spatial), ("logits", logits)] {
+        let of = |t: &candle_core::Tensor| -> Vec<f64> { tests::values(t) };
+        let (got, want) = (of(&got), of(&want[name]));
+        let size = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+        let off = got.iter().zip(&want).fold(0f64, |m, (a, b)| m.max((a - b).abs())) / size;
+        let row =
+            rows.entry((format!("inception: {name}"), "float64 numpy (tests/fixtures/inception/make.py)")).or_default();
+        *row = (want.len(), off);
     }
     let mut text = String::from(
         "# Parity ledger\n\nWritten by `UNIFIED_WRITE_LEDGER=1 cargo test --release -p unified-eval --test ledger`: each metric, what it was compared with, how \
@@ -206,8 +223,8 @@ fn the_ledger_is_true() {
     for line in now.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| metric")) {
         let off = line.trim_end_matches(" |").rsplit(" | ").next().unwrap();
         let off: f64 = if off == "0" { 0.0 } else { off.parse().unwrap() };
-        // LPIPS is float32, and its parts are small
-        let near = if line.starts_with("| lpips") { 1e-5 } else { 1e-6 };
+        // networks are float32
+        let near = if ["| lpips", "| inception"].iter().any(|s| line.starts_with(s)) { 1e-4 } else { 1e-6 };
         assert!(off <= near, "{line}");
     }
 }

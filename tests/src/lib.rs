@@ -119,9 +119,9 @@ pub fn check_tokenizer(dir: &Path, dtype: DType, device: &Device, near: f64, nea
     assert!(d < near_pixels, "{} {dtype:?}: pixels off by {d}", dir.display());
 }
 
-/// Weights of LPIPS's trunk and heads as tests/fixtures/lpips/NAME.json makes them: element i is low + (high - low) times the top 24 bits of splitmix64 of seed + (i + 1) golden ratios.
-pub fn lpips_weights(name: &str) -> HashMap<String, Tensor> {
-    let path = fixture(&format!("lpips/{name}.json"));
+/// Tensors as a list of tests/fixtures, NAME.json, makes them from integers: element i is low + (high - low) times the top 24 bits of splitmix64 of seed + (i + 1) golden ratios.
+pub fn made_weights(name: &str) -> HashMap<String, Tensor> {
+    let path = fixture(&format!("{name}.json"));
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let mut out = HashMap::new();
     for t in json["tensors"].as_array().unwrap() {

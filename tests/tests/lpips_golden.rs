@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use nn::Params;
 use qlip::loss::{Lpips, Trunk, layer_distance};
-use tests::{close, close_values, golden, lpips_weights, values};
+use tests::{close, close_values, golden, made_weights, values};
 
 #[test]
 fn the_formula() {
@@ -19,7 +19,7 @@ fn the_formula() {
 }
 
 fn whole(name: &str, net: Trunk) {
-    let params = Params::from_tensors(name, lpips_weights(name), DType::F32, &Device::Cpu);
+    let params = Params::from_tensors(name, made_weights(&format!("lpips/{name}")), DType::F32, &Device::Cpu);
     let model = Lpips::new(net, &params, &params).unwrap();
     let g = golden(&format!("lpips/{name}.safetensors"));
     let b = Var::from_tensor(&g["b"]).unwrap();

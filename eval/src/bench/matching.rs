@@ -21,7 +21,16 @@ pub const CIFAR: Shipped = Shipped {
 pub const FLICKR30K: Shipped = Shipped {
     name: "flickr30k",
     about: "retrieval both ways (Flickr30k)",
-    load: load_flickr,
+    load: |files, notes| load_karpathy(("flickr30k", "dataset_flickr30k.json"), files, notes),
+    ask: super::ask::none,
+    score: score_flickr,
+};
+
+/// COCO.
+pub const COCO_RETRIEVAL: Shipped = Shipped {
+    name: "coco_retrieval",
+    about: "retrieval both ways (COCO, Karpathy's test split: 5,000 pictures)",
+    load: |files, notes| load_karpathy(("coco_retrieval", "dataset_coco.json"), files, notes),
     ask: super::ask::none,
     score: score_flickr,
 };
@@ -170,13 +179,14 @@ fn score_cifar(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes)
     Ok(out)
 }
 
-fn load_flickr(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
+/// Karpathy's file, or the hub's table.
+fn load_karpathy((task, file): (&str, &str), files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     let mut take = |name: String, captions: usize| {
         let n = items.len();
         items.push(Item::new(name.clone(), name, json!({"captions": captions, "column": n})));
     };
-    if let Some(path) = files.named(&["dataset_flickr30k.json"]) {
+    if let Some(path) = files.named(&[file]) {
         let json = table::json(&path)?;
         for image in json["images"].as_array().into_iter().flatten().filter(|i| i["split"] == "test") {
             let captions = image["sentences"].as_array().map_or(0, Vec::len);
@@ -185,7 +195,7 @@ fn load_flickr(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     } else {
         let parquet = files.parquet("test");
         files.rows(
-            ("flickr30k", "dataset_flickr30k.json or test-*.parquet"),
+            (task, &format!("{file} or test-*.parquet")),
             &parquet,
             &["caption", "filename"],
             notes,

@@ -180,6 +180,7 @@ const SHIPPED: &[Shipped] = &[
     likelihood::ARC,
     matching::CIFAR,
     matching::FLICKR30K,
+    matching::COCO_RETRIEVAL,
     winoground::WINOGROUND,
     geneval::GENEVAL,
     questions::DPG,

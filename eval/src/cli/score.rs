@@ -7,7 +7,9 @@ use eval::frechet::Gaussian;
 use eval::image::{Ssim, mae, ms_ssim, mse, psnr, ssim_of};
 use eval::metrics::calibration::ece;
 use eval::metrics::captions::{Case, score};
+use eval::metrics::clipscore::clip_scores;
 use eval::metrics::features::{inception_score, kid, precision_recall};
+use eval::metrics::inception::Inception;
 use eval::metrics::retrieval::{Ranks, Ties};
 use eval::metrics::vqa::{Rule, accuracy, prepared};
 use eval::metrics::yes_no;
@@ -26,9 +28,15 @@ pub struct Score {
     /// images, features, retrieval: a safetensors file (a0, b0, ..; real, fake, real_spatial, fake_spatial, logits; similarity, caption_owner).
     /// lpips: a safetensors file with a and b [pictures, 3, height, width] in -1..1, and --trunk. frechet: two .npz files of statistics (mu, sigma,
     /// mu_s, sigma_s) or features (arr_0). captions: JSON with `references` and `hypotheses`. vqa: JSON with `cases`. pope: JSON with `rows`.
-    /// calibration: JSON with `probabilities`, rows, and `gold`.
+    /// clipscore: a safetensors file with `image` and `text`, vectors of pictures and their captions. calibration: JSON with `probabilities`, rows, and `gold`. fid: a folder of pictures, or two of them (or an .npz of statistics), and --inception.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// fid: pytorch-fid's weights, pt_inception-2015-12-05-6726825d.pth.
+    #[arg(long, value_name = "FILE")]
+    inception: Option<PathBuf>,
+    /// fid: write the last folder's statistics here, an .npz file in ADM's layout that `frechet` and `fid` read.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
     /// lpips: the trunk's weights, torchvision's AlexNet or VGG16 as safetensors.
     #[arg(long, value_name = "FILE")]
     trunk: Option<PathBuf>,
@@ -53,14 +61,17 @@ enum Kind {
     Pope,
     Lpips,
     Frechet,
+    Fid,
+    Clipscore,
     Calibration,
 }
 
 impl Score {
     pub fn run(&self) -> Result<()> {
-        if let Kind::Frechet = self.kind {
-            println!("{}", serde_json::to_string_pretty(&frechet(&self.files)?)?);
-            return Ok(());
+        match self.kind {
+            Kind::Frechet => return print(&frechet(&self.files)?),
+            Kind::Fid => return print(&self.fid()?),
+            _ => {}
         }
         for path in &self.files {
             let value = match self.kind {
@@ -72,15 +83,80 @@ impl Score {
                 Kind::Pope => pope(path)?,
                 Kind::Lpips => self.lpips(path)?,
                 Kind::Calibration => calibration(path)?,
-                Kind::Frechet => continue,
+                Kind::Clipscore => clipscore(path)?,
+                Kind::Frechet | Kind::Fid => continue,
             };
-            println!("{}", serde_json::to_string_pretty(&value)?);
+            print(&value)?;
         }
         Ok(())
     }
 }
 
+fn print(value: &Value) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
 impl Score {
+    /// The Frechet distance's network on folders of pictures.
+    fn fid(&self) -> Result<Value> {
+        if self.files.len() > 2 {
+            bail!("fid takes one folder of pictures, or two");
+        }
+        let weights = self.inception.as_ref().context("fid needs --inception, pytorch-fid's weights")?;
+        let net = Inception::open(weights)?;
+        let (mut out, mut seen, mut statistics_of) = (Map::new(), Vec::new(), Vec::new());
+        for path in &self.files {
+            if path.extension().is_some_and(|e| e == "npz") {
+                let spatial = statistics(path, "_s")?;
+                let pooled = statistics(path, "")?.with_context(|| format!("{}: no mu and sigma", path.display()))?;
+                statistics_of.push((pooled, spatial));
+                continue;
+            }
+            let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+                .with_context(|| path.display().to_string())?
+                .filter_map(|e| Some(e.ok()?.path()))
+                .filter(|p| qlip::data::is_picture(p))
+                .collect();
+            files.sort();
+            let features = net.features(files.iter().map(|f| Ok(Image::open(f)?)))?;
+            let splits = if features.logits.len() >= 5000 { 10 } else { 1 };
+            let logits: Vec<Vec<f64>> = wide(&features.logits);
+            let (mean, std) = inception_score(&logits, splits);
+            out.insert("inception_score@pt_inception".into(), json!({"mean": mean, "std": std, "splits": splits}));
+            statistics_of.push((Gaussian::of(&features.pooled)?, Some(Gaussian::of(&features.spatial)?)));
+            seen.push(features);
+        }
+        out.insert("n".into(), json!(seen.iter().map(|f| f.pooled.len()).collect::<Vec<_>>()));
+        if let [(a, a_s), (b, b_s)] = statistics_of.as_slice() {
+            out.insert("fid@pt_inception".into(), number(a.distance(b)?));
+            if let (Some(a), Some(b)) = (a_s, b_s) {
+                out.insert("sfid@mixed_6d".into(), number(a.distance(b)?));
+            }
+        }
+        if let [real, fake] = seen.as_slice() {
+            let (real, fake) = (wide(&real.pooled), wide(&fake.pooled));
+            out.insert("kid@full_unbiased".into(), number(kid(&real, &fake)));
+            let (precision, recall) = precision_recall(&real, &fake, 3);
+            out.insert("precision_recall@k3".into(), json!({"precision": precision, "recall": recall}));
+        }
+        if let (Some(path), Some((pooled, spatial))) = (&self.save, statistics_of.last()) {
+            let mut all = Vec::new();
+            for (end, g) in [("", Some(pooled)), ("_s", spatial.as_ref())] {
+                let Some(g) = g else { continue };
+                let (mean, covariance) = g.statistics();
+                let n = mean.len();
+                all.push((format!("mu{end}"), Tensor::from_vec(mean, n, &candle_core::Device::Cpu)?));
+                all.push((format!("sigma{end}"), Tensor::from_vec(covariance, (n, n), &candle_core::Device::Cpu)?));
+            }
+            // under another name first, so that a half-written file is never read
+            let part = path.with_extension("npz.part");
+            Tensor::write_npz(&all, &part).with_context(|| part.display().to_string())?;
+            std::fs::rename(&part, path).with_context(|| path.display().to_string())?;
+        }
+        Ok(Value::Object(out))
+    }
+
     fn lpips(&self, path: &Path) -> Result<Value> {
         let net = match self.net.as_str() {
             "alex" => Trunk::Alex,
@@ -106,6 +182,10 @@ impl Score {
         }
         Ok(Value::Object(out))
     }
+}
+
+fn wide(rows: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    rows.iter().map(|r| r.iter().map(|v| f64::from(*v)).collect()).collect()
 }
 
 /// Mean and covariance in a file of ADM's layout, or features to make them of.
@@ -136,6 +216,20 @@ fn frechet(files: &[PathBuf]) -> Result<Value> {
         bail!("{}: neither mu and sigma nor arr_0 [rows, features] in both files", a.display());
     }
     Ok(Value::Object(out))
+}
+
+fn clipscore(path: &Path) -> Result<Value> {
+    let all = tensors(path)?;
+    let rows = |name: &str| -> Result<Vec<Vec<f64>>> {
+        let t = all.get(name).with_context(|| format!("{}: no tensor `{name}`", path.display()))?;
+        t.to_dtype(DType::F64)?.to_vec2().with_context(|| format!("{}: `{name}` must be [rows, width]", path.display()))
+    };
+    let (images, texts) = (rows("image")?, rows("text")?);
+    if images.len() != texts.len() || images.first().map(Vec::len) != texts.first().map(Vec::len) {
+        bail!("{}: `image` and `text` must have the same shape, a picture and its caption a row", path.display());
+    }
+    let s = clip_scores(&images, &texts);
+    Ok(json!({"clipscore@hessel": s.hessel, "clipscore@torchmetrics": s.torchmetrics, "clipscore@gigagan": s.gigagan}))
 }
 
 fn calibration(path: &Path) -> Result<Value> {

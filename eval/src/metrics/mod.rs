@@ -2,7 +2,9 @@
 
 pub mod calibration;
 pub mod captions;
+pub mod clipscore;
 pub mod features;
+pub mod inception;
 pub mod ptb;
 pub mod retrieval;
 pub mod vqa;
