@@ -119,7 +119,7 @@ impl Score {
                 .filter(|p| qlip::data::is_picture(p))
                 .collect();
             files.sort();
-            let features = net.features(files.iter().map(|f| Ok(Image::open(f)?)))?;
+            let features = net.features(files.iter().map(|f| Image::open(f)))?;
             let splits = if features.logits.len() >= 5000 { 10 } else { 1 };
             let logits: Vec<Vec<f64>> = wide(&features.logits);
             let (mean, std) = inception_score(&logits, splits);

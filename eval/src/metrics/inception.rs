@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn resizing_is_torchs() {
-        // torch.nn.functional.interpolate([[0, 255], [51, 102]] / 255, size=4, mode="bilinear", align_corners=False), times 2 minus 1
+        // by hand after torch's definition: [[0, 1], [0.2, 0.4]] at 4 x 4, a quarter and three quarters of the way
         let grey = |v: u8| [v, v, v];
         let image = Image::from_rgb(2, 2, [grey(0), grey(255), grey(51), grey(102)].concat());
         let want =
