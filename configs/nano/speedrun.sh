@@ -23,14 +23,19 @@ stage qlip1 configs/nano/qlip-stage1.toml --set "data.pictures.path=$photos" --s
 stage unified configs/nano/unified.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip1"
 stage unified-more configs/nano/unified-more.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip1" \
   --set "start=$out/unified"
+before=unified-more
+for s in unified-copy unified-long unified-next; do
+  stage "$s" "configs/nano/$s.toml" --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip1" --set "start=$out/$before"
+  before=$s
+done
 stage qlip2 configs/nano/qlip-stage2.toml --set "data.pictures.path=$photos" --set "start=$out/qlip1"
-cp "$out/qlip2/model.safetensors" "$out/unified-more/qlip/model.safetensors"
+cp "$out/qlip2/model.safetensors" "$out/unified-next/qlip/model.safetensors"
 rm -rf "$out/model"
-"$u" export "$out/unified-more" "$out/model"
+"$u" export "$out/unified-next" "$out/model"
 target/release/eval run --tasks scenes --model "$out/model" --out "$out/scenes" --resume
 echo "| stage | updates | seconds | last losses |"
 echo "|---|---|---|---|"
-for s in qlip1 unified unified-more qlip2; do
+for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2; do
   python3 - "$s" "$out/$s" <<'P' 2>/dev/null || echo "| $s | see $out/$s/summary.json | | |"
 import json, sys
 name, folder = sys.argv[1:]

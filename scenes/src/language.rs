@@ -87,9 +87,10 @@ impl Category {
     pub const ALL: [Self; 6] = [Self::Single, Self::Colour, Self::Two, Self::Binding, Self::Position, Self::Count];
 
     /// What training draws from: the kinds that take more than one look come more often.
-    pub const PRACTICE: [Self; 12] = [
+    pub const PRACTICE: [Self; 13] = [
         Self::Single,
         Self::Colour,
+        Self::Two,
         Self::Two,
         Self::Two,
         Self::Binding,

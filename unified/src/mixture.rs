@@ -194,6 +194,11 @@ impl<'a> Source<'a> {
             }
             SampleTemplate::Draw | SampleTemplate::DrawThenDescribe => {
                 let describe = template == SampleTemplate::DrawThenDescribe;
+                if !describe && s.chance(0.35) {
+                    // a drawing that came before and has nothing to do with the next: else every second picture is a change of the first
+                    let before = Scene::random(s, Split::Train, 1, 3);
+                    self.drawing(&mut out, &scenes::caption(&before), scenes::render(&before, self.side), r);
+                }
                 // most as evaluated; the rest describe richer scenes
                 let (words, scene) = if s.chance(0.8) {
                     let category = s.pick(&Category::PRACTICE);

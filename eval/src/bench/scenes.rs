@@ -35,6 +35,8 @@ const QUESTIONS: usize = 1000;
 const EDITS: usize = 200;
 const DRAWINGS: usize = 100;
 const INTERLEAVED: usize = 100;
+/// Drawings after one that has nothing to do with them.
+const SECOND: usize = 100;
 /// README's first command, and its seeds.
 const FIRST: (&str, usize) = ("a red circle above a blue square", 100);
 
@@ -129,6 +131,11 @@ fn interleaved(suite: &Suite, i: usize) -> Prompt {
     suite.prompt(category, 10_000 + i)
 }
 
+/// A scene that was drawn, and what is asked for next.
+fn second(suite: &Suite, i: usize) -> (Scene, Prompt) {
+    (suite.scene(30_000 + i), suite.prompt(Category::Binding, 30_000 + i))
+}
+
 /// The suite that an item is of.
 fn suite(item: &Item) -> Suite {
     Suite { seed: item.facts["suite"].as_u64().unwrap_or(0), side: SIDE }
@@ -167,6 +174,10 @@ fn load(suite: &Suite) -> Result<Vec<Item>> {
     for i in 0..FIRST.1 {
         push(format!("first-{i}"), "first", i, "first", FIRST.0.into(), FIRST.0.into());
     }
+    for i in 0..SECOND {
+        let p = second(suite, i).1;
+        push(format!("second-{i}"), "second", i, "second", p.text.clone(), p.text);
+    }
     for i in 0..INTERLEAVED {
         let p = interleaved(suite, i);
         push(
@@ -199,6 +210,15 @@ fn ask(item: &Item) -> Result<Ask> {
         "draw" => {
             let p = suite.prompt(category(item.text("of"))?, i);
             Ask::Draw { messages: vec![Message::user(format!("draw {}", p.text))], key: i as u64 }
+        }
+        "second" => {
+            let (before, p) = second(&suite, i);
+            let messages = vec![
+                Message::user(format!("draw {}", scenes::caption(&before))),
+                Message { role: Role::Assistant, content: vec![Content::Image(scenes::render(&before, suite.side))] },
+                Message::user(format!("draw {}", p.text)),
+            ];
+            Ask::Draw { messages, key: i as u64 }
         }
         "first" => Ask::Draw { messages: vec![Message::user(format!("draw {}", FIRST.0))], key: i as u64 },
         _ => Ask::Interleave { words: item.text("question").to_owned() },
@@ -241,6 +261,11 @@ fn score(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Re
                 put(format!("draw/{kind}@strict"), f64::from(v.is_some_and(|v| v.strict)));
                 put(format!("draw/{kind}@soft"), v.map_or(0.0, |v| v.soft));
                 put("draw@strict".into(), f64::from(v.is_some_and(|v| v.strict)));
+            }
+            "second" => {
+                let p = second(&suite, i).1;
+                let right = picture(answer, files)?.is_some_and(|image| checker.check(&image, &p).strict);
+                put("draw/second_in_a_chat@strict".into(), f64::from(right));
             }
             "first" => {
                 let p = said(FIRST.0).ok_or_else(|| Error::invalid("the first command's words are no prompt"))?;

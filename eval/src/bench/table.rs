@@ -266,8 +266,8 @@ fn open_parquet(path: &Path) -> Result<SerializedFileReader<std::fs::File>> {
     let reader = guarded(|| SerializedFileReader::new(file))
         .map_err(qlip::data::damaged(path))?
         .map_err(|_| Error::bad_file(path, "not a complete parquet file (no PAR1 at the end; download again)"))?;
-    if !qlip::data::columns_lie_within(reader.metadata(), size) {
-        return Err(Error::bad_file(path, "damaged: a column lies outside the file"));
+    if let Some(why) = qlip::data::beyond(reader.metadata(), size) {
+        return Err(Error::bad_file(path, why));
     }
     Ok(reader)
 }

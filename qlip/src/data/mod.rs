@@ -11,7 +11,7 @@ mod shard;
 mod table;
 
 pub use broken::Broken;
-pub use parquet::{columns_lie_within, damaged, huggingface};
+pub use parquet::{beyond, damaged, huggingface};
 
 use crate::image::Image;
 use nn::rng::{self, Rng};

@@ -124,8 +124,8 @@ impl Table {
         let reader = guarded(|| SerializedFileReader::new(file))
             .map_err(damaged(path))?
             .map_err(|e| bad(format!("not a parquet file ({e})")))?;
-        if !columns_lie_within(reader.metadata(), size) {
-            return Err(bad("damaged: a column lies outside the file".into()));
+        if let Some(why) = beyond(reader.metadata(), size) {
+            return Err(bad(why));
         }
         let (label, names) = class_label(reader.metadata());
         let columns = columns(reader.metadata().file_metadata().schema_descr(), label).map_err(bad)?;
@@ -277,14 +277,21 @@ fn whole(row: &Row, column: &str) -> Option<i64> {
     }
 }
 
-/// Whether every column's bytes are in the file: the library takes their places on trust and panics on negative ones.
-pub fn columns_lie_within(meta: &ParquetMetaData, size: u64) -> bool {
+/// What a file's own words promise beyond the file: a column's bytes (the library takes their places on trust and panics on negative ones), or more
+/// rows than there are bytes, for which places would be kept.
+pub fn beyond(meta: &ParquetMetaData, size: u64) -> Option<String> {
+    let rows = meta.row_groups().iter().map(|g| g.num_rows());
+    let all = rows.fold(0u64, |sum, n| sum.saturating_add(u64::try_from(n).unwrap_or(u64::MAX)));
+    if all > size {
+        return Some(format!("damaged: {all} rows in a file of {size} bytes"));
+    }
     let mut columns = meta.row_groups().iter().flat_map(|g| g.columns());
-    columns.all(|c| {
+    let within = columns.all(|c| {
         let start = u64::try_from(c.dictionary_page_offset().unwrap_or_else(|| c.data_page_offset()));
         let length = u64::try_from(c.compressed_size());
         matches!((start, length), (Ok(s), Ok(l)) if s.checked_add(l).is_some_and(|end| end <= size))
-    })
+    });
+    (!within).then(|| "damaged: a column lies outside the file".into())
 }
 
 /// What the `datasets` library wrote of the columns into the schema's metadata; null if there is nothing.
