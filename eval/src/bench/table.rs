@@ -257,13 +257,13 @@ pub fn class_names(path: &Path, column: &str) -> Result<Vec<String>> {
     Ok(names.into_iter().flatten().filter_map(|n| n.as_str().map(str::to_owned)).collect())
 }
 
-fn open_parquet(path: &Path) -> Result<SerializedFileReader<std::fs::File>> {
+fn open_parquet(path: &Path) -> Result<SerializedFileReader<qlip::data::Pread>> {
     if let Some(what) = not_the_file(path)? {
         return Err(Error::bad_file(path, what));
     }
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
-    let reader = guarded(|| SerializedFileReader::new(file))
+    let reader = guarded(|| SerializedFileReader::new(qlip::data::Pread::of(file)))
         .map_err(qlip::data::damaged(path))?
         .map_err(|_| Error::bad_file(path, "not a complete parquet file (no PAR1 at the end; download again)"))?;
     if let Some(why) = qlip::data::beyond(reader.metadata(), size) {

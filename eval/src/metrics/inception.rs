@@ -373,6 +373,7 @@ mod tests {
         for (g, w) in got[..16].iter().zip(want.iter().flatten()) {
             assert!((g - (2.0 * w - 1.0)).abs() < 1e-6, "{g} {w}");
         }
-        assert_eq!(bilinear(&image, 2), [-1.0, 1.0, -0.6, -0.19999999].repeat(3));
+        let whole = bilinear(&image, 2);
+        assert!(whole.iter().zip([-1.0, 1.0, -0.6, -0.2].repeat(3)).all(|(g, w)| (g - w).abs() < 1e-6), "{whole:?}");
     }
 }

@@ -11,7 +11,7 @@ mod shard;
 mod table;
 
 pub use broken::Broken;
-pub use parquet::{beyond, damaged, huggingface};
+pub use parquet::{Pread, beyond, damaged, huggingface};
 
 use crate::image::Image;
 use nn::rng::{self, Rng};

@@ -80,8 +80,16 @@ pub(super) struct Table {
     leaf: usize,
 }
 
-/// A file that is read at places, without a position that threads would share.
-struct Pread(Arc<File>);
+/// A file that is read at places, without a position that threads would share. Its end is an error to who reads on: the library, skipping a list whose length is damaged,
+/// would take nothing at the end as often as the length says.
+pub struct Pread(Arc<File>);
+
+impl Pread {
+    /// Of an open file.
+    pub fn of(file: File) -> Self {
+        Self(Arc::new(file))
+    }
+}
 
 impl Length for Pread {
     fn len(&self) -> u64 {
@@ -105,11 +113,14 @@ impl ChunkReader for Pread {
 }
 
 /// A file from a place on.
-struct From(Arc<File>, u64);
+pub struct From(Arc<File>, u64);
 
 impl Read for From {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.0.read_at(buffer, self.1)?;
+        if n == 0 && !buffer.is_empty() {
+            return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file ends here"));
+        }
         self.1 += n as u64;
         Ok(n)
     }
@@ -120,7 +131,7 @@ impl Table {
         let file = File::open(path).map_err(Error::io(path))?;
         let size = file.metadata().map_err(Error::io(path))?.len();
         let bad = |e: String| Error::bad_file(path, e);
-        let file = Pread(Arc::new(file));
+        let file = Pread::of(file);
         let reader = guarded(|| SerializedFileReader::new(file))
             .map_err(damaged(path))?
             .map_err(|e| bad(format!("not a parquet file ({e})")))?;

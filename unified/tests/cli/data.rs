@@ -79,12 +79,18 @@ fn parquet_by_its_schema() {
     let d = holds("parquet/name-prompt", 8, 0, 0, 0);
     assert!(d["taken"].as_str().unwrap().contains("no words among the columns image, prompt"));
     let dir = tempfile::tempdir().unwrap();
-    // found by fuzz/run.sh pictures: it took memory for as many rows as its footer names
-    let rows = ("more-rows-than-bytes", "rows in a file of 26549 bytes");
-    for (name, said) in [("list-of-images", "has: images, text"), ("cut", "not a parquet file"), rows] {
+    for (name, said) in [("list-of-images", "has: images, text"), ("cut", "not a parquet file")] {
         let path = fixture(&format!("field/parquet/{name}")).display().to_string();
         fails(dir.path(), &["data", &path], &[name, said]);
     }
+}
+
+/// Found by fuzz/run.sh pictures: a page's header with a list of a length that the file has not, which the library skipped element by element.
+#[test]
+fn a_damaged_page_ends() {
+    let (dir, path) = (tempfile::tempdir().unwrap(), fixture("field/parquet/endless-page").display().to_string());
+    let said = ok(dir.path(), &["data", &path]);
+    assert!(said.contains("the file ends here"), "{said}");
 }
 
 #[test]
