@@ -367,8 +367,7 @@ mod tests {
         // by hand after torch's definition: [[0, 1], [0.2, 0.4]] at 4 x 4, a quarter and three quarters of the way
         let grey = |v: u8| [v, v, v];
         let image = Image::from_rgb(2, 2, [grey(0), grey(255), grey(51), grey(102)].concat());
-        let want =
-            [[0.0, 0.25, 0.75, 1.0], [0.05, 0.2375, 0.6125, 0.8], [0.15, 0.2125, 0.3375, 0.4], [0.2, 0.25, 0.35, 0.4]];
+        let want = [[0.0, 0.25, 0.75, 1.0], [0.05, 0.25, 0.65, 0.85], [0.15, 0.25, 0.45, 0.55], [0.2, 0.25, 0.35, 0.4]];
         let got = bilinear(&image, 4);
         for (g, w) in got[..16].iter().zip(want.iter().flatten()) {
             assert!((g - (2.0 * w - 1.0)).abs() < 1e-6, "{g} {w}");
