@@ -30,17 +30,22 @@ pub fn likelihoods(
         }
         // the first token of all has nothing before it
         let first = first.max(1).min(ids.len());
-        let hidden = lm.hidden(&lm.embed(&ids, 1)?, &nn::ops::Positions::From(0), &nn::ops::Mask::Causal)?;
-        let n = ids.len() - first;
-        if n == 0 {
+        if first == ids.len() {
             return Err(Error::invalid(format!("`{c}` adds no token to its context")));
         }
-        let logits = lm.logits(&hidden.narrow(1, first - 1, n)?.squeeze(0)?, rows.clone())?;
-        let targets: Vec<u32> = ids[first..].iter().map(|&t| t - rows.start as u32).collect();
-        let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &targets)?;
-        out.push(losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(|l| -f64::from(l)).sum());
+        out.push(-nats(lm, &rows, &ids, first)?);
     }
     Ok(out)
+}
+
+/// Negative log-probabilities of the tokens from the `first` on (1 or more), each after those before it, summed. The last token is read by nobody.
+fn nats(lm: &Llama, rows: &Range<usize>, ids: &[u32], first: usize) -> Result<f64> {
+    let read = lm.embed(&ids[..ids.len() - 1], 1)?;
+    let hidden = lm.hidden(&read, &nn::ops::Positions::From(0), &nn::ops::Mask::Causal)?;
+    let logits = lm.logits(&hidden.narrow(1, first - 1, ids.len() - first)?.squeeze(0)?, rows.clone())?;
+    let targets: Vec<u32> = ids[first..].iter().map(|&t| t - rows.start as u32).collect();
+    let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &targets)?;
+    Ok(losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
 
 /// How likely a text is: the sum of its tokens' negative log-probabilities, and how many were predicted.
@@ -94,14 +99,8 @@ pub fn text_loss(
         if first >= seen.len() {
             continue;
         }
-        let hidden =
-            lm.hidden(&lm.embed(&seen[..seen.len() - 1], 1)?, &nn::ops::Positions::From(0), &nn::ops::Mask::Causal)?;
-        let n = seen.len() - first;
-        let logits = lm.logits(&hidden.narrow(1, first - 1, n)?.squeeze(0)?, rows.clone())?;
-        let targets: Vec<u32> = seen[first..].iter().map(|&t| t - rows.start as u32).collect();
-        let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &targets)?;
-        out.nats += losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum::<f64>();
-        out.tokens += n;
+        out.nats += nats(lm, &rows, &seen, first)?;
+        out.tokens += seen.len() - first;
     }
     Ok(out)
 }

@@ -94,6 +94,11 @@ impl Painter {
         self.model.config.model_type == ModelType::C2i
     }
 
+    /// What its codes become pictures by; nothing of codes alone.
+    pub fn visual(&self) -> Option<&VisualTokenizer> {
+        self.visual.as_ref()
+    }
+
     /// Pixels along a picture's side; 0 without an image tokenizer.
     pub fn side(&self) -> usize {
         self.visual.as_ref().map_or(0, VisualTokenizer::side)

@@ -73,22 +73,41 @@ impl Spool {
 
     /// Where a table's picture is from here on: bytes, `{bytes, path}`, base64, or a file's name.
     pub fn shown(&self, cell: &Cell, files: &Files) -> Option<Shown> {
-        match cell {
-            Cell::Bytes(b) if !b.is_empty() => self.keep(b).ok(),
-            Cell::Group(g) => match g.get("bytes") {
-                Cell::Bytes(b) if !b.is_empty() => self.keep(b).ok(),
-                _ => files.picture(&g.text("path")?),
-            },
-            Cell::List(l) => self.shown(l.first()?, files),
-            Cell::Text(t) if t.len() > 200 => {
-                let bytes = base64::engine::general_purpose::STANDARD.decode(t.trim()).ok()?;
-                self.keep(&bytes).ok()
-            }
-            Cell::Text(name) => files.picture(name),
-            _ => None,
+        match held(cell, files)? {
+            Held::Bytes(b) => self.keep(b).ok(),
+            Held::Base64(t) => self.keep(&base64::engine::general_purpose::STANDARD.decode(t.trim()).ok()?).ok(),
+            Held::File(shown) => Some(shown),
         }
     }
 }
+
+/// What a table's cell holds of a picture.
+pub(super) enum Held<'a> {
+    /// Its bytes.
+    Bytes(&'a [u8]),
+    /// Its bytes as text.
+    Base64(&'a str),
+    /// A file's name, and the file is there.
+    File(Shown),
+}
+
+/// The picture of a table's cell, if there is one.
+pub(super) fn held<'a>(cell: &'a Cell, files: &Files) -> Option<Held<'a>> {
+    match cell {
+        Cell::Bytes(b) if !b.is_empty() => Some(Held::Bytes(b)),
+        Cell::Group(g) => match g.get("bytes") {
+            Cell::Bytes(b) if !b.is_empty() => Some(Held::Bytes(b)),
+            _ => files.picture(&g.text("path")?).map(Held::File),
+        },
+        Cell::List(l) => held(l.first()?, files),
+        Cell::Text(t) if t.len() > 200 => Some(Held::Base64(t)),
+        Cell::Text(name) => files.picture(name).map(Held::File),
+        _ => None,
+    }
+}
+
+/// Names of classes, or sentences around them: one list for all items.
+pub type Names = Arc<[String]>;
 
 /// A part of what is asked.
 #[derive(Debug, Clone)]
@@ -147,9 +166,9 @@ pub enum Ask {
     /// How near the picture is to each of several classes.
     Nearness {
         /// The classes' names.
-        classes: Vec<String>,
+        classes: Names,
         /// Sentences around a name, `{}` in each.
-        templates: Vec<String>,
+        templates: Names,
     },
     /// How likely a text is.
     Text {
@@ -170,7 +189,7 @@ pub enum Ask {
     /// A picture of a class, and how near it is to each.
     DrawClass {
         /// Classes' names.
-        classes: Vec<String>,
+        classes: Names,
         /// Which is drawn.
         class: usize,
         /// Added to the run's seed.
@@ -202,11 +221,12 @@ pub enum Ask {
 }
 
 impl Ask {
-    /// Whether the answer depends on the run's seed.
+    /// Whether the answer depends on the run's seed and on how it draws.
     pub(super) fn draws(&self) -> bool {
         matches!(
             self,
-            Self::Draw { .. }
+            Self::Measure(_)
+                | Self::Draw { .. }
                 | Self::DrawClass { .. }
                 | Self::Cycle { .. }
                 | Self::DrawAndAnswer { .. }
@@ -244,10 +264,19 @@ fn about_picture(item: &Item, words: String, max_tokens: usize) -> Ask {
     Ask::Words { parts: pictures.chain([Part::Words(words)]).collect(), max_tokens }
 }
 
+/// LLaVA's words for short answers.
+fn briefly(item: &Item) -> String {
+    format!("{}\nAnswer the question using a single word or phrase.", item.text("question"))
+}
+
 /// LLaVA's protocol for short answers.
 pub fn short(item: &Item) -> Result<Ask> {
-    let words = format!("{}\nAnswer the question using a single word or phrase.", item.text("question"));
-    Ok(about_picture(item, words, 16))
+    Ok(about_picture(item, briefly(item), 16))
+}
+
+/// The same of each of the pictures by itself.
+pub fn short_of_each(item: &Item) -> Result<Ask> {
+    Ok(Ask::OfEach { words: briefly(item), max_tokens: 16 })
 }
 
 /// LLaVA's protocol for letters of options.
@@ -267,8 +296,7 @@ pub fn letters(item: &Item) -> Result<Ask> {
 /// MMMU: pictures stand where the question names them.
 pub fn mmmu(item: &Item) -> Result<Ask> {
     if item.facts["open"] == true {
-        let words = format!("{}\nAnswer the question using a single word or phrase.", item.text("question"));
-        return Ok(Ask::Words { parts: named(&words, item.shown.len()), max_tokens: 16 });
+        return Ok(Ask::Words { parts: named(&briefly(item), item.shown.len()), max_tokens: 16 });
     }
     let Ask::Words { parts, max_tokens } = letters(item)? else { return letters(item) };
     let words: String = parts.iter().map(|p| if let Part::Words(w) = p { w.as_str() } else { "" }).collect();
@@ -315,7 +343,7 @@ pub fn likelihood(item: &Item) -> Result<Ask> {
 /// Nearness of a picture to classes.
 pub fn classes(item: &Item) -> Result<Ask> {
     let templates = super::templates::OPENAI.iter().map(|t| (*t).to_owned()).collect();
-    Ok(Ask::Nearness { classes: item.texts("classes"), templates })
+    Ok(Ask::Nearness { classes: item.classes.clone(), templates })
 }
 
 /// For tasks whose answers come from files alone.

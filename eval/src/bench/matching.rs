@@ -1,6 +1,7 @@
 //! Pictures matched with words by features: zero-shot classes in CIFAR's layout, retrieval in Flickr30k's. The features or scores lie beside
 //! the answers as .npy files.
 
+use super::ask::Names;
 use super::table::{self, Cell};
 use super::{Answer, Files, Item, Notes, Scores, Shipped};
 use crate::metrics::retrieval::{Ranks, Ties};
@@ -84,13 +85,15 @@ fn load_cifar(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
             "no class names in the file (schema metadata `huggingface`): labels alone cannot be asked for in words";
         return Err(Error::bad_file(first, why));
     }
+    let classes: Names = names.clone().into();
     let mut items = Vec::new();
     files.rows(task, &parquet, &["label"], notes, &mut |n, row, notes| {
         match row.get("label").int() {
             Some(l) if usize::try_from(l).is_ok_and(|l| l < names.len()) => {
-                let facts = json!({"label": l, "name": names[l as usize], "row": n, "classes": names});
+                let facts = json!({"label": l, "name": names[l as usize], "row": n});
                 let cell = if row.has("img") { row.get("img") } else { row.get("image") };
-                items.push(Item::new(n.to_string(), n.to_string(), facts).with(notes.shown(cell, files)));
+                let item = Item::new(n.to_string(), n.to_string(), facts).with(notes.shown(cell, files));
+                items.push(item.of_classes(&classes));
             }
             Some(l) => notes.skip(format!("row {n}: label {l} outside 0..{}", names.len() - 1)),
             None => notes.skip(format!("row {n}: no label")),
@@ -105,23 +108,23 @@ fn unit(v: &[f64]) -> Vec<f64> {
     v.iter().map(|x| x / length).collect()
 }
 
-/// How near each picture was found to each class, where a model was asked.
-pub fn nearness(items: &[Item], answers: &[Answer]) -> Option<(Scores, Vec<Vec<f64>>)> {
+/// How near each picture was found to each class, where a model was asked; `label` is the fact that holds the right one's number.
+pub fn nearness(items: &[Item], answers: &[Answer], label: &str) -> Option<(Scores, Vec<Vec<f64>>)> {
     let of = |a: &Answer| -> Option<Vec<f64>> { a.line["scores"].as_array()?.iter().map(|v| v.as_f64()).collect() };
-    let rows = answers.iter().map(of).collect::<Option<Vec<_>>>()?;
+    let rows = answers.iter().map(|a| of(a).filter(|row| !row.is_empty())).collect::<Option<Vec<_>>>()?;
     let mut out = Scores::default();
     let rank = |(item, row): (&Item, &Vec<f64>)| {
-        let label = item.facts["label"].as_u64().unwrap_or(0) as usize;
-        let own = row.get(label).copied().unwrap_or(f64::NEG_INFINITY);
-        row.iter().enumerate().filter(|(c, s)| **s > own || (**s == own && *c < label)).count()
+        let right = item.number(label);
+        let own = row.get(right).copied().unwrap_or(f64::NEG_INFINITY);
+        row.iter().enumerate().filter(|(c, s)| **s > own || (**s == own && *c < right)).count()
     };
     let ranks: Vec<usize> = items.iter().zip(&rows).map(rank).collect();
     for k in [1, 5] {
         out.mean(format!("acc{k}@clip_benchmark"), ranks.iter().map(|&r| f64::from(r < k)).enumerate().collect());
     }
-    let mut by: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+    let mut by: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
     for (item, rank) in items.iter().zip(&ranks) {
-        let class = by.entry(item.facts["label"].as_u64().unwrap_or(0)).or_default();
+        let class = by.entry(item.number(label)).or_default();
         *class = (class.0 + f64::from(*rank == 0), class.1 + 1.0);
     }
     let recall = by.values().map(|c| c.0 / c.1).sum::<f64>() / by.len().max(1) as f64;
@@ -130,7 +133,7 @@ pub fn nearness(items: &[Item], answers: &[Answer]) -> Option<(Scores, Vec<Vec<f
 }
 
 fn score_cifar(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
-    if let Some(scores) = nearness(items, answers).filter(|_| !items.is_empty()) {
+    if let Some(scores) = nearness(items, answers, "label").filter(|_| !items.is_empty()) {
         return Ok(scores.0);
     }
     let (image_shape, images) = wanted(files, "image_features.npy")?;
@@ -156,8 +159,8 @@ fn score_cifar(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes)
     let (mut first, mut five) = (Vec::new(), Vec::new());
     let mut by_class = vec![(0.0, 0.0); classes];
     for (i, item) in items.iter().enumerate() {
-        let row = item.facts["row"].as_u64().unwrap_or(0) as usize;
-        let label = item.facts["label"].as_u64().unwrap_or(0) as usize;
+        let row = item.number("row");
+        let label = item.number("label");
         let image = unit(&images[row * d..(row + 1) * d]);
         let score = |c: &Vec<f64>| c.iter().zip(&image).map(|(a, b)| a * b).sum::<f64>();
         let scores: Vec<f64> = class.iter().map(score).collect();

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use qlip::data::Pictures;
 use serde_json::{Value, json};
 use std::path::Path;
-use unified::artifact::{Artifact, Placement};
+use unified::artifact::Artifact;
 use unified::classifier::Classifier;
 use unified::loaded::Loaded;
 
@@ -89,14 +89,16 @@ fn class_pictures(model: &Loaded, artifact: &Artifact, dir: &Path, how: &Asking)
     let per_class = how.limit.map_or(DRAWINGS, |n| n.div_ceil(photos.classes.len().max(1)));
     let draw = how.drawing(model).0;
     let sizes = Sizes { per_class, batch: BATCH.min(how.batch.max(1) * 4), seed: how.seed, draw };
-    let visual =
-        unified::llamagen::tokenizer_of(&painter.model.config, &artifact_tokenizer(artifact)?, &Placement::cpu())?;
-    let studio = Studio { model: &painter.model, visual: &visual, classifier: &classifier, photos: &photos };
+    let visual = painter.visual().ok_or_else(|| Error::invalid("this model draws codes alone"))?;
+    let studio = Studio { model: &painter.model, visual, classifier: &classifier, photos: &photos };
     let r = crate::pictures::run(&studio, &sizes)?;
     let parameters: usize = artifact.tensors()?.shapes().iter().map(|s| s.1.iter().product::<usize>()).sum();
     Ok(json!({
         "asked_class@classifier": r.asked_class.share(),
         "feature_frechet@classifier": r.feature_frechet,
+        "drawings@count": r.drawings,
+        "photographs@count": r.photographs,
+        "reconstructions@count": r.tokenizer.n,
         "photographs_right@classifier": r.classifier.share(),
         "reconstructions_right@classifier": r.tokenizer.classified.share(),
         "reconstruction_psnr@rgb8": r.tokenizer.psnr,
@@ -105,9 +107,4 @@ fn class_pictures(model: &Loaded, artifact: &Artifact, dir: &Path, how: &Asking)
         "tokens_a_picture@decoder": r.tokens,
         "decoder_parameters@millions": parameters as f64 / 1e6,
     }))
-}
-
-fn artifact_tokenizer(artifact: &Artifact) -> Result<Artifact> {
-    let why = || Error::bad_file(artifact.files.folder(), "no folder `vq` or `qlip` in it");
-    artifact.image_tokenizer()?.ok_or_else(why)
 }

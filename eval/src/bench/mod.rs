@@ -1,5 +1,6 @@
 //! Published benchmarks: their layouts read, their answers scored under every published rule.
 
+mod answering;
 pub mod ask;
 pub mod asking;
 pub mod captioning;
@@ -27,13 +28,15 @@ pub mod winoground;
 pub mod yes_no;
 
 use crate::{Error, Result};
-use ask::{Ask, Shown, Spool};
+use ask::{Ask, Names, Shown, Spool};
 use declared::Declared;
+use qlip::Image;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use table::Row;
+use unified::nearest::nearest;
 
 /// What was found wrong, and how much was left out for it.
 #[derive(Debug, Default)]
@@ -88,16 +91,29 @@ pub struct Item {
     pub facts: Value,
     /// Its pictures, if a model is to be asked.
     pub shown: Vec<Shown>,
+    /// Names of the classes that it may be of: one list for all items.
+    pub classes: Names,
 }
 
 impl Item {
     /// A question with facts.
     pub fn new(id: impl Into<String>, cluster: impl Into<String>, facts: Value) -> Self {
-        Self { id: id.into(), also: Vec::new(), cluster: cluster.into(), facts, shown: Vec::new() }
+        Self {
+            id: id.into(),
+            also: Vec::new(),
+            cluster: cluster.into(),
+            facts,
+            shown: Vec::new(),
+            classes: Arc::default(),
+        }
     }
     /// The same with pictures.
     pub fn with(self, shown: Vec<Shown>) -> Self {
         Self { shown, ..self }
+    }
+    /// The same with the classes that it may be of.
+    pub fn of_classes(self, classes: &Names) -> Self {
+        Self { classes: classes.clone(), ..self }
     }
     /// A fact that is text.
     pub fn text(&self, fact: &str) -> &str {
@@ -106,6 +122,10 @@ impl Item {
     /// The name of a picture that the data promise and that is not there: a model cannot be asked, somebody's answer counts.
     pub fn missing(&self) -> Option<&str> {
         self.facts["picture_missing"].as_str()
+    }
+    /// A fact that is a number from 0; 0 where it is none.
+    pub fn number(&self, fact: &str) -> usize {
+        self.facts[fact].as_u64().unwrap_or(0) as usize
     }
     /// Texts of a fact that is a list.
     pub fn texts(&self, fact: &str) -> Vec<String> {
@@ -121,6 +141,13 @@ pub struct Answer {
     pub text: String,
     /// Everything that was said.
     pub line: Value,
+}
+
+impl Answer {
+    /// The picture that was drawn in it, below a run's folder.
+    pub fn picture(&self, files: &Files) -> Result<Option<Image>> {
+        self.line["picture"].as_str().map(|path| Image::open(&files.out.join(path))).transpose()
+    }
 }
 
 /// A metric's value; where it is a mean, of what by item.
@@ -162,7 +189,7 @@ pub struct Shipped {
     pub score: fn(&[Item], &[Answer], &Files, &mut Notes) -> Result<Scores>,
 }
 
-/// Those that are code.
+/// Those that are code, of data.
 const SHIPPED: &[Shipped] = &[
     yes_no::POPE,
     yes_no::MME,
@@ -189,15 +216,15 @@ const SHIPPED: &[Shipped] = &[
     pictures::DRAWN_CLASSES,
     measure::PROBE,
     measure::CLASS_PICTURES,
-    scenes::SCENES,
-    scenes::SCENES_DEV,
-    round_trips::SCENES_KEPT,
-    round_trips::CYCLE,
-    round_trips::SELF_CHECK,
 ];
 
 /// Those that need no data.
-const WITHOUT_DATA: [&str; 5] = ["scenes", "scenes_dev", "scenes_kept", "cycle", "self_check"];
+const WITHOUT_DATA: &[Shipped] =
+    &[scenes::SCENES, scenes::SCENES_DEV, round_trips::SCENES_KEPT, round_trips::CYCLE, round_trips::SELF_CHECK];
+
+fn shipped() -> impl Iterator<Item = &'static Shipped> {
+    SHIPPED.iter().chain(WITHOUT_DATA)
+}
 
 /// A benchmark.
 #[derive(Clone)]
@@ -211,25 +238,24 @@ pub enum Task {
 impl Task {
     /// All that need no file of the user's.
     pub fn all() -> Result<Vec<Self>> {
-        let declared = declared::shipped()?.into_iter().map(|d| Self::Declared(Arc::new(d)));
-        Ok(SHIPPED.iter().map(Self::Shipped).chain(declared).collect())
+        let names = shipped().map(|t| t.name).chain(declared::names());
+        names.map(Self::of_name).collect()
     }
 
     /// By its name, or by the path of a file that declares it.
     pub fn of_name(name: &str) -> Result<Self> {
+        if let Some(t) = shipped().find(|t| t.name == name) {
+            return Ok(Self::Shipped(t));
+        }
+        if let Some(found) = declared::named(name) {
+            return Ok(Self::Declared(Arc::new(found?)));
+        }
         if name.ends_with(".toml") {
             return Ok(Self::Declared(Arc::new(Declared::open(Path::new(name))?)));
         }
-        let all = Self::all()?;
-        let names: Vec<&str> = all.iter().map(Self::name).collect();
-        match names.iter().position(|n| *n == name) {
-            Some(at) => Ok(all[at].clone()),
-            None => {
-                let near = names.iter().min_by_key(|n| distance(n, name)).filter(|n| distance(n, name) <= 2);
-                let near = near.map_or(String::new(), |n| format!("did you mean {n}? "));
-                Err(Error::invalid(format!("no task `{name}`; {near}there are: {}", names.join(", "))))
-            }
-        }
+        let names: Vec<&str> = shipped().map(|t| t.name).chain(declared::names()).collect();
+        let near = nearest(name, names.iter().copied(), 2).map_or(String::new(), |n| format!("did you mean {n}? "));
+        Err(Error::invalid(format!("no task `{name}`; {near}there are: {}", names.join(", "))))
     }
 
     /// Its name.
@@ -250,7 +276,10 @@ impl Task {
 
     /// Whether it is of a folder's data.
     pub fn needs_data(&self) -> bool {
-        !WITHOUT_DATA.contains(&self.name())
+        match self {
+            Self::Shipped(t) => WITHOUT_DATA.iter().all(|w| w.name != t.name),
+            Self::Declared(_) => true,
+        }
     }
 
     /// Its items, from whichever layout a folder holds.
@@ -447,26 +476,10 @@ pub fn picture_fault(cell: &table::Cell, dir: &Path) -> Option<String> {
 /// A column that must be there; the nearest name where it is not.
 fn needs(row: &Row, columns: &[&str], task: &str, file: &str) -> Result<()> {
     if let Some(column) = columns.iter().find(|c| !row.has(c)) {
-        let near =
-            row.0.iter().map(|c| c.0.as_str()).min_by_key(|c| distance(c, column)).filter(|c| distance(c, column) <= 2);
+        let near = nearest(column, row.0.iter().map(|c| c.0.as_str()), 2);
         let near = near.map_or(String::new(), |n| format!("; did you mean `{n}`?"));
         let why = format!("column `{column}` missing in {file} (has: {}){near}", row.columns());
         return Err(Error::invalid(format!("{task}: {why}")));
     }
     Ok(())
-}
-
-/// Edits between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut last = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let next = (last + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            last = std::mem::replace(&mut row[j + 1], next);
-        }
-    }
-    row[b.len()]
 }

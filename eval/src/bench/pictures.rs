@@ -1,6 +1,7 @@
 //! Any folder of pictures: through a model's image tokenizer and back, and drawn by class.
 
-use super::ask::Ask;
+use super::ask::{Ask, Names};
+use super::matching;
 use super::{Answer, Files, Item, Notes, Scores, Shipped};
 use crate::{Error, Result};
 use qlip::data::Pictures;
@@ -21,9 +22,9 @@ pub const DRAWN_CLASSES: Shipped = Shipped {
     about: "drawings of a folder's classes, by what the model's own zero-shot head sees in them",
     load: load_classes,
     ask: |item| {
-        let class = item.facts["class"].as_u64().unwrap_or(0);
-        let key = 1000 * class + item.facts["n"].as_u64().unwrap_or(0);
-        Ok(Ask::DrawClass { classes: item.texts("classes"), class: class as usize, key })
+        let class = item.number("class");
+        let key = (1000 * class + item.number("n")) as u64;
+        Ok(Ask::DrawClass { classes: item.classes.clone(), class, key })
     },
     score: score_classes,
 };
@@ -95,35 +96,27 @@ fn load_classes(files: &Files, _: &mut Notes) -> Result<Vec<Item>> {
     if found.classes.is_empty() {
         return Err(Error::bad_file(&files.dir, "pictures without classes"));
     }
+    let classes: Names = found.classes.clone().into();
     let all = found.classes.iter().enumerate().flat_map(|(c, name)| (0..DRAWINGS).map(move |n| (c, name, n)));
     let item = |(c, name, n): (usize, &String, usize)| {
-        let facts = json!({"class": c, "n": n, "name": name, "classes": found.classes, "question": name});
+        let facts = json!({"class": c, "n": n, "name": name, "question": name});
         let id = format!("{name}-{n}");
-        Item::new(id.clone(), id, facts)
+        Item::new(id.clone(), id, facts).of_classes(&classes)
     };
     Ok(all.map(item).collect())
 }
 
 fn score_classes(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
+    let Some((mut near, _)) = matching::nearness(items, answers, "class") else {
+        return Err(Error::invalid("answers without `scores`: how near the drawing is to each class"));
+    };
     let mut out = Scores::default();
-    let mut all = Vec::new();
+    let Some(right) = near.0.remove("acc1@clip_benchmark") else { return Ok(out) };
     let mut by: BTreeMap<&str, Vec<(usize, f64)>> = BTreeMap::new();
-    for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
-        let scores: Option<Vec<f64>> =
-            answer.line["scores"].as_array().and_then(|s| s.iter().map(|v| v.as_f64()).collect());
-        let Some(scores) = scores.filter(|s| !s.is_empty()) else {
-            return Err(Error::invalid(format!(
-                "answer {}: no `scores`, how near the drawing is to each class",
-                item.id
-            )));
-        };
-        let best =
-            scores.iter().enumerate().fold((0, f64::NEG_INFINITY), |b, (c, s)| if *s > b.1 { (c, *s) } else { b }).0;
-        let right = f64::from(item.facts["class"].as_u64() == Some(best as u64));
-        all.push((i, right));
-        by.entry(item.text("name")).or_default().push((i, right));
+    for (i, value) in &right.of {
+        by.entry(items[*i].text("name")).or_default().push((*i, *value));
     }
-    out.mean("asked_class@own_zero_shot", all);
     by.into_iter().for_each(|(name, of)| out.mean(format!("asked_class/{name}@own_zero_shot"), of));
+    out.0.insert("asked_class@own_zero_shot".into(), right);
     Ok(out)
 }

@@ -1,7 +1,7 @@
 //! Drawings that are asked about by any model that sees: DPG-Bench (Hu et al. 2024) and T2I-CompBench (Huang et al. 2023). The questions are
 //! the benchmarks' own files; an answer is a line a question.
 
-use super::ask::{Ask, Shown};
+use super::ask::Shown;
 use super::table::{self, Cell};
 use super::{Answer, Files, Item, Notes, Scores, Shipped, without_repeats};
 use crate::metrics::yes_no::{Said, vlmevalkit};
@@ -15,10 +15,7 @@ pub const DPG: Shipped = Shipped {
     name: "dpg",
     about: "drawings of long prompts, by questions that depend on each other (DPG-Bench's dpg_bench.csv)",
     load: load_dpg,
-    ask: |item| {
-        let words = format!("{}\nAnswer the question using a single word or phrase.", item.text("question"));
-        Ok(Ask::OfEach { words, max_tokens: 16 })
-    },
+    ask: super::ask::short_of_each,
     score: score_dpg,
 };
 /// T2I-CompBench's questions about attributes.
@@ -30,27 +27,22 @@ pub const T2I_COMPBENCH: Shipped = Shipped {
     score: score_compbench,
 };
 
-/// Pictures of a prompt: ITEM.png; ITEM.png in a folder named grid.., which is four of them (two by two); or 0.png, 1.png .. in a folder ITEM.
-fn pictures_of(item: &str, files: &Files, notes: &Notes) -> Result<Vec<Shown>> {
-    let mut several = Vec::new();
-    for n in 0.. {
-        match ["png", "jpg"]
-            .iter()
-            .map(|e| files.dir.join("images").join(item).join(format!("{n}.{e}")))
-            .find(|p| p.is_file())
-        {
-            Some(path) => several.push(Shown::File(path)),
-            None => break,
-        }
-    }
+/// Pictures of a prompt: ITEM.png; ITEM.png in a folder named grid.., which is four of them (two by two); or 0.png, 1.png .. in a folder ITEM. Nothing
+/// where it was not drawn.
+fn pictures_of(item: &str, files: &Files, notes: &Notes) -> Result<Option<Vec<Shown>>> {
+    const ENDS: [&str; 2] = ["png", "jpg"];
+    let folder = files.dir.join("images").join(item);
+    let nth = |n: usize| ENDS.iter().map(|e| folder.join(format!("{n}.{e}"))).find(|p| p.is_file());
+    let several: Vec<Shown> = (0..).map_while(nth).map(Shown::File).collect();
     if !several.is_empty() {
-        return Ok(several);
+        return Ok(Some(several));
     }
-    let one = ["png", "jpg"].iter().find_map(|e| files.picture(&format!("{item}.{e}")));
-    let Some(Shown::File(path)) = one else { return Ok(Vec::new()) };
+    let one = ENDS.iter().find_map(|e| files.picture(&format!("{item}.{e}")));
+    let Some(Shown::File(path)) = one else { return Ok(None) };
     let grid = path.parent().and_then(|p| p.file_name()).is_some_and(|f| f.to_string_lossy().contains("grid"));
-    if !grid {
-        return Ok(vec![Shown::File(path)]);
+    // scoring needs to know no more than that it is there
+    if !grid || notes.spool.is_none() {
+        return Ok(Some(vec![Shown::File(path)]));
     }
     let whole = Image::open(&path)?;
     let (w, h) = (whole.width() / 2, whole.height() / 2);
@@ -58,13 +50,7 @@ fn pictures_of(item: &str, files: &Files, notes: &Notes) -> Result<Vec<Shown>> {
     for at in [(0, 0), (w, 0), (0, h), (w, h)] {
         four.extend(notes.spooled(|| quarter(&whole, at, (w, h)).to_png())?);
     }
-    Ok(four)
-}
-
-/// Whether a prompt was drawn.
-fn are_there(item: &str, files: &Files) -> bool {
-    let in_folder = |e: &str| files.dir.join("images").join(item).join(format!("0.{e}")).is_file();
-    ["png", "jpg"].iter().any(|e| in_folder(e) || files.picture(&format!("{item}.{e}")).is_some())
+    Ok(Some(four))
 }
 
 /// A part of a picture.
@@ -77,7 +63,7 @@ fn load_dpg(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
     let path =
         files.named(&["dpg_bench.csv"]).ok_or_else(|| files.nothing("dpg", "dpg_bench.csv, and the drawings"))?;
     let mut items = Vec::new();
-    let mut pictures: HashMap<String, Vec<Shown>> = HashMap::new();
+    let mut pictures: HashMap<String, Option<Vec<Shown>>> = HashMap::new();
     table::csv(&path, notes, &mut |n, row, notes| {
         super::needs(
             row,
@@ -102,10 +88,10 @@ fn load_dpg(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
         };
         let mut facts = json!({"item": item, "proposition": number, "after": after, "question": question, "tuple": text("tuple"),
             "first_row": n == 0});
-        if !are_there(&item, files) {
+        if shown.is_none() {
             facts["picture_missing"] = json!(format!("{item}.png"));
         }
-        items.push(Item::new(format!("{item}/{number}"), item, facts).with(shown));
+        items.push(Item::new(format!("{item}/{number}"), item, facts).with(shown.unwrap_or_default()));
         Ok(())
     })?;
     Ok(without_repeats(items, notes))
@@ -238,12 +224,11 @@ fn load_compbench(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
 fn score_compbench(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
     let mut pictures: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
     // BLIP answers by the probability of yes, other models by words
-    let numbers = answers
-        .iter()
-        .all(|a| Cell::of_json(&a.line["answer"]).text().is_some_and(|t| t.trim().parse::<f64>().is_ok()));
+    let number = |a: &Answer| Cell::of_json(&a.line["answer"]).text()?.trim().parse::<f64>().ok();
+    let numbers = answers.iter().all(|a| number(a).is_some());
     for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
         let value = match numbers {
-            true => Cell::of_json(&answer.line["answer"]).text().and_then(|t| t.trim().parse().ok()).unwrap_or(0.0),
+            true => number(answer).unwrap_or(0.0),
             false => f64::from(vlmevalkit(&answer.text) == Said::Yes),
         };
         if !(0.0..=1.0).contains(&value) {

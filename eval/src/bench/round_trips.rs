@@ -2,7 +2,7 @@
 //! described, and whether it sees what it drew.
 
 use super::ask::Ask;
-use super::scenes::Suite;
+use super::scenes::{SIDE, SUITE};
 use super::{Answer, Files, Item, Notes, Scores, Shipped};
 use crate::Result;
 use qlip::Image;
@@ -23,7 +23,7 @@ pub const CYCLE: Shipped = Shipped {
     about: "a scene is described, and the description drawn: what comes back of it; needs no data",
     load: |_, notes| scenes_shown(200, notes),
     ask: |item| {
-        let key = item.facts["index"].as_u64().unwrap_or(0);
+        let key = item.number("index") as u64;
         Ok(Ask::Cycle { describe: "what is in the picture?".into(), key })
     },
     score: score_cycle,
@@ -34,14 +34,11 @@ pub const SELF_CHECK: Shipped = Shipped {
     about: "questions about the model's own drawings, answered as the exact checker would; needs no data",
     load: load_own,
     ask: |item| {
-        let key = item.facts["index"].as_u64().unwrap_or(0);
+        let key = item.number("index") as u64;
         Ok(Ask::DrawAndAnswer { words: item.text("question").to_owned(), questions: item.texts("questions"), key })
     },
     score: score_own,
 };
-
-const SIDE: usize = 64;
-const SUITE: Suite = Suite { seed: 0, side: SIDE };
 
 fn scenes_shown(n: usize, notes: &mut Notes) -> Result<Vec<Item>> {
     (0..n)
@@ -54,16 +51,12 @@ fn scenes_shown(n: usize, notes: &mut Notes) -> Result<Vec<Item>> {
         .collect()
 }
 
-fn picture(answer: &Answer, files: &Files) -> Result<Option<Image>> {
-    answer.line["picture"].as_str().map(|path| Image::open(&files.out.join(path))).transpose()
-}
-
 fn score_kept(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
     let checker = Checker::new(SIDE);
     let mut kept = Vec::new();
     for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
-        let scene = SUITE.scene(item.facts["index"].as_u64().unwrap_or(0) as usize);
-        let back = picture(answer, files)?;
+        let scene = SUITE.scene(item.number("index"));
+        let back = answer.picture(files)?;
         kept.push((i, f64::from(back.is_some_and(|b| checker.shows(&b, &scene)))));
     }
     let mut out = Scores::default();
@@ -75,9 +68,9 @@ fn score_cycle(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes)
     let checker = Checker::new(SIDE);
     let (mut described, mut drawn, mut back) = (Vec::new(), Vec::new(), Vec::new());
     for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
-        let scene = SUITE.scene(item.facts["index"].as_u64().unwrap_or(0) as usize);
+        let scene = SUITE.scene(item.number("index"));
         let said = scenes::read(&answer.text);
-        let image = picture(answer, files)?;
+        let image = answer.picture(files)?;
         let shows = |image: &Image, p: &Option<Prompt>| p.as_ref().is_some_and(|p| checker.check(image, p).strict);
         let whole = scenes::read(&scenes::caption(&scene));
         described.push((i, f64::from(shows(&scenes::render(&scene, SIDE), &said))));
@@ -115,8 +108,8 @@ fn score_own(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -
     let checker = Checker::new(SIDE);
     let (mut asked, mut agreed) = (Vec::new(), Vec::new());
     for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
-        let prompt = own(item.facts["index"].as_u64().unwrap_or(0) as usize);
-        let Some(image) = picture(answer, files)? else {
+        let prompt = own(item.number("index"));
+        let Some(image) = answer.picture(files)? else {
             asked.push((i, 0.0));
             continue;
         };

@@ -29,7 +29,7 @@ pub const SCENES_DEV: Shipped = Shipped {
 };
 
 /// Pixels along a scene's side.
-const SIDE: usize = 64;
+pub(super) const SIDE: usize = 64;
 /// Items of each kind, as README quotes them.
 const QUESTIONS: usize = 1000;
 const EDITS: usize = 200;
@@ -50,7 +50,7 @@ pub struct Suite {
 }
 
 /// The items that README quotes.
-const SUITE: Suite = Suite { seed: 0, side: SIDE };
+pub(super) const SUITE: Suite = Suite { seed: 0, side: SIDE };
 
 impl Suite {
     fn rng(&self, what: u64, i: usize) -> SceneRng {
@@ -138,7 +138,7 @@ fn second(suite: &Suite, i: usize) -> (Scene, Prompt) {
 
 /// The suite that an item is of.
 fn suite(item: &Item) -> Suite {
-    Suite { seed: item.facts["suite"].as_u64().unwrap_or(0), side: SIDE }
+    Suite { seed: item.number("suite") as u64, side: SIDE }
 }
 
 /// Prompts to draw, each with its category: what outsiders draw for `eval scenes DIR`.
@@ -199,7 +199,7 @@ fn category(name: &str) -> Result<Category> {
 
 fn ask(item: &Item) -> Result<Ask> {
     let suite = suite(item);
-    let i = item.facts["index"].as_u64().unwrap_or(0) as usize;
+    let i = item.number("index");
     Ok(match item.text("kind") {
         "question" => Ask::Talk { messages: suite.asked(suite.question(i)), max_tokens: 16 },
         "follow_up" => Ask::Talk { messages: suite.asked_later(suite.follow_up(i)), max_tokens: 16 },
@@ -225,19 +225,12 @@ fn ask(item: &Item) -> Result<Ask> {
     })
 }
 
-fn picture(answer: &Answer, files: &Files) -> Result<Option<Image>> {
-    match answer.line["picture"].as_str() {
-        Some(path) => Image::open(&files.out.join(path)).map(Some),
-        None => Ok(None),
-    }
-}
-
 fn score(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
     let checker = Checker::new(SIDE);
     let mut means: BTreeMap<String, Vec<(usize, f64)>> = BTreeMap::new();
     let mut blind: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
     for (n, (item, answer)) in items.iter().zip(answers).enumerate() {
-        let i = item.facts["index"].as_u64().unwrap_or(0) as usize;
+        let i = item.number("index");
         let (suite, kind) = (suite(item), item.text("of").to_owned());
         let mut put = |name: String, value: f64| means.entry(name).or_default().push((n, value));
         match item.text("kind") {
@@ -251,29 +244,29 @@ fn score(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Re
             }
             "edit" => {
                 let (_, edit) = suite.change(i);
-                let shown = picture(answer, files)?.is_some_and(|p| checker.shows(&p, &edit.scene));
+                let shown = answer.picture(files)?.is_some_and(|p| checker.shows(&p, &edit.scene));
                 put("edit@exact".into(), f64::from(shown));
                 put(format!("edit/{kind}@exact"), f64::from(shown));
             }
             "draw" => {
                 let p = suite.prompt(category(&kind)?, i);
-                let v = picture(answer, files)?.map(|image| checker.check(&image, &p));
+                let v = answer.picture(files)?.map(|image| checker.check(&image, &p));
                 put(format!("draw/{kind}@strict"), f64::from(v.is_some_and(|v| v.strict)));
                 put(format!("draw/{kind}@soft"), v.map_or(0.0, |v| v.soft));
                 put("draw@strict".into(), f64::from(v.is_some_and(|v| v.strict)));
             }
             "second" => {
                 let p = second(&suite, i).1;
-                let right = picture(answer, files)?.is_some_and(|image| checker.check(&image, &p).strict);
+                let right = answer.picture(files)?.is_some_and(|image| checker.check(&image, &p).strict);
                 put("draw/second_in_a_chat@strict".into(), f64::from(right));
             }
             "first" => {
                 let p = said(FIRST.0).ok_or_else(|| Error::invalid("the first command's words are no prompt"))?;
-                let right = picture(answer, files)?.is_some_and(|image| checker.check(&image, &p).strict);
+                let right = answer.picture(files)?.is_some_and(|image| checker.check(&image, &p).strict);
                 put("draw/first_command@strict".into(), f64::from(right));
             }
             _ => {
-                let drawn = picture(answer, files)?;
+                let drawn = answer.picture(files)?;
                 let told = scenes::read(&answer.text);
                 let both = drawn.as_ref().zip(told.as_ref());
                 put("interleave@true".into(), f64::from(both.is_some_and(|(p, s)| checker.check(p, s).strict)));

@@ -1,13 +1,14 @@
 //! POPE (Li et al. 2023) and MME (Fu et al. 2023): questions whose answer is yes or no.
 
 use super::ask::Shown;
+use super::needs;
 use super::table::{self, Row};
 use super::{Answer, Files, Item, Notes, Scores, Shipped, picture_fault, without_repeats};
-use super::{distance, needs};
 use crate::metrics::yes_no::{Said, mme, pope, vlmevalkit};
 use crate::{Error, Result};
 use serde_json::json;
 use std::collections::BTreeMap;
+use unified::nearest::nearest;
 
 /// POPE.
 pub const POPE: Shipped = Shipped {
@@ -159,7 +160,7 @@ fn load_mme(files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
                     (row.text("question_id").unwrap_or_default(), row.text("category").unwrap_or_default());
                 let known = || PERCEPTION.iter().chain(&COGNITION);
                 if !known().any(|c| *c == category) {
-                    let near = known().min_by_key(|c| distance(c, &category)).copied().unwrap_or_default();
+                    let near = nearest(&category, known().copied(), usize::MAX).unwrap_or_default();
                     notes.skip(format!("row {n}, {id}: unknown category \"{category}\" (nearest: {near})"));
                     return Ok(());
                 }

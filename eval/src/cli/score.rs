@@ -149,10 +149,9 @@ impl Score {
                 all.push((format!("mu{end}"), Tensor::from_vec(mean, n, &candle_core::Device::Cpu)?));
                 all.push((format!("sigma{end}"), Tensor::from_vec(covariance, (n, n), &candle_core::Device::Cpu)?));
             }
-            // under another name first, so that a half-written file is never read
-            let part = path.with_extension("npz.part");
-            Tensor::write_npz(&all, &part).with_context(|| part.display().to_string())?;
-            std::fs::rename(&part, path).with_context(|| path.display().to_string())?;
+            let whole = tempfile::NamedTempFile::new()?;
+            Tensor::write_npz(&all, whole.path())?;
+            nn::checkpoint::write_atomic(path, &std::fs::read(whole.path())?)?;
         }
         Ok(Value::Object(out))
     }

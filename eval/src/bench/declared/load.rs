@@ -1,6 +1,7 @@
 //! Rows of a declared layout to items.
 
 use super::{Declared, Layout, words_of};
+use crate::bench::ask::{Names, held};
 use crate::bench::table::{self, Cell, Row};
 use crate::bench::{Files, Item, Notes, without_repeats};
 use crate::{Error, Result};
@@ -9,10 +10,10 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// The templates of a declaration, read once.
-pub(super) struct Templates(Environment<'static>);
+/// The Jinja templates of a declaration, read once.
+pub(super) struct Prompts(Environment<'static>);
 
-impl Templates {
+impl Prompts {
     pub(super) fn of(task: &Declared) -> Result<Self> {
         let mut env = Environment::new();
         env.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
@@ -39,7 +40,7 @@ fn unread(what: &str, e: &minijinja::Error) -> Error {
 
 /// The items of the first layout whose files are there.
 pub(super) fn items(task: &Declared, files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
-    let templates = Templates::of(task)?;
+    let templates = Prompts::of(task)?;
     for (n, layout) in task.data.iter().enumerate() {
         if let Some(split) = &layout.pictures {
             if let Ok(found) = qlip::data::Pictures::open(&files.dir, split) {
@@ -145,7 +146,7 @@ struct Reader<'a> {
     layout: &'a Layout,
     n: usize,
     files: &'a Files,
-    templates: &'a Templates,
+    templates: &'a Prompts,
     joined: Option<HashMap<String, Row>>,
     items: Vec<Item>,
 }
@@ -207,7 +208,7 @@ impl Reader<'_> {
         let mut shown = Vec::new();
         for column in &l.image {
             let cell = row.get(column);
-            if !there(cell, self.files) {
+            if held(cell, self.files).is_none() {
                 kept.insert("picture_missing".into(), json!(cell.text().unwrap_or_else(|| format!("in `{column}`"))));
             }
             shown.extend(notes.shown(cell, self.files));
@@ -253,21 +254,9 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a cell holds a picture, or the name of one that is there.
-fn there(cell: &Cell, files: &Files) -> bool {
-    match cell {
-        Cell::Null => false,
-        Cell::Bytes(b) => !b.is_empty(),
-        Cell::List(l) => l.first().is_some_and(|c| there(c, files)),
-        Cell::Group(g) => there(g.get("bytes"), files) || g.text("path").is_some_and(|p| files.picture(&p).is_some()),
-        Cell::Text(t) => t.len() > 200 || files.picture(t).is_some(),
-        Cell::Int(_) | Cell::Number(_) => false,
-    }
-}
-
 /// Items of a folder of pictures with classes, captions or neither.
 fn pictures(layout: &Layout, found: &qlip::data::Pictures, files: &Files, notes: &mut Notes) -> Result<Vec<Item>> {
-    let names = match &layout.class_names {
+    let names: Names = match &layout.class_names {
         Some(file) => {
             let path = files.dir.join(file);
             let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
@@ -276,9 +265,9 @@ fn pictures(layout: &Layout, found: &qlip::data::Pictures, files: &Files, notes:
                 let why = format!("{} names for {} classes", names.len(), found.classes.len());
                 return Err(Error::bad_file(&path, why));
             }
-            names
+            names.into()
         }
-        None => found.classes.clone(),
+        None => found.classes.clone().into(),
     };
     let mut items = Vec::new();
     for i in 0..found.len() {
@@ -286,9 +275,9 @@ fn pictures(layout: &Layout, found: &qlip::data::Pictures, files: &Files, notes:
             notes.skip(format!("{}: no class", found.name(i).display()));
             continue;
         };
-        let facts = json!({"label": class, "name": names.get(class), "classes": names});
+        let facts = json!({"label": class, "name": names.get(class)});
         let shown = notes.spooled(|| found.image(i)?.to_png())?;
-        items.push(Item::new(i.to_string(), i.to_string(), facts).with(shown));
+        items.push(Item::new(i.to_string(), i.to_string(), facts).with(shown).of_classes(&names));
     }
     Ok(items)
 }

@@ -5,11 +5,12 @@ mod load;
 mod score;
 
 use super::ask::{Ask, Part};
-use super::{Answer, Files, Item, Notes, Scores, distance};
+use super::{Answer, Files, Item, Notes, Scores};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
+use unified::nearest::{nearest, with_nearest};
 
 /// A declared benchmark.
 #[derive(Debug, Clone, Deserialize)]
@@ -172,9 +173,15 @@ const SHIPPED: &[(&str, &str)] = &[
     ("partiprompts", include_str!("../../../tasks/partiprompts.toml")),
 ];
 
-/// Those that the program holds.
-pub fn shipped() -> Result<Vec<Declared>> {
-    SHIPPED.iter().map(|(name, text)| Declared::parse(text, Path::new(&format!("{name}.toml")))).collect()
+/// The names of those that the program holds.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SHIPPED.iter().map(|s| s.0)
+}
+
+/// One of them.
+pub fn named(name: &str) -> Option<Result<Declared>> {
+    let (name, text) = SHIPPED.iter().find(|s| s.0 == name)?;
+    Some(Declared::parse(text, Path::new(&format!("{name}.toml"))))
 }
 
 impl Declared {
@@ -187,7 +194,7 @@ impl Declared {
     fn parse(text: &str, path: &Path) -> Result<Self> {
         let this: Self = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(1, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-            Error::bad_file(path, format!("line {line}: {}", unified::nearest::with_nearest(e.message())))
+            Error::bad_file(path, format!("line {line}: {}", with_nearest(e.message())))
         })?;
         this.check().map_err(|e| Error::bad_file(path, e.to_string()))?;
         Ok(this)
@@ -200,7 +207,7 @@ impl Declared {
         let known = score::metrics_of(self.ask.kind);
         for m in &self.score.metrics {
             if !known.contains(&m.as_str()) {
-                let near = known.iter().min_by_key(|k| distance(k, m)).filter(|k| distance(k, m) <= 1 + m.len() / 3);
+                let near = nearest(m, known.iter().copied(), 1 + m.len() / 3);
                 let near = near.map_or(String::new(), |k| format!("; did you mean `{k}`?"));
                 return Err(Error::invalid(format!("no metric `{m}` of such answers: {}{near}", known.join(", "))));
             }
@@ -223,7 +230,7 @@ impl Declared {
             }
         }
         self.ask.templates.all()?;
-        load::Templates::of(self).map(drop)
+        load::Prompts::of(self).map(drop)
     }
 
     /// Its items.
@@ -246,7 +253,9 @@ impl Declared {
                 messages: vec![unified::conversation::Message::user(format!("draw {prompt}"))],
                 key: nn::rng::name_key(&item.id),
             },
-            Kind::Classes => Ask::Nearness { classes: item.texts("classes"), templates: self.ask.templates.all()? },
+            Kind::Classes => {
+                Ask::Nearness { classes: item.classes.clone(), templates: self.ask.templates.all()?.into() }
+            }
         })
     }
 
@@ -280,8 +289,7 @@ mod tests {
 
     #[test]
     fn what_the_program_holds_can_be_read() {
-        let all = shipped().unwrap();
-        assert!(all.iter().zip(SHIPPED).all(|(d, (name, _))| d.name == *name));
+        assert!(names().all(|name| named(name).unwrap().unwrap().name == name));
     }
 
     #[test]

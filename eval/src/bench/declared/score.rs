@@ -75,7 +75,7 @@ pub(super) fn scores(
         Kind::Text => of_texts(task, items, answers, &mut out)?,
         Kind::Draw => sheets(task, items, answers, files, notes, &mut out)?,
         Kind::Classes => {
-            let Some((all, rows)) = matching::nearness(items, answers) else {
+            let Some((all, rows)) = matching::nearness(items, answers, "label") else {
                 return Err(Error::invalid("answers without `scores`: how near the picture is to each class"));
             };
             all.0.into_iter().filter(|m| task.score.metrics.contains(&m.0)).for_each(|(k, m)| drop(out.0.insert(k, m)));
@@ -88,7 +88,7 @@ pub(super) fn scores(
 }
 
 fn golds(items: &[Item], fact: &str) -> Vec<usize> {
-    items.iter().map(|i| i.facts[fact].as_u64().unwrap_or(0) as usize).collect()
+    items.iter().map(|i| i.number(fact)).collect()
 }
 
 /// Probabilities among the choices.
@@ -231,10 +231,9 @@ fn sheets(
     let mut groups: BTreeMap<String, Vec<qlip::Image>> = BTreeMap::new();
     let mut drawn = Vec::new();
     for (i, (item, answer)) in items.iter().zip(answers).enumerate() {
-        let path = answer.line["picture"].as_str();
-        drawn.push((i, f64::from(path.is_some())));
-        let Some(path) = path else { continue };
-        let image = qlip::Image::open(&files.out.join(path))?;
+        let image = answer.picture(files)?;
+        drawn.push((i, f64::from(image.is_some())));
+        let Some(image) = image else { continue };
         let of = item.facts["groups"]
             .as_object()
             .into_iter()
