@@ -3,6 +3,7 @@
 use crate::engine::{Context, Done, Part, Request, Shared, in_turn};
 use crate::llamagen::{Condition, LlamaGen};
 use crate::sample::SampleSettings;
+use crate::vocab::Token;
 use candle_core::Tensor;
 use nn::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -68,8 +69,8 @@ pub fn draw(
     condition: &Condition,
     seeds: &[u64],
     s: &DrawSettings,
-    on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
-) -> Result<Vec<Vec<u32>>> {
+    on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
+) -> Result<Vec<Vec<Token>>> {
     s.check()?;
     let n = condition.len();
     if n == 0 || seeds.len() != n {
@@ -110,10 +111,10 @@ pub fn pictures(
     engine: &Shared,
     requests: Vec<Request>,
     per_row: usize,
-    code: &dyn Fn(usize, u32) -> u32,
-    on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+    code: &dyn Fn(usize, Token) -> Token,
+    on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
 ) -> Result<Vec<Done>> {
-    let mut codes: Vec<Vec<u32>> = vec![Vec::new(); requests.len()];
+    let mut codes: Vec<Vec<Token>> = vec![Vec::new(); requests.len()];
     let (mut stopped, mut shown) = (false, 0);
     let done = engine.run(requests, &mut |i, token, _| {
         let place = codes[i].len();

@@ -2,13 +2,19 @@
 
 use crate::engine::{Context, Finish, Model, Next, Request, Shared, Source};
 use crate::sample::SampleSettings;
+use crate::vocab::Token;
 use nn::Result;
 use std::sync::Arc;
 
 /// `count` tokens after each context, each the likeliest among the rows of `source`.
-pub fn likeliest(model: Arc<dyn Model>, contexts: Vec<Context>, source: Source, count: usize) -> Result<Vec<Vec<u32>>> {
+pub fn likeliest(
+    model: Arc<dyn Model>,
+    contexts: Vec<Context>,
+    source: Source,
+    count: usize,
+) -> Result<Vec<Vec<Token>>> {
     let request = |context| {
-        let grammar = Box::new(move |tokens: &[u32]| match tokens.len() < count {
+        let grammar = Box::new(move |tokens: &[Token]| match tokens.len() < count {
             true => Next::Choose(source),
             false => Next::Done(Finish::Length),
         });

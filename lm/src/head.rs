@@ -3,6 +3,7 @@
 //! token may depend on each other). No table with a row for each of 2^bits codes exists on either side.
 
 use crate::engine::Choose;
+use crate::vocab::MAX_BITS;
 use candle_core::{Device, Tensor};
 use nn::block::Linear;
 use nn::ops::{self, Activation};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BitwiseConfig {
-    /// Bits of a token, 1 to 32.
+    /// Bits of a token, 1 to 56.
     pub bits: usize,
     /// Bits that are drawn at once; divides `bits`.
     pub group_bits: usize,
@@ -36,9 +37,9 @@ impl BitwiseConfig {
     /// Whether the numbers fit together.
     pub fn check(&self) -> Result<()> {
         let divides = self.group_bits > 0 && self.group_bits <= 12 && self.bits.is_multiple_of(self.group_bits);
-        if self.bits == 0 || self.bits > 32 || !divides || self.width == 0 {
+        if self.bits == 0 || self.bits > MAX_BITS || !divides || self.width == 0 {
             return Err(Error::invalid(format!(
-                "bitwise: {} bits in groups of {}, width {}: use 1 to 32 bits in equal groups of at most 12",
+                "bitwise: {} bits in groups of {}, width {}: use 1 to {MAX_BITS} bits in equal groups of at most 12",
                 self.bits, self.group_bits, self.width
             )));
         }
@@ -46,15 +47,15 @@ impl BitwiseConfig {
     }
 
     /// A group of a code; group 0 holds the most significant bits.
-    fn group(&self, code: u32, g: usize) -> u32 {
+    fn group(&self, code: u64, g: usize) -> u32 {
         let shift = self.bits - (g + 1) * self.group_bits;
-        code >> shift & ((1 << self.group_bits) - 1)
+        (code >> shift & ((1 << self.group_bits) - 1)) as u32
     }
 
     /// Bits of codes as plus and minus one, most significant first, zero beyond the first `known` groups.
-    fn signs(&self, codes: &[u32], known: usize, device: &Device) -> Result<Tensor> {
+    fn signs(&self, codes: &[u64], known: usize, device: &Device) -> Result<Tensor> {
         let known = known * self.group_bits;
-        let sign = |code: u32, i: usize| match i < known {
+        let sign = |code: u64, i: usize| match i < known {
             true => f32::from((code >> (self.bits - 1 - i) & 1) as u8) * 2.0 - 1.0,
             false => 0.0,
         };
@@ -102,27 +103,27 @@ impl BitwiseHead {
     }
 
     /// Embeddings [codes, dim].
-    pub fn embed(&self, codes: &[u32]) -> Result<Tensor> {
+    pub fn embed(&self, codes: &[u64]) -> Result<Tensor> {
         let bits = self.config.bits;
         let cells = self.positions.as_ref().map_or(Ok(1), |p| p.dim(0))?;
-        if let Some(bad) = codes.iter().find(|&&c| bits < 32 && c >> bits >= cells as u32) {
+        if let Some(bad) = codes.iter().find(|&&c| c >> bits >= cells as u64) {
             return Err(Error::invalid(format!("token {bad} has more than {bits} bits")));
         }
         let device = self.place.device();
         let x = self.config.signs(codes, self.config.groups(), device)?;
         let x = self.input.forward(&x.to_dtype(self.place.dtype())?)?;
         let Some(positions) = &self.positions else { return Ok(x) };
-        let at: Vec<u32> = codes.iter().map(|c| c >> bits).collect();
+        let at: Vec<u32> = codes.iter().map(|c| (c >> bits) as u32).collect();
         Ok((x + positions.index_select(&Tensor::from_vec(at, codes.len(), device)?, 0)?)?)
     }
 
     /// Logits [positions, 2^group_bits] of group `g`, from hidden states [positions, dim] and codes whose groups before
     /// `g` are known.
-    pub fn logits(&self, hidden: &Tensor, codes: &[u32], g: usize) -> Result<Tensor> {
+    pub fn logits(&self, hidden: &Tensor, codes: &[u64], g: usize) -> Result<Tensor> {
         self.group(&self.trunk.forward(hidden)?, codes, g)
     }
 
-    fn group(&self, trunk: &Tensor, codes: &[u32], g: usize) -> Result<Tensor> {
+    fn group(&self, trunk: &Tensor, codes: &[u64], g: usize) -> Result<Tensor> {
         let known = self.config.signs(codes, g, trunk.device())?.to_dtype(trunk.dtype())?;
         let x = (trunk + self.known.forward(&known)?)?.broadcast_add(&self.place.get(g)?)?;
         let x = self.inner.forward(&Activation::Silu.forward(&x)?)?;
@@ -132,7 +133,7 @@ impl BitwiseHead {
     }
 
     /// Mean over positions of the negative logarithm of each code's probability, in nats; hidden [positions, dim].
-    pub fn loss(&self, hidden: &Tensor, codes: &[u32]) -> Result<Tensor> {
+    pub fn loss(&self, hidden: &Tensor, codes: &[u64]) -> Result<Tensor> {
         let trunk = self.trunk.forward(hidden)?;
         let mut sum: Option<Tensor> = None;
         for g in 0..self.config.groups() {
@@ -144,14 +145,14 @@ impl BitwiseHead {
 
     /// One token for each of the rows that `choose` answers for: it gets logits [rows, 2^group_bits] of a group and says
     /// what each row of `hidden` takes.
-    pub fn draw(&self, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
+    pub fn draw(&self, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u64>> {
         let trunk = self.trunk.forward(hidden)?;
-        let mut codes = vec![0u32; hidden.dim(0)?];
+        let mut codes = vec![0u64; hidden.dim(0)?];
         for g in 0..self.config.groups() {
             let shift = self.config.bits - (g + 1) * self.config.group_bits;
             let chosen = choose(&self.group(&trunk, &codes, g)?)?;
             for (code, c) in codes.iter_mut().zip(chosen) {
-                *code |= c << shift;
+                *code |= u64::from(c) << shift;
             }
         }
         Ok(codes)
@@ -178,7 +179,7 @@ mod tests {
         table.set(&Tensor::from_vec(values, table.shape(), &Device::Cpu).unwrap()).unwrap();
         let hidden =
             Tensor::new(&[[0.3f32, -1.0, 0.5, 0.1, 0.9, -0.2, 0.4, 0.0, 1.0, -0.7, 0.2, 0.6]], &Device::Cpu).unwrap();
-        let all: Vec<f64> = (0..64u32)
+        let all: Vec<f64> = (0..64u64)
             .map(|c| (-f64::from(head.loss(&hidden, &[c]).unwrap().to_scalar::<f32>().unwrap())).exp())
             .collect();
         assert!((all.iter().sum::<f64>() - 1.0).abs() < 1e-5);
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn odd_shapes_are_refused() {
-        for (bits, group_bits) in [(0, 1), (33, 3), (20, 3), (20, 0), (26, 13)] {
+        for (bits, group_bits) in [(0, 1), (57, 3), (20, 3), (20, 0), (26, 13)] {
             assert!(BitwiseConfig { bits, group_bits, width: 8 }.check().is_err(), "{bits} {group_bits}");
         }
         assert_eq!(BitwiseConfig::of(28, 8).group_bits, 4);

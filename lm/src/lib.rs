@@ -17,4 +17,4 @@ pub use engine::{Context, Part, Request, Shared, Source};
 pub use llama::{Llama, LlamaConfig};
 pub use nn::{Error, Result};
 pub use sample::{SampleSettings, Sampler};
-pub use vocab::{MergedVocab, Partition};
+pub use vocab::{MergedVocab, Partition, Token};

@@ -4,7 +4,7 @@
 use crate::engine::{Choose, Model, Source};
 use crate::head::BitwiseHead;
 use crate::trunk::Trunk;
-use crate::vocab::MergedVocab;
+use crate::vocab::{MergedVocab, Token, table_rows};
 use candle_core::Tensor;
 use nn::block::{Block, BlockConfig, LLAMA_NAMES, MlpKind, Norm, NormKind, QkNorm};
 use nn::ops::{Mask, Positions, Rope, RopeStyle};
@@ -76,9 +76,9 @@ pub struct LlamaConfig {
 #[serde(untagged)]
 pub enum TokenIds {
     /// One.
-    One(u32),
+    One(Token),
     /// Several.
-    Many(Vec<u32>),
+    Many(Vec<Token>),
 }
 
 /// How positions beyond the trained ones are reached: all slowed down by a factor (linear), or long wavelengths (llama3).
@@ -240,7 +240,7 @@ pub struct Llama {
     trunk: Trunk,
     head: Weight,
     /// Visual tokens as bits, and the token of code 0.
-    bits: Option<(u32, Arc<BitwiseHead>)>,
+    bits: Option<(Token, Arc<BitwiseHead>)>,
 }
 
 impl Llama {
@@ -249,7 +249,7 @@ impl Llama {
         let mut model = Self::new(p, config)?;
         if let Some(b) = &vocab.bitwise {
             let head = BitwiseHead::new(&p.clone().adapted(None), b, config.hidden_size, vocab.positions())?;
-            model.bits = Some((vocab.text as u32, Arc::new(head)));
+            model.bits = Some((vocab.text as Token, Arc::new(head)));
         }
         Ok(model)
     }
@@ -314,7 +314,7 @@ impl Llama {
     }
 
     /// Embeddings of token ids: `ids` holds `batch` sequences of equal length; returns [batch, tokens, width].
-    pub fn embed(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
+    pub fn embed(&self, ids: &[Token], batch: usize) -> Result<Tensor> {
         let (v, d) = self.embed.shape()?;
         if let Some((first, head)) = self.bits.as_ref().filter(|b| ids.iter().any(|&i| i >= b.0)) {
             // words first, then codes, then each in its place
@@ -330,14 +330,15 @@ impl Llama {
                 })
                 .collect();
             let codes = head.embed(&codes)?;
-            let all = if words.is_empty() { codes } else { Tensor::cat(&[self.embed.rows(&words)?, codes], 0)? };
+            let all =
+                if words.is_empty() { codes } else { Tensor::cat(&[self.embed.rows(&table_rows(&words))?, codes], 0)? };
             let order = Tensor::from_vec(order, ids.len(), all.device())?;
             return Ok(all.index_select(&order, 0)?.reshape((batch, ids.len() / batch.max(1), d))?);
         }
         if let Some(bad) = ids.iter().find(|&&i| i as usize >= v) {
             return Err(Error::invalid(format!("token {bad} is outside the vocabulary of {v}")));
         }
-        Ok(self.embed.rows(ids)?.reshape((batch, ids.len() / batch.max(1), d))?)
+        Ok(self.embed.rows(&table_rows(ids))?.reshape((batch, ids.len() / batch.max(1), d))?)
     }
 
     /// Embeddings [batch, tokens, width] to final hidden states of the same shape.
@@ -361,7 +362,7 @@ impl Llama {
     }
 
     /// Logits [batch, tokens, vocabulary] of whole sequences from position 0.
-    pub fn forward(&self, ids: &[u32], batch: usize) -> Result<Tensor> {
+    pub fn forward(&self, ids: &[Token], batch: usize) -> Result<Tensor> {
         let x = self.embed(ids, batch)?;
         let hidden = self.hidden(&x, &Positions::From(0), &Mask::Causal)?;
         self.logits(&hidden, 0..self.config.vocab_size)
@@ -372,16 +373,16 @@ impl Model for Llama {
     fn trunk(&self) -> &Trunk {
         &self.trunk
     }
-    fn embed(&self, _head: u8, tokens: &[u32]) -> Result<Tensor> {
+    fn embed(&self, _head: u8, tokens: &[Token]) -> Result<Tensor> {
         Ok(Llama::embed(self, tokens, 1)?.squeeze(0)?)
     }
-    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
+    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<Token>> {
         if source.head == 1 {
             let (_, head) = self.bits.as_ref().ok_or_else(|| Error::invalid("this model has no bitwise head"))?;
             return Ok(head.draw(hidden, choose)?.into_iter().map(|code| source.start + code).collect());
         }
         let from = source.start as usize;
         let chosen = choose(&self.logits(hidden, from..from + source.rows as usize)?)?;
-        Ok(chosen.into_iter().map(|i| source.start + i).collect())
+        Ok(chosen.into_iter().map(|i| source.start + Token::from(i)).collect())
     }
 }

@@ -4,6 +4,7 @@
 use crate::engine::{Choose, Model, Source};
 use crate::head::{BitwiseConfig, BitwiseHead};
 use crate::trunk::Trunk;
+use crate::vocab::{Token, table_rows};
 use candle_core::{DType, Tensor};
 use nn::block::{Block, BlockConfig, BlockContext, LLAMAGEN_NAMES, Linear, MlpKind, Norm, NormKind};
 use nn::dropout::Dropout;
@@ -339,7 +340,7 @@ impl LlamaGen {
 
     /// Embeddings [pictures, tokens, dim] of tokens, as many for each picture; `from` is the place of the first in its
     /// picture.
-    pub fn embed(&self, tokens: &[u32], pictures: usize, from: usize) -> Result<Tensor> {
+    pub fn embed(&self, tokens: &[Token], pictures: usize, from: usize) -> Result<Tensor> {
         let (v, d) = (self.config.vocab_size, self.config.dim);
         let per = tokens.len() / pictures.max(1);
         let x = match &self.codebook {
@@ -349,7 +350,7 @@ impl LlamaGen {
                     return Err(Error::invalid(format!("token {bad} is outside the codebook of {v}")));
                 }
                 let first = |i: usize| self.first_row(from + i % per.max(1)) as u32;
-                let rows: Vec<u32> = tokens.iter().enumerate().map(|(i, t)| t + first(i)).collect();
+                let rows: Vec<u32> = tokens.iter().enumerate().map(|(i, &t)| t as u32 + first(i)).collect();
                 table.rows(&rows)?
             }
         };
@@ -444,7 +445,7 @@ impl LlamaGen {
     }
 
     /// The code of the n-th token of a picture, from the token that was drawn.
-    pub fn code(&self, token: usize, drawn: u32) -> u32 {
+    pub fn code(&self, token: usize, drawn: Token) -> Token {
         drawn - self.source(token).start
     }
 
@@ -454,7 +455,7 @@ impl LlamaGen {
         &self,
         condition: &Condition,
         drop: &[bool],
-        before: &[u32],
+        before: &[Token],
         mut noise: Option<&mut Dropout>,
     ) -> Result<Tensor> {
         let n = condition.len();
@@ -469,7 +470,7 @@ impl LlamaGen {
     }
 
     /// Logits [pictures, tokens, vocabulary] of each token of whole pictures, from the condition and the tokens before.
-    pub fn train_logits(&self, condition: &Condition, drop: &[bool], tokens: &[u32]) -> Result<Tensor> {
+    pub fn train_logits(&self, condition: &Condition, drop: &[bool], tokens: &[Token]) -> Result<Tensor> {
         let Codebook::Table { output, .. } = &self.codebook else {
             return Err(Error::invalid("a model with a bitwise head has no logits over a table of tokens"));
         };
@@ -483,8 +484,8 @@ impl LlamaGen {
         &self,
         condition: &Condition,
         drop: &[bool],
-        seen: &[u32],
-        targets: &[u32],
+        seen: &[Token],
+        targets: &[Token],
         noise: Option<&mut Dropout>,
     ) -> Result<Tensor> {
         let n = condition.len();
@@ -499,7 +500,8 @@ impl LlamaGen {
                 let per = hidden.dim(1)?;
                 let mut sum = None;
                 for (positions, logits) in self.by_table(&hidden, output, self.config.cls_token_num - 1)? {
-                    let of = |picture: &[u32]| positions.iter().map(|&i| picture[i as usize]).collect::<Vec<_>>();
+                    let of =
+                        |picture: &[Token]| positions.iter().map(|&i| picture[i as usize] as u32).collect::<Vec<_>>();
                     let wanted: Vec<u32> = targets.chunks(per).flat_map(of).collect();
                     let losses = ops::cross_entropy(&logits.flatten_to(1)?, &wanted)?;
                     ops::add_term(&mut sum, losses.sum_all()?)?;
@@ -515,26 +517,26 @@ impl Model for LlamaGen {
     fn trunk(&self) -> &Trunk {
         &self.trunk
     }
-    fn embed(&self, _head: u8, tokens: &[u32]) -> Result<Tensor> {
+    fn embed(&self, _head: u8, tokens: &[Token]) -> Result<Tensor> {
         match &self.codebook {
             Codebook::Bits(head) => head.embed(tokens),
-            Codebook::Table { tokens: table, .. } => table.rows(tokens),
+            Codebook::Table { tokens: table, .. } => table.rows(&table_rows(tokens)),
         }
     }
-    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
+    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<Token>> {
         match &self.codebook {
             Codebook::Bits(head) => head.draw(hidden, choose),
             Codebook::Table { output, .. } => {
                 let from = source.start as usize;
                 let chosen = choose(&output.product(hidden, from..from + source.rows as usize)?)?;
-                Ok(chosen.into_iter().map(|i| source.start + i).collect())
+                Ok(chosen.into_iter().map(|i| source.start + Token::from(i)).collect())
             }
         }
     }
 }
 
 /// The tokens of each picture without its last.
-fn all_but_last(tokens: &[u32], pictures: usize) -> Vec<u32> {
+fn all_but_last(tokens: &[Token], pictures: usize) -> Vec<Token> {
     let per = (tokens.len() / pictures.max(1)).max(1);
     tokens.chunks(per).flat_map(|t| t[..t.len() - 1].iter().copied()).collect()
 }
@@ -580,7 +582,7 @@ mod tests {
         let model =
             model.with_tables(params.vars()["tok_embeddings.weight"].as_tensor().clone(), output.clone()).unwrap();
         let (n, per) = (2, 8);
-        let tokens: Vec<u32> = (0..n * per).map(|i| (i * 5 % 6) as u32).collect();
+        let tokens: Vec<Token> = (0..n * per).map(|i| (i * 5 % 6) as Token).collect();
         let (classes, keep) = (Condition::Classes(vec![2, 0]), [false, true]);
         let logits = model.train_logits(&classes, &keep, &tokens).unwrap();
         let hidden = model.train_hidden(&classes, &keep, &all_but_last(&tokens, n), None).unwrap();
@@ -590,7 +592,8 @@ mod tests {
             near(&logits.get_on_dim(1, i).unwrap(), &want);
         }
         let loss = model.train_loss(&classes, &keep, &tokens, &tokens, None).unwrap();
-        let want = ops::cross_entropy(&logits.flatten_to(1).unwrap(), &tokens).unwrap().mean_all().unwrap();
+        let want =
+            ops::cross_entropy(&logits.flatten_to(1).unwrap(), &table_rows(&tokens)).unwrap().mean_all().unwrap();
         near(&loss, &want);
         let mut slots = [model.trunk.slot(), model.trunk.slot()];
         for i in 0..per {

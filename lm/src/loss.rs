@@ -1,7 +1,7 @@
 //! Modality-split cross-entropy (UM3 equation 6): each target competes with its own partition only.
 
 use crate::llama::Llama;
-use crate::vocab::{MergedVocab, Partition};
+use crate::vocab::{MergedVocab, Partition, Token};
 use candle_core::Tensor;
 use nn::Result;
 use nn::ops;
@@ -11,9 +11,9 @@ use nn::parallel::World;
 #[derive(Debug, Default, Clone)]
 pub struct Targets {
     /// Row of the flattened hidden states, and the token id that comes next.
-    pub text: Vec<(u32, u32)>,
+    pub text: Vec<(u32, Token)>,
     /// The same for visual tokens, with the sub-token.
-    pub visual: Vec<(u32, u32, usize)>,
+    pub visual: Vec<(u32, Token, usize)>,
 }
 
 /// Numbers of targets that means are over: those of a batch whose parts are computed one by one, or by several processes.
@@ -68,16 +68,17 @@ pub fn split_loss(
 ) -> Result<SplitLoss> {
     let flat = hidden.flatten_to(1)?;
     let (mut text, mut visual, mut z) = (None, None, None);
-    let mut part = |partition: Partition, rows: Vec<u32>, ids: Vec<u32>, sum: &mut Option<Tensor>| -> Result<()> {
+    let mut part = |partition: Partition, rows: Vec<u32>, ids: Vec<Token>, sum: &mut Option<Tensor>| -> Result<()> {
         if rows.is_empty() {
             return Ok(());
         }
         let (n, range) = (rows.len(), vocab.range(partition));
-        let ids: Vec<u32> = ids.iter().map(|&t| t - range.start as u32).collect();
         let x = flat.index_select(&Tensor::from_vec(rows, n, flat.device())?, 0)?;
         if let (Partition::Visual(_), Some(head)) = (partition, model.bitwise()) {
-            return add(sum, (head.loss(&x, &ids)? * n as f64)?);
+            let codes: Vec<Token> = ids.iter().map(|&t| t - range.start as Token).collect();
+            return add(sum, (head.loss(&x, &codes)? * n as f64)?);
         }
+        let ids: Vec<u32> = ids.iter().map(|&t| (t - range.start as Token) as u32).collect();
         let logits = model.logits(&x, range)?;
         let losses = ops::cross_entropy(&logits, &ids)?;
         if with_z {

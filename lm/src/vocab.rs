@@ -8,6 +8,16 @@ use nn::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
+/// A token of a sequence: a row of a vocabulary, or above the text's rows a visual token, which is its bits and its cell (see
+/// [`MergedVocab`]): published image tokenizers have up to 56 bits a cell.
+pub type Token = u64;
+
+/// Bits of a token; the engine keeps the ones above for a token's head.
+const TOKEN_BITS: usize = 60;
+
+/// Most bits of a code that is one token.
+pub const MAX_BITS: usize = 56;
+
 /// Rows of the merged vocabulary. A visual code of `bits` is written as `bits / group_bits` sub-tokens, first group first,
 /// each from a table of its own or all from one shared table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,9 +43,9 @@ pub struct MergedVocab {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cell_positions: bool,
     /// Row of the mark before a picture (a text row).
-    pub begin_image: u32,
+    pub begin_image: Token,
     /// Row of the mark after it.
-    pub end_image: u32,
+    pub end_image: Token,
 }
 
 /// A part of the vocabulary that a softmax runs over (UM3 equation 6).
@@ -48,14 +58,19 @@ pub enum Partition {
 }
 
 /// The groups of a code's bits, most significant first.
-pub fn groups_of(code: u64, groups: usize, group_bits: usize) -> impl Iterator<Item = u32> {
+pub fn groups_of(code: u64, groups: usize, group_bits: usize) -> impl Iterator<Item = u64> {
     let mask = (1u64 << group_bits) - 1;
-    (0..groups).map(move |sub| (code >> ((groups - 1 - sub) * group_bits) & mask) as u32)
+    (0..groups).map(move |sub| code >> ((groups - 1 - sub) * group_bits) & mask)
 }
 
 /// The code of groups of bits, as [`groups_of`] takes it apart.
-pub fn code_of(groups: &[u32], group_bits: usize) -> u64 {
-    groups.iter().fold(0, |code, &group| code << group_bits | u64::from(group))
+pub fn code_of(groups: &[u64], group_bits: usize) -> u64 {
+    groups.iter().fold(0, |code, &group| code << group_bits | group)
+}
+
+/// Tokens as rows of a table; one beyond every table becomes the last number there is, which no table has.
+pub fn table_rows(tokens: &[Token]) -> Vec<u32> {
+    tokens.iter().map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect()
 }
 
 impl MergedVocab {
@@ -68,16 +83,16 @@ impl MergedVocab {
     pub fn check(&self) -> Result<()> {
         if let Some(b) = &self.bitwise {
             b.check()?;
-            if b.bits != self.bits || self.bits > 31 || self.shared_table {
+            if b.bits != self.bits || self.bits > MAX_BITS || self.shared_table {
                 return Err(Error::invalid(format!(
-                    "vocabulary: a bitwise head of {} bits for codes of {} (31 at most, no shared table)",
+                    "vocabulary: a bitwise head of {} bits for codes of {} ({MAX_BITS} at most, no shared table)",
                     b.bits, self.bits
                 )));
             }
             let cells = self.grid.saturating_mul(self.grid) as u64;
-            if self.cell_positions && (self.grid > 1 << 15 || (cells << self.bits) + self.text as u64 > 1 << 32) {
+            if self.cell_positions && (self.grid > 1 << 15 || cells > 1 << (TOKEN_BITS - 1 - self.bits)) {
                 return Err(Error::invalid(format!(
-                    "vocabulary: cell_positions: {cells} cells of {} bits do not fit a token of 32 bits",
+                    "vocabulary: cell_positions: {cells} cells of {} bits do not fit a token of {TOKEN_BITS} bits",
                     self.bits
                 )));
             }
@@ -116,7 +131,7 @@ impl MergedVocab {
     pub fn visual_source(&self, n: usize) -> Source {
         let range = self.visual_range(n);
         match &self.bitwise {
-            Some(_) => Source { head: 1, start: range.start as u32, rows: 0 },
+            Some(_) => Source { head: 1, start: range.start as Token, rows: 0 },
             None => Source::rows(range),
         }
     }
@@ -167,13 +182,13 @@ impl MergedVocab {
     }
 
     /// Codes of one picture to token ids.
-    pub fn to_tokens(&self, codes: &[u64]) -> Vec<u32> {
+    pub fn to_tokens(&self, codes: &[u64]) -> Vec<Token> {
         let groups = codes.iter().flat_map(|&code| groups_of(code, self.groups(), self.width()));
-        groups.enumerate().map(|(n, index)| self.visual_range(n).start as u32 + index).collect()
+        groups.enumerate().map(|(n, index)| self.visual_range(n).start as Token + index).collect()
     }
 
     /// Token ids of one picture back to codes; an error names a token that is not where it may be.
-    pub fn to_codes(&self, tokens: &[u32]) -> Result<Vec<u64>> {
+    pub fn to_codes(&self, tokens: &[Token]) -> Result<Vec<u64>> {
         if tokens.len() != self.tokens_per_image() {
             return Err(Error::invalid(format!(
                 "{} visual tokens for a picture of {}",
@@ -185,13 +200,13 @@ impl MergedVocab {
     }
 
     /// The same for the first cells of a picture, as many as are whole.
-    pub fn cells(&self, tokens: &[u32]) -> Result<Vec<u64>> {
-        let index = |(n, &t): (usize, &u32)| {
+    pub fn cells(&self, tokens: &[Token]) -> Result<Vec<u64>> {
+        let index = |(n, &t): (usize, &Token)| {
             let range = self.visual_range(n);
             if !range.contains(&(t as usize)) {
                 return Err(Error::invalid(format!("token {t} is not what the picture's visual token {n} may be")));
             }
-            Ok(t - range.start as u32)
+            Ok(t - range.start as Token)
         };
         let groups = tokens.iter().enumerate().map(index).collect::<Result<Vec<_>>>()?;
         Ok(groups.chunks_exact(self.groups()).map(|code| code_of(code, self.width())).collect())
@@ -245,7 +260,8 @@ mod tests {
             end_image: 3,
         };
         v(20, 8, true).check().unwrap();
-        assert!(v(28, 8, true).check().unwrap_err().to_string().contains("64 cells of 28 bits do not fit"));
+        v(48, 8, true).check().unwrap();
+        assert!(v(56, 8, true).check().unwrap_err().to_string().contains("64 cells of 56 bits do not fit"));
         assert!(v(20, 1 << 20, true).check().is_err());
         assert!(v(28, 2, false).check().unwrap_err().to_string().contains("needs a bitwise head"));
     }

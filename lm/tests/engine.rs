@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use lm::engine::{Context, Done, Engine, Event, Finish, Next, Part, Request, RequestId, Shared, Source};
 use lm::head::BitwiseConfig;
-use lm::{Llama, LlamaConfig, MergedVocab, SampleSettings};
+use lm::{Llama, LlamaConfig, MergedVocab, SampleSettings, Token};
 use nn::{Params, WeightType};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,25 +21,26 @@ fn model(ty: WeightType) -> Arc<Llama> {
     Arc::new(Llama::new(&params, &config).unwrap())
 }
 
-fn prompt(n: usize, key: u64) -> Vec<u32> {
-    (0..n as u64).map(|i| (nn::rng::mix(i ^ key << 20) % VOCAB as u64) as u32).collect()
+fn prompt(n: usize, key: u64) -> Vec<Token> {
+    (0..n as u64).map(|i| (nn::rng::mix(i ^ key << 20) % VOCAB as u64) as Token).collect()
 }
 
 fn hot() -> SampleSettings {
     SampleSettings { temperature: 1.5, top_p: 0.95, ..SampleSettings::default() }
 }
 
-fn request(ids: Vec<u32>, n: usize, seed: u64) -> Request {
+fn request(ids: Vec<Token>, n: usize, seed: u64) -> Request {
     let rows = Source::rows(0..VOCAB);
-    let grammar = Box::new(move |t: &[u32]| if t.len() < n { Next::Choose(rows) } else { Next::Done(Finish::Length) });
+    let grammar =
+        Box::new(move |t: &[Token]| if t.len() < n { Next::Choose(rows) } else { Next::Done(Finish::Length) });
     Request::new(Context::new(vec![Part::tokens(ids)]), hot(), (seed, 0), grammar)
 }
 
-fn guided(ids: Vec<u32>, n: usize, seed: u64) -> Request {
+fn guided(ids: Vec<Token>, n: usize, seed: u64) -> Request {
     request(ids, n, seed).guided(Context::new(vec![Part::tokens(vec![1, 2])]), |_| Some(2.5))
 }
 
-fn alone(model: &Arc<Llama>, r: Request) -> Vec<u32> {
+fn alone(model: &Arc<Llama>, r: Request) -> Vec<Token> {
     Shared::new(model.clone()).run(vec![r], &mut |_, _, _| true).unwrap().remove(0).tokens
 }
 
@@ -69,7 +70,7 @@ fn a_token_does_not_depend_on_the_batch() {
             let ids = prompt(len, i as u64);
             if guide { guided(ids, n, i as u64) } else { request(ids, n, i as u64) }
         };
-        let want: Vec<Vec<u32>> = (0..all.len()).map(|i| alone(&model, make(i))).collect();
+        let want: Vec<Vec<Token>> = (0..all.len()).map(|i| alone(&model, make(i))).collect();
         // they join one after the other, while others are on their way
         let mut engine = Engine::new(model.clone());
         let mut ids = Vec::new();
@@ -105,7 +106,7 @@ fn a_token_does_not_depend_on_the_batch() {
 fn prompts_that_begin_alike_are_read_once() {
     let model = model(WeightType::F32);
     let ids = prompt(150, 1);
-    let want: Vec<Vec<u32>> = (0..4).map(|s| alone(&model, request(ids.clone(), 6, s))).collect();
+    let want: Vec<Vec<Token>> = (0..4).map(|s| alone(&model, request(ids.clone(), 6, s))).collect();
     let mut engine = Engine::new(model.clone());
     let each: Vec<RequestId> = (0..4).map(|s| engine.submit(request(ids.clone(), 6, s)).unwrap()).collect();
     let mut done = finish(&mut engine);
@@ -120,7 +121,7 @@ fn prompts_that_begin_alike_are_read_once() {
     let mut longer = ids.clone();
     longer.extend([7, 8, 9]);
     let mut other = ids.clone();
-    other[100] = (other[100] + 1) % VOCAB as u32;
+    other[100] = (other[100] + 1) % VOCAB as Token;
     for (ids, want_reused) in [(longer, 150), (other, 100)] {
         let want = alone(&model, request(ids.clone(), 5, 9));
         let id = engine.submit(request(ids, 5, 9)).unwrap();
@@ -221,7 +222,7 @@ fn draws_codes(cell_positions: bool) {
     let draw = |seed| {
         let sources: Vec<Source> = (0..4).map(|n| vocab.visual_source(n)).collect();
         let grammar =
-            Box::new(move |t: &[u32]| sources.get(t.len()).map_or(Next::Done(Finish::Stop), |s| Next::Choose(*s)));
+            Box::new(move |t: &[Token]| sources.get(t.len()).map_or(Next::Done(Finish::Stop), |s| Next::Choose(*s)));
         let mut r = guided(vec![5, 2], 0, seed);
         r.grammar = grammar;
         alone(&model, r)

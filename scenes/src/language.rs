@@ -212,7 +212,7 @@ pub fn question(rng: &mut SceneRng, scene: &Scene) -> Question {
 
 /// A question of the kinds that take looking at more than one place of the picture; training asks these more often.
 pub fn hard_question(rng: &mut SceneRng, scene: &Scene) -> Question {
-    question_among(rng, scene, &["count", "colour", "colour", "relation"])
+    question_among(rng, scene, &["count", "count", "colour", "colour", "relation", "mixed", "mixed"])
 }
 
 fn question_among(rng: &mut SceneRng, scene: &Scene, kinds: &[&'static str]) -> Question {
@@ -234,6 +234,16 @@ fn ask(kind: &str, rng: &mut SceneRng, scene: &Scene) -> Option<(String, String)
             let asked = if want { Noun::of(&object) } else { noun(rng, true) };
             let there = scene.objects.iter().any(|o| asked.fits(o));
             (there == want).then(|| (format!("is there {}?", asked.phrase()), yes_no(there)))
+        }
+        // one object's colour with another's shape: what a model says yes to that looks for words instead of objects
+        "mixed" => {
+            let want = rng.chance(0.5);
+            let shape = if want { object.shape } else { rng.pick(&scene.objects).shape };
+            let asked = Noun { count: 1, size: None, colour: Some(object.colour), shape: Some(shape) };
+            let there = scene.objects.iter().any(|o| asked.fits(o));
+            // of what training never shows it would only say no
+            let fair = there == want && !Object::withheld(object.colour, shape);
+            fair.then(|| (format!("is there {}?", asked.phrase()), yes_no(there)))
         }
         "count" => {
             let of_shape = rng.chance(0.5);

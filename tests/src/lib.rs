@@ -60,7 +60,7 @@ pub fn small_llama(dtype: DType, device: &Device) -> (Arc<Llama>, HashMap<String
 /// Whole, and through caches in uneven pieces, with a fork and a part taken back: within `near` of the golden logits.
 pub fn check_decoder(dtype: DType, device: &Device, near: f64) {
     let (model, io) = small_llama(dtype, device);
-    let ids: Vec<u32> = integers(&io["input_ids"]).iter().map(|&i| i as u32).collect();
+    let ids: Vec<lm::Token> = integers(&io["input_ids"]).iter().map(|&i| i as lm::Token).collect();
     let (batch, tokens) = io["input_ids"].dims2().expect("ids of two dimensions");
     let logits = model.forward(&ids, batch).expect("logits");
     assert_eq!(logits.dtype(), dtype);
@@ -90,7 +90,7 @@ pub fn check_decoder(dtype: DType, device: &Device, near: f64) {
 /// The engine's greedy tokens are the golden ones.
 pub fn check_greedy(dtype: DType, device: &Device) {
     let (model, io) = small_llama(dtype, device);
-    let ids = |name: &str| -> Vec<u32> { integers(&io[name]).iter().map(|&i| i as u32).collect() };
+    let ids = |name: &str| -> Vec<lm::Token> { integers(&io[name]).iter().map(|&i| i as lm::Token).collect() };
     let rows = Source::rows(0..model.config.vocab_size);
     let (context, want) = (Context::new(vec![Part::tokens(ids("greedy_prompt"))]), ids("greedy_tokens"));
     let got = lm::generate::likeliest(model, vec![context], rows, want.len()).expect("tokens");

@@ -1,6 +1,7 @@
 //! Janus, Chameleon and Emu3: gradients, names of both layouts, prompts and preprocessing against reference values.
 
 use candle_core::{DType, Device, Tensor};
+use lm::Token;
 use nn::Params;
 use nn::ops::{IGNORE, cross_entropy};
 use qlip::{Image, Pixels};
@@ -10,8 +11,8 @@ use unified::chameleon::{Chameleon, ChameleonConfig, preprocess};
 use unified::emu3::{fitted, resized};
 use unified::janus::{Janus, JanusConfig, JanusPreprocess, prompt, published_name};
 
-fn ids(t: &Tensor) -> Vec<u32> {
-    integers(t).into_iter().map(|v| v as u32).collect()
+fn ids(t: &Tensor) -> Vec<Token> {
+    integers(t).into_iter().map(|v| v as Token).collect()
 }
 
 fn names(folder: &str) -> Vec<serde_json::Value> {
@@ -82,7 +83,8 @@ fn janus_gradients() {
         all.push(model.code_logits(&hidden.narrow(1, from, count).unwrap().contiguous().unwrap()).unwrap());
     }
     let logits = Tensor::cat(&all, 0).unwrap().flatten_to(1).unwrap();
-    let drawing = cross_entropy(&logits, &codes).unwrap().mean_all().unwrap().backward().unwrap();
+    let drawing =
+        cross_entropy(&logits, &lm::vocab::table_rows(&codes)).unwrap().mean_all().unwrap().backward().unwrap();
     let vars = params.vars();
     assert!(want.len() >= 15);
     for (name, want) in &want {

@@ -11,8 +11,8 @@ fn tokens_and_greedy_answers_are_llama_cpp_s() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf");
     let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let list = |v: &serde_json::Value| -> Vec<u32> {
-        v.as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect()
+    let list = |v: &serde_json::Value| -> Vec<lm::Token> {
+        v.as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as lm::Token).collect()
     };
     for kind in ["bf16", "q8_0"] {
         let want = &expected[kind];

@@ -13,7 +13,7 @@ fn text_logits_stay_and_new_rows_are_the_mean() {
         let config: LlamaConfig = read_json(&fixture(&format!("llama/{case}/config.json"))).unwrap();
         let tensors = golden(&format!("llama/{case}/model.safetensors"));
         let io = golden(&format!("llama/{case}/io.safetensors"));
-        let ids: Vec<u32> = integers(&io["input_ids"]).into_iter().map(|i| i as u32).collect();
+        let ids: Vec<lm::Token> = integers(&io["input_ids"]).into_iter().map(|i| i as lm::Token).collect();
         let batch = io["input_ids"].dim(0).unwrap();
         let rows = config.vocab_size + 40;
         let (grown, new) = grow(tensors.clone(), &config, rows, true).unwrap();

@@ -1,15 +1,15 @@
 //! The language model against reference tensors: logits, loss, gradients, cached and padded generation.
 
 use candle_core::{DType, Device, Tensor};
-use lm::{Context, Llama, LlamaConfig, Part, Source};
+use lm::{Context, Llama, LlamaConfig, Part, Source, Token};
 use nn::Params;
 use nn::ops::{self, IGNORE, Mask, Positions};
 use qlip::config::read_json;
 use std::sync::Arc;
 use tests::{close, close_values, fixture, golden, integers, values};
 
-fn ids(t: &Tensor) -> Vec<u32> {
-    integers(t).into_iter().map(|v| v as u32).collect()
+fn ids(t: &Tensor) -> Vec<Token> {
+    integers(t).into_iter().map(|v| v as Token).collect()
 }
 
 fn check(case: &str, tolerance: f64) {
@@ -51,7 +51,7 @@ fn check(case: &str, tolerance: f64) {
         if n == 0 {
             break;
         }
-        let column: Vec<u32> = (0..batch).flat_map(|b| input[b * tokens + t..][..n].to_vec()).collect();
+        let column: Vec<Token> = (0..batch).flat_map(|b| input[b * tokens + t..][..n].to_vec()).collect();
         let x = Model::embed(&*model, 0, &column).unwrap();
         let positions = (0..batch).flat_map(|_| t as u32..(t + n) as u32).collect();
         let h = trunk.step(&x, positions, slots.iter_mut().map(|s| (s, n)).collect()).unwrap();
@@ -95,7 +95,7 @@ fn padded(pads: &[usize], from: usize, to: usize) -> (Positions, Mask) {
 }
 
 /// All prompts in one engine, each without its padding.
-fn generate(model: &Arc<Llama>, prompt: &[u32], batch: usize, pads: Option<&[usize]>, count: usize) -> Vec<u32> {
+fn generate(model: &Arc<Llama>, prompt: &[Token], batch: usize, pads: Option<&[usize]>, count: usize) -> Vec<Token> {
     let zero = vec![0; batch];
     let per = prompt.len() / batch;
     let contexts = prompt.chunks(per).zip(pads.unwrap_or(&zero));

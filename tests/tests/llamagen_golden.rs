@@ -2,9 +2,11 @@
 //! guided drawings, with and without padding.
 
 use candle_core::{DType, Device, Tensor};
+use lm::Token;
 use lm::draw::{DrawSettings, Schedule, draw};
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use lm::sample::SampleSettings;
+use lm::vocab::table_rows;
 use nn::Params;
 use nn::ops::cross_entropy;
 use qlip::config::read_json;
@@ -12,8 +14,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use tests::{close, close_values, fixture, golden, integers, values};
 
-fn ids(t: &Tensor) -> Vec<u32> {
-    integers(t).into_iter().map(|v| v as u32).collect()
+fn ids(t: &Tensor) -> Vec<Token> {
+    integers(t).into_iter().map(|v| v as Token).collect()
 }
 
 fn load(case: &str) -> (Arc<LlamaGen>, Params, HashMap<String, Tensor>) {
@@ -25,7 +27,7 @@ fn load(case: &str) -> (Arc<LlamaGen>, Params, HashMap<String, Tensor>) {
     (Arc::new(LlamaGen::new(&params, &config).unwrap()), params, golden(&format!("llamagen/{case}/io.safetensors")))
 }
 
-fn greedy(model: &Arc<LlamaGen>, condition: &Condition, scale: f32, interval: i64) -> Vec<u32> {
+fn greedy(model: &Arc<LlamaGen>, condition: &Condition, scale: f32, interval: i64) -> Vec<Token> {
     let settings = DrawSettings {
         sample: SampleSettings::greedy(),
         guidance_scale: scale,
@@ -52,7 +54,7 @@ fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: 
     close("dropped", &dropped.narrow(1, 0, first).unwrap(), &io["condition_drop_embedding"], 1e-5);
 
     let tokens = ids(&io["tokens"]);
-    let before: Vec<u32> = tokens.chunks(16).flat_map(|t| t[..15].to_vec()).collect();
+    let before: Vec<Token> = tokens.chunks(16).flat_map(|t| t[..15].to_vec()).collect();
     let x = Tensor::cat(&[&embedded, &model.embed(&before, n, 0).unwrap()], 1).unwrap();
     let logits = model.forward(&x, &vec![0; n]).unwrap();
     let rows = io["eval_logits"].dim(1).unwrap();
@@ -61,7 +63,7 @@ fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: 
 
     let train = model.train_logits(&condition, &keep, &tokens).unwrap();
     close(&format!("{case} train logits"), &train, &io["train_logits"], 1e-5);
-    let loss = cross_entropy(&train.flatten_to(1).unwrap(), &tokens).unwrap().mean_all().unwrap();
+    let loss = cross_entropy(&train.flatten_to(1).unwrap(), &table_rows(&tokens)).unwrap().mean_all().unwrap();
     close(&format!("{case} loss"), &loss, &io["train_loss"], 1e-5);
     let grads = loss.backward().unwrap();
     let want = golden(&format!("llamagen/{case}/grads.safetensors"));
@@ -79,7 +81,7 @@ fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: 
 #[test]
 fn class_conditional() {
     let (model, params, io) = load("c2i");
-    let condition = Condition::Classes(ids(&io["condition"]));
+    let condition = Condition::Classes(table_rows(&ids(&io["condition"])));
     check("c2i", condition, &io, &model, &params);
 }
 
@@ -97,7 +99,7 @@ fn text_conditional() {
     close("padded train logits", &logits, &io["padded_train_logits"], 1e-5);
     close("padded eval logits", &logits, &io["padded_eval_logits"], 1e-5);
     let valid = integers(&io["padded_valid"]);
-    let each = values(&cross_entropy(&logits.flatten_to(1).unwrap(), &tokens).unwrap());
+    let each = values(&cross_entropy(&logits.flatten_to(1).unwrap(), &table_rows(&tokens)).unwrap());
     let counted: Vec<f64> =
         each.chunks(16).zip(&valid).filter(|(_, v)| **v == 1).flat_map(|(l, _)| l.to_vec()).collect();
     let loss = counted.iter().sum::<f64>() / counted.len() as f64;

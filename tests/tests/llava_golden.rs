@@ -2,7 +2,7 @@
 //! answers, and the tensor names of three layouts.
 
 use candle_core::{DType, Device, Tensor};
-use lm::{Context, Part, Source};
+use lm::{Context, Part, Source, Token};
 use nn::Params;
 use nn::ops::{self, IGNORE};
 use qlip::Pixels;
@@ -17,8 +17,8 @@ fn config() -> LlavaConfig {
     LlavaConfig::parse(&path, &std::fs::read_to_string(&path).unwrap()).unwrap()
 }
 
-fn ids(t: &Tensor) -> Vec<u32> {
-    integers(t).into_iter().map(|v| v as u32).collect()
+fn ids(t: &Tensor) -> Vec<Token> {
+    integers(t).into_iter().map(|v| v as Token).collect()
 }
 
 #[test]

@@ -6,7 +6,9 @@ use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::t5::{Config, T5EncoderModel};
+use lm::Token;
 use lm::llamagen::Condition;
+use lm::vocab::table_rows;
 use nn::checkpoint;
 use std::collections::HashMap;
 use std::path::Path;
@@ -70,7 +72,7 @@ impl Captions {
 pub struct TextEncoder {
     model: T5EncoderModel,
     words: Words,
-    end: u32,
+    end: Token,
     width: usize,
 }
 
@@ -93,7 +95,7 @@ impl TextEncoder {
         let weights = VarBuilder::from_tensors(tensors, DType::F32, device);
         let model = T5EncoderModel::load(weights, &config)
             .map_err(|e| Error::bad_file(artifact.files.folder(), e.to_string()))?;
-        Ok(Self { model, words: artifact.text_tokenizer()?, end: config.eos_token_id as u32, width: config.d_model })
+        Ok(Self { model, words: artifact.text_tokenizer()?, end: config.eos_token_id as Token, width: config.d_model })
     }
 
     /// Features of captions over `positions` positions; longer ones lose their end. Each is encoded by itself at its own
@@ -108,7 +110,7 @@ impl TextEncoder {
             let mut ids = self.words.encode(caption)?;
             ids.truncate(positions.saturating_sub(1));
             ids.push(self.end);
-            let row = Tensor::new(&ids[..], &device)?.unsqueeze(0)?;
+            let row = Tensor::new(&table_rows(&ids)[..], &device)?.unsqueeze(0)?;
             let encoded = self.model.forward(&row)?;
             let pad = positions - ids.len();
             let before = Tensor::zeros((1, pad, self.width), DType::F32, &device)?;

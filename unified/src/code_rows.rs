@@ -1,18 +1,18 @@
 //! Rows of a vocabulary in which an image tokenizer's codes are entries among others (Chameleon, Emu3).
 
-use lm::Source;
+use lm::{Source, Token};
 use std::collections::HashMap;
 
 /// Codes as tokens and back.
 #[derive(Debug, Clone)]
 pub struct CodeRows {
-    tokens: Vec<u32>,
-    codes: HashMap<u32, u32>,
+    tokens: Vec<Token>,
+    codes: HashMap<Token, u32>,
 }
 
 impl CodeRows {
     /// `tokens[code]` is a code's token; there is at least one.
-    pub fn new(tokens: Vec<u32>) -> Self {
+    pub fn new(tokens: Vec<Token>) -> Self {
         let codes = tokens.iter().enumerate().map(|(code, &t)| (t, code as u32)).collect();
         Self { tokens, codes }
     }
@@ -28,12 +28,12 @@ impl CodeRows {
     }
 
     /// A code's token.
-    pub fn token(&self, code: u32) -> Option<u32> {
+    pub fn token(&self, code: u32) -> Option<Token> {
         self.tokens.get(code as usize).copied()
     }
 
     /// A token's code, where it is one.
-    pub fn code(&self, token: u32) -> Option<u32> {
+    pub fn code(&self, token: Token) -> Option<u32> {
         self.codes.get(&token).copied()
     }
 
@@ -45,13 +45,13 @@ impl CodeRows {
     }
 
     /// What lies between them and is no code.
-    pub fn between(&self) -> Vec<u32> {
+    pub fn between(&self) -> Vec<Token> {
         let s = self.source();
-        (s.start..s.start + s.rows).filter(|t| !self.codes.contains_key(t)).collect()
+        (s.start..s.start + Token::from(s.rows)).filter(|t| !self.codes.contains_key(t)).collect()
     }
 
     /// All tokens that are codes.
-    pub fn tokens(&self) -> &[u32] {
+    pub fn tokens(&self) -> &[Token] {
         &self.tokens
     }
 }

@@ -3,6 +3,7 @@
 use crate::config::Generation;
 use crate::words::Words;
 use crate::{Error, Result};
+use lm::Token;
 pub use lm::engine::Finish;
 use lm::engine::LogProb;
 use qlip::Image;
@@ -173,7 +174,7 @@ pub struct Reply {
     /// The words alone.
     pub text: String,
     /// Every token that was sampled or set, marks of pictures included, in order; without the end of the answer.
-    pub tokens: Vec<u32>,
+    pub tokens: Vec<Token>,
     /// Text tokens that the words took.
     pub text_tokens: usize,
     /// Tokens of the conversation that was answered.
@@ -202,7 +203,7 @@ pub struct TokenLogProb {
 pub(crate) struct TextStream<'a> {
     words: &'a Words,
     stops: &'a [String],
-    ids: Vec<u32>,
+    ids: Vec<Token>,
     /// Tokens before this one are decoded only as company of the next ones.
     from: usize,
     /// Tokens whose text is out.
@@ -230,16 +231,16 @@ impl<'a> TextStream<'a> {
     }
 
     /// How likely the next token was.
-    pub fn likely(&mut self, id: u32, p: LogProb) {
+    pub fn likely(&mut self, id: Token, p: LogProb) {
         let written =
-            |id: u32| self.words.decode(&[id]).ok().filter(|t| !t.is_empty()).or_else(|| self.words.token(id));
+            |id: Token| self.words.decode(&[id]).ok().filter(|t| !t.is_empty()).or_else(|| self.words.token(id));
         let top = p.top.iter().map(|&(id, p)| (written(id).unwrap_or_default(), p)).collect();
         let token = written(id).unwrap_or_default();
         self.logprobs.push(TokenLogProb { token, logprob: p.chosen, top });
     }
 
     /// One more token; false if the listener or a stop ends the answer.
-    pub fn push(&mut self, id: u32, on: &mut dyn FnMut(Event) -> bool) -> Result<bool> {
+    pub fn push(&mut self, id: Token, on: &mut dyn FnMut(Event) -> bool) -> Result<bool> {
         self.ids.push(id);
         let before = self.words.decode(&self.ids[self.from..self.read])?;
         let after = self.words.decode(&self.ids[self.from..])?;
@@ -258,7 +259,7 @@ impl<'a> TextStream<'a> {
     }
 
     /// Whether a token is no words.
-    pub fn is_silent(&self, id: u32) -> bool {
+    pub fn is_silent(&self, id: Token) -> bool {
         self.words.decode(&[id]).is_ok_and(|t| t.is_empty())
     }
 

@@ -8,14 +8,14 @@ use crate::words::Words;
 use crate::{Error, Result};
 use lm::draw::pictures;
 use lm::engine::{Finish, Next, Request, in_turn};
-use lm::{Context, MergedVocab, Part, SampleSettings, Source};
+use lm::{Context, MergedVocab, Part, SampleSettings, Source, Token};
 use nn::cache::Slot;
 
 /// A drawn picture.
 #[derive(Debug, Clone)]
 pub(crate) struct Drawn {
     /// Its tokens; the last of them is not read yet.
-    pub tokens: Vec<u32>,
+    pub tokens: Vec<Token>,
     /// Its codes.
     pub codes: Vec<u64>,
     /// What was read.
@@ -40,7 +40,7 @@ impl Unified {
     }
 
     /// A picture that is wanted after a context whose tokens, read before or not, are `ids`.
-    pub(crate) fn wish(&self, context: Context, ids: &[u32], g: &Generation) -> Result<Wish> {
+    pub(crate) fn wish(&self, context: Context, ids: &[Token], g: &Generation) -> Result<Wish> {
         let wordless = wordless(&self.config.vocabulary, &self.words, &self.config.marks, ids, g)?;
         Ok(Wish { context, wordless })
     }
@@ -49,10 +49,10 @@ impl Unified {
     /// tokens of every drawing as far as they are, after each row, and may stop, which then returns nothing.
     pub fn draw_images(
         &self,
-        contexts: &[Vec<u32>],
+        contexts: &[Vec<Token>],
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
     ) -> Result<Vec<Vec<u64>>> {
         self.check(g)?;
         if contexts.len() != seeds.len() {
@@ -62,7 +62,7 @@ impl Unified {
         if contexts.iter().any(|c| c.last() != Some(&begin)) {
             return Err(Error::invalid("a context of a drawing ends with the begin-image mark"));
         }
-        let wish = |c: &Vec<u32>| self.wish(Context::new(vec![Part::tokens(c.clone())]), c, g);
+        let wish = |c: &Vec<Token>| self.wish(Context::new(vec![Part::tokens(c.clone())]), c, g);
         let drawn = self.draw_best(contexts.iter().map(wish).collect::<Result<_>>()?, seeds, g, on_row)?;
         Ok(drawn.into_iter().map(|d| d.codes).collect())
     }
@@ -74,13 +74,13 @@ impl Unified {
         wishes: Vec<Wish>,
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let tries = g.best_of;
         let seeds: Vec<u64> = seeds.iter().flat_map(|&s| (0..tries).map(move |t| try_seed(s, t))).collect();
         let wishes = wishes.into_iter().flat_map(|w| std::iter::repeat_n(w, tries)).collect();
         // of several drawings the first is shown while they come
-        let mut first = |all: &[Vec<u32>]| match tries {
+        let mut first = |all: &[Vec<Token>]| match tries {
             1 => on_row(all),
             _ => on_row(&all.iter().step_by(tries).cloned().collect::<Vec<_>>()),
         };
@@ -100,7 +100,7 @@ impl Unified {
         let (v, m) = (&self.config.vocabulary, &self.config.marks);
         let question = self.config.self_check.as_deref().unwrap_or_default();
         let ask = self.words.encode(&format!("{}{}{question}{}", m.end, m.user, m.assistant))?;
-        let first = |word: &str| -> Result<u32> {
+        let first = |word: &str| -> Result<Token> {
             let ids = self.words.encode(word)?;
             ids.first().copied().ok_or_else(|| Error::invalid(format!("no tokens for `{word}`")))
         };
@@ -112,8 +112,8 @@ impl Unified {
         let rows = Source::rows(v.range(lm::Partition::Text).start..yes.max(no) as usize + 1);
         let asked = |d: &Drawn| {
             let last = d.tokens.last().copied();
-            let ids: Vec<u32> = last.into_iter().chain([v.end_image]).chain(ask.iter().copied()).collect();
-            let grammar = Box::new(move |t: &[u32]| match t.is_empty() {
+            let ids: Vec<Token> = last.into_iter().chain([v.end_image]).chain(ask.iter().copied()).collect();
+            let grammar = Box::new(move |t: &[Token]| match t.is_empty() {
                 true => Next::Choose(rows),
                 false => Next::Done(Finish::Stop),
             });
@@ -124,7 +124,7 @@ impl Unified {
         };
         let mut scores = vec![0.0; drawn.len()];
         self.engine.run(drawn.iter().map(asked).collect(), &mut |i, _, logprob| {
-            let of = |token: u32| {
+            let of = |token: Token| {
                 let top = logprob.iter().flat_map(|l| &l.top);
                 top.clone().find(|t| t.0 == token).map_or(f32::NEG_INFINITY, |t| t.1)
             };
@@ -141,7 +141,7 @@ impl Unified {
         wishes: Vec<Wish>,
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
     ) -> Result<Vec<Drawn>> {
         let v = &self.config.vocabulary;
         let requests = drawing(v, wishes, seeds, g);
@@ -152,12 +152,12 @@ impl Unified {
     }
 
     /// The context in which the model draws `words`.
-    pub fn drawing_context(&self, words: &str) -> Result<Vec<u32>> {
+    pub fn drawing_context(&self, words: &str) -> Result<Vec<Token>> {
         self.context_to_draw(&[Message::user(format!("draw {words}"))])
     }
 
     /// The context of a picture that answers a conversation.
-    pub fn context_to_draw(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    pub fn context_to_draw(&self, messages: &[Message]) -> Result<Vec<Token>> {
         let mut ids = self.context(messages)?;
         ids.push(self.config.vocabulary.begin_image);
         Ok(ids)
@@ -170,7 +170,7 @@ pub(crate) struct Wish {
     /// Up to the begin-image mark.
     pub context: Context,
     /// Guidance's other half, likewise.
-    pub wordless: Vec<u32>,
+    pub wordless: Vec<Token>,
 }
 
 /// Requests for pictures.
@@ -188,7 +188,13 @@ pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Gen
 }
 
 /// A request with its words left out, up to the begin-image mark; the last picture of `ids` stays where the model learned that.
-pub(crate) fn wordless(v: &MergedVocab, words: &Words, marks: &Marks, ids: &[u32], g: &Generation) -> Result<Vec<u32>> {
+pub(crate) fn wordless(
+    v: &MergedVocab,
+    words: &Words,
+    marks: &Marks,
+    ids: &[Token],
+    g: &Generation,
+) -> Result<Vec<Token>> {
     let last = ids.iter().rposition(|&t| t == v.end_image).filter(|_| g.guidance_keeps_picture).and_then(|end| {
         let begin = end.checked_sub(v.tokens_per_image() + 1)?;
         (ids[begin] == v.begin_image).then(|| &ids[begin..=end])
@@ -226,7 +232,7 @@ mod tests {
         };
         let words = m.words().encode("make it red").unwrap();
         let ids = [picture(3), words.clone(), picture(5), words, vec![v.begin_image]].concat();
-        let other = |keeps: bool, ids: &[u32]| {
+        let other = |keeps: bool, ids: &[Token]| {
             let g = Generation { guidance_keeps_picture: keeps, ..m.config.generation };
             m.wish(Context::new(Vec::new()), ids, &g).unwrap().wordless
         };

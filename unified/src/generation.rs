@@ -4,8 +4,8 @@ use crate::artifact::ModelFiles;
 use crate::config::Generation;
 use crate::words::Words;
 use crate::{Error, Result};
-use lm::SampleSettings;
 use lm::llama::TokenIds;
+use lm::{SampleSettings, Token};
 use serde::Deserialize;
 
 /// The keys that say how words are drawn; the others of the file are about training or about searches that are not done here.
@@ -36,7 +36,7 @@ impl GenerationFile {
     }
 
     /// Tokens that end an answer: the file's, else config.json's, else the mark `eos`.
-    pub fn ends(&self, config: &Option<TokenIds>, words: &Words, eos: &str) -> Result<Vec<u32>> {
+    pub fn ends(&self, config: &Option<TokenIds>, words: &Words, eos: &str) -> Result<Vec<Token>> {
         match self.eos_token_id.as_ref().or(config.as_ref()) {
             Some(TokenIds::One(i)) => Ok(vec![*i]),
             Some(TokenIds::Many(v)) => Ok(v.clone()),

@@ -3,7 +3,8 @@
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::DType;
-use lm::Llama;
+use lm::vocab::table_rows;
+use lm::{Llama, Token};
 use std::ops::Range;
 
 /// Sum of the log-probabilities of each continuation's tokens after the context, among the vocabulary rows of words. A context's blanks
@@ -12,7 +13,7 @@ pub fn likelihoods(
     lm: &Llama,
     rows: Range<usize>,
     words: &Words,
-    begin: Option<u32>,
+    begin: Option<Token>,
     context: &str,
     continuations: &[String],
 ) -> Result<Vec<f64>> {
@@ -21,7 +22,7 @@ pub fn likelihoods(
     for c in continuations {
         let whole = format!("{kept}{}{c}", &context[kept.len()..]);
         let start = words.encode(kept)?.len();
-        let mut ids: Vec<u32> = begin.into_iter().collect();
+        let mut ids: Vec<Token> = begin.into_iter().collect();
         let first = ids.len() + start;
         ids.extend(words.encode(&whole)?);
         if ids.len() > lm.max_positions() {
@@ -39,12 +40,12 @@ pub fn likelihoods(
 }
 
 /// Negative log-probabilities of the tokens from the `first` on (1 or more), each after those before it, summed. The last token is read by nobody.
-fn nats(lm: &Llama, rows: &Range<usize>, ids: &[u32], first: usize) -> Result<f64> {
+fn nats(lm: &Llama, rows: &Range<usize>, ids: &[Token], first: usize) -> Result<f64> {
     let read = lm.embed(&ids[..ids.len() - 1], 1)?;
     let hidden = lm.hidden(&read, &nn::ops::Positions::From(0), &nn::ops::Mask::Causal)?;
     let logits = lm.logits(&hidden.narrow(1, first - 1, ids.len() - first)?.squeeze(0)?, rows.clone())?;
-    let targets: Vec<u32> = ids[first..].iter().map(|&t| t - rows.start as u32).collect();
-    let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &targets)?;
+    let targets: Vec<Token> = ids[first..].iter().map(|&t| t - rows.start as Token).collect();
+    let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &table_rows(&targets))?;
     Ok(losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
 
@@ -79,7 +80,7 @@ pub fn text_loss(
     lm: &Llama,
     rows: Range<usize>,
     words: &Words,
-    prefix: Option<u32>,
+    prefix: Option<Token>,
     text: &str,
     (length, rolling): (usize, bool),
 ) -> Result<TextLoss> {
@@ -92,7 +93,7 @@ pub fn text_loss(
     let prefix = prefix.filter(|_| rolling);
     let mut out = TextLoss::default();
     for (from, predicted, to) in windows(ids.len(), length, rolling) {
-        let mut seen: Vec<u32> = prefix.filter(|_| from == 0 && predicted == 0).into_iter().collect();
+        let mut seen: Vec<Token> = prefix.filter(|_| from == 0 && predicted == 0).into_iter().collect();
         let before = seen.len();
         seen.extend(&ids[from..to]);
         let first = (before + predicted - from).max(1);

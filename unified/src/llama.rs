@@ -9,7 +9,7 @@ use crate::say::Saying;
 use crate::template::{Conversation, Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
-use lm::{Llama, LlamaConfig, Part, Shared, Source};
+use lm::{Llama, LlamaConfig, Part, Shared, Source, Token};
 use std::sync::Arc;
 
 /// Tokens that a trimmed conversation leaves room for.
@@ -23,7 +23,7 @@ pub struct LlamaChat {
     template: Template,
     bos: String,
     eos: String,
-    ends: Vec<u32>,
+    ends: Vec<Token>,
     generation: Generation,
 }
 
@@ -54,7 +54,7 @@ impl LlamaChat {
     }
 
     /// Token ids of a conversation up to where the answer begins.
-    pub fn context(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    pub fn context(&self, messages: &[Message]) -> Result<Vec<Token>> {
         let mut json = Vec::new();
         for message in messages {
             // published templates of text models take a message's words as one string

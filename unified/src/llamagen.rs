@@ -6,6 +6,7 @@ use crate::loaded::OnRow;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use lm::Token;
 use lm::draw::{DrawSettings, draw};
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use qlip::Image;
@@ -105,7 +106,7 @@ impl Painter {
     }
 
     /// A picture of which only the first tokens are drawn.
-    pub fn sketch(&self, tokens: &[u32]) -> Result<Image> {
+    pub fn sketch(&self, tokens: &[Token]) -> Result<Image> {
         self.visual.as_ref().ok_or_else(|| Error::invalid("no image tokenizer: codes alone"))?.sketch(tokens)
     }
 
@@ -149,7 +150,7 @@ impl Painter {
     }
 
     /// Tokens of a picture for each seed.
-    pub fn tokens(&self, wanted: &[Wanted], seeds: &[u64], s: &DrawSettings, on_row: OnRow) -> Result<Vec<Vec<u32>>> {
+    pub fn tokens(&self, wanted: &[Wanted], seeds: &[u64], s: &DrawSettings, on_row: OnRow) -> Result<Vec<Vec<Token>>> {
         draw(&self.model, &self.condition(wanted)?, seeds, s, on_row)
     }
 

@@ -14,7 +14,7 @@ use crate::llava::LlavaChat;
 use crate::runner::Unified;
 use crate::{Error, Result};
 use lm::draw::{DrawSettings, Schedule};
-use lm::{SampleSettings, Shared};
+use lm::{SampleSettings, Shared, Token};
 use qlip::Image;
 
 /// A model in memory.
@@ -38,7 +38,7 @@ pub enum Loaded {
 }
 
 /// Hears the tokens of all pictures of a batch after each row; false stops them.
-pub type OnRow<'a> = &'a mut dyn FnMut(&[Vec<u32>]) -> bool;
+pub type OnRow<'a> = &'a mut dyn FnMut(&[Vec<Token>]) -> bool;
 
 impl Loaded {
     /// Loads a model of any architecture that something can be asked of.
@@ -241,7 +241,7 @@ impl Loaded {
     }
 
     /// A picture of which only the first rows of tokens are drawn yet.
-    pub fn sketch_tokens(&self, tokens: &[u32]) -> Result<Image> {
+    pub fn sketch_tokens(&self, tokens: &[Token]) -> Result<Image> {
         match self {
             Self::Unified(m) => m.sketch(&m.config.vocabulary.cells(tokens)?),
             Self::Janus(m) => m.sketch(tokens),

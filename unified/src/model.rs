@@ -4,7 +4,7 @@ use crate::artifact::{Artifact, Placement, device};
 use crate::conversation::{Content, Finish, Message, Reply, Request, Role};
 use crate::loaded::Loaded;
 use crate::{Error, Result};
-use lm::SampleSettings;
+use lm::{SampleSettings, Token};
 use nn::WeightType;
 use qlip::{Codes, Image};
 use std::path::Path;
@@ -252,7 +252,7 @@ impl Model {
     }
 
     /// Ids of words in its text tokenizer.
-    pub fn tokenize(&self, words: &str) -> Result<Vec<u32>> {
+    pub fn tokenize(&self, words: &str) -> Result<Vec<Token>> {
         self.artifact.text_tokenizer()?.encode(words)
     }
 }

@@ -10,7 +10,7 @@ use crate::seen::Seen;
 use crate::template::{Conversation, DEFAULT_TEMPLATE, Template};
 use crate::words::Words;
 use crate::{Error, Result};
-use lm::{Context, Llama, Part, Shared, Source};
+use lm::{Context, Llama, Part, Shared, Source, Token};
 use qlip::{Codes, Image};
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub struct Unified {
     pub(crate) engine: Shared,
     pub(crate) words: Words,
     template: Template,
-    end: u32,
+    end: Token,
     seen: Seen<Vec<u64>>,
 }
 
@@ -78,7 +78,7 @@ impl Unified {
     }
 
     /// Token ids of a conversation, up to where the answer begins.
-    pub fn context(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    pub fn context(&self, messages: &[Message]) -> Result<Vec<Token>> {
         let m = &self.config.marks;
         let placeholder = format!("{}{}", m.begin_image, m.end_image);
         let mut pictures = Vec::new();
@@ -143,7 +143,8 @@ impl Unified {
         let slot = loop {
             let left = request.max_tokens.saturating_sub(reply.text_tokens);
             // the repetition penalty speaks of the whole conversation
-            let seen: Vec<u32> = ids.iter().chain(&reply.tokens).copied().filter(|&t| (t as usize) < v.text).collect();
+            let seen: Vec<Token> =
+                ids.iter().chain(&reply.tokens).copied().filter(|&t| (t as usize) < v.text).collect();
             let stream_key = reply.images.len() as u64 * 2;
             let mut done = saying.say(context, request, (stream_key, seen), left, &mut stream, on)?;
             reply.reused_tokens = reply.reused_tokens.max(done.reused);
@@ -169,13 +170,13 @@ impl Unified {
                 reply.finish = Some(Finish::Cancelled);
                 return Ok(reply);
             }
-            let mut rows = |tokens: &[Vec<u32>]| {
+            let mut rows = |tokens: &[Vec<Token>]| {
                 let codes = v.cells(&tokens[0]).unwrap_or_default();
                 on(Event::RowDone { done: codes.len() / v.grid, rows: v.grid, codes: &codes })
             };
             let seed = picture_seed(request.seed, reply.images.len());
             let begun = Context::after(done.slot, vec![Part::tokens(vec![v.begin_image])]);
-            let said: Vec<u32> = ids.iter().chain(&reply.tokens).copied().collect();
+            let said: Vec<Token> = ids.iter().chain(&reply.tokens).copied().collect();
             let wish = self.wish(begun, &said, &request.generation)?;
             let drawn = self.draw_best(vec![wish], &[seed], &request.generation, &mut rows)?;
             let Some(Drawn { tokens, codes, slot }) = drawn.into_iter().next() else {
@@ -210,7 +211,7 @@ impl Unified {
     }
 
     /// How its words are drawn; the end-image mark cannot come.
-    fn saying(&self, ends: Vec<u32>) -> Saying<'_> {
+    fn saying(&self, ends: Vec<Token>) -> Saying<'_> {
         let v = &self.config.vocabulary;
         let rows = Source::rows(v.range(lm::Partition::Text));
         Saying { engine: &self.engine, words: &self.words, rows, banned: vec![v.end_image], ends }
@@ -233,7 +234,7 @@ impl Unified {
     }
 
     /// Text answers of many conversations in one batch, the likeliest token each time.
-    pub fn answer_batch(&self, contexts: &[Vec<u32>], max_tokens: usize) -> Result<Vec<String>> {
+    pub fn answer_batch(&self, contexts: &[Vec<Token>], max_tokens: usize) -> Result<Vec<String>> {
         let saying = self.saying(vec![self.end, self.config.vocabulary.begin_image]);
         let contexts = contexts.iter().map(|c| vec![Part::tokens(c.clone())]).collect();
         saying.likeliest(contexts, max_tokens)

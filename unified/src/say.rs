@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::conversation::{Event, Reply, Request, TextStream};
 use crate::words::Words;
+use lm::Token;
 use lm::engine::{self, Context, Done, Finish, LogProb, Next, Part, Shared, Source};
 
 /// How a model's words are drawn.
@@ -12,16 +13,16 @@ pub(crate) struct Saying<'a> {
     /// Rows of its words.
     pub rows: Source,
     /// Tokens that never come.
-    pub banned: Vec<u32>,
+    pub banned: Vec<Token>,
     /// Tokens that end the words; they come out of the engine and belong to no text.
-    pub ends: Vec<u32>,
+    pub ends: Vec<Token>,
 }
 
 impl Saying<'_> {
     /// The engine's request for at most `most` tokens after a context.
     fn request(&self, context: Context, r: &Request, stream: u64, most: usize) -> engine::Request {
         let (rows, ends) = (self.rows, self.ends.clone());
-        let grammar = Box::new(move |tokens: &[u32]| match tokens.last() {
+        let grammar = Box::new(move |tokens: &[Token]| match tokens.last() {
             Some(t) if ends.contains(t) => Next::Done(Finish::Stop),
             _ if tokens.len() >= most => Next::Done(Finish::Length),
             _ => Next::Choose(rows),
@@ -35,13 +36,13 @@ impl Saying<'_> {
     /// Goes on from a text as it is, without a conversation around it.
     pub fn complete(
         &self,
-        begin: Option<u32>,
+        begin: Option<Token>,
         text: &str,
         r: &Request,
         on: &mut dyn FnMut(Event) -> bool,
     ) -> Result<Reply> {
         r.generation.text.check()?;
-        let ids: Vec<u32> = begin.into_iter().chain(self.words.encode(&self.words.typed(text))?).collect();
+        let ids: Vec<Token> = begin.into_iter().chain(self.words.encode(&self.words.typed(text))?).collect();
         self.answer(vec![Part::tokens(ids)], r, on)
     }
 
@@ -70,7 +71,7 @@ impl Saying<'_> {
         &self,
         context: Context,
         r: &Request,
-        (stream_key, seen): (u64, Vec<u32>),
+        (stream_key, seen): (u64, Vec<Token>),
         most: usize,
         stream: &mut TextStream,
         on: &mut dyn FnMut(Event) -> bool,
@@ -78,7 +79,7 @@ impl Saying<'_> {
         let mut request = self.request(context, r, stream_key, most);
         request.seen = seen;
         let mut error = None;
-        let mut take = |_: usize, id: u32, p: Option<LogProb>| {
+        let mut take = |_: usize, id: Token, p: Option<LogProb>| {
             // an end that is an ordinary word is said, as transformers shows it; a mark says nothing
             if self.ends.contains(&id) && stream.is_silent(id) {
                 return true;
@@ -104,7 +105,7 @@ impl Saying<'_> {
         let r = Request::greedy(max_tokens);
         let requests = contexts.into_iter().map(|c| self.request(Context::new(c), &r, 0, max_tokens)).collect();
         let done = self.engine.run(requests, &mut |_, _, _| true)?;
-        let words = |d: Done| -> Vec<u32> { d.tokens.into_iter().take_while(|t| !self.ends.contains(t)).collect() };
+        let words = |d: Done| -> Vec<Token> { d.tokens.into_iter().take_while(|t| !self.ends.contains(t)).collect() };
         done.into_iter().map(|d| self.words.decode(&words(d))).collect()
     }
 }

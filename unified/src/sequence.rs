@@ -1,15 +1,15 @@
 //! Interleaved sequences: text and pictures in order, with what is learned from marked.
 
 use crate::{Error, Result};
-use lm::MergedVocab;
 use lm::loss::Targets;
+use lm::{MergedVocab, Token};
 use nn::ops::{Mask, Positions};
 
 /// A part of a sequence, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
     /// Text tokens, marks among them.
-    Text(Vec<u32>),
+    Text(Vec<Token>),
     /// The codes of one picture; its marks are added.
     Image(Vec<u64>),
 }
@@ -18,7 +18,7 @@ pub enum Segment {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
     /// Ids in the merged vocabulary.
-    pub ids: Vec<u32>,
+    pub ids: Vec<Token>,
     /// Whether the token is a target.
     pub learn: Vec<bool>,
     /// Sub-token of a visual token; nothing for text.
@@ -63,7 +63,7 @@ impl Sequence {
     }
 
     /// Appends text tokens.
-    pub fn push_text(&mut self, ids: &[u32], learn: bool) {
+    pub fn push_text(&mut self, ids: &[Token], learn: bool) {
         self.ids.extend(ids);
         self.learn.resize(self.ids.len(), learn);
         self.visual.resize(self.ids.len(), None);
@@ -74,7 +74,7 @@ impl Sequence {
 #[derive(Debug, Clone)]
 pub struct Packed {
     /// Ids, rows * length.
-    pub ids: Vec<u32>,
+    pub ids: Vec<Token>,
     /// Rows.
     pub rows: usize,
     /// Which of the given sequences come in which order.
@@ -89,7 +89,7 @@ pub struct Packed {
 
 /// Packs sequences into rows of `length` tokens, first fit in order. A sequence longer than a row is an error. With
 /// `isolated` (a block-diagonal mask) none sees its neighbour and positions start again; without, a row is one text.
-pub fn pack(sequences: &[Sequence], length: usize, pad: u32, isolated: bool) -> Result<Packed> {
+pub fn pack(sequences: &[Sequence], length: usize, pad: Token, isolated: bool) -> Result<Packed> {
     let mut rows: Vec<Vec<usize>> = Vec::new();
     let mut room: Vec<usize> = Vec::new();
     for (n, s) in sequences.iter().enumerate() {

@@ -4,7 +4,8 @@ use crate::artifact::{Architecture, Artifact, Placement};
 use crate::eyes::Eyes;
 use crate::{Error, Result};
 use candle_core::DType;
-use lm::vocab::{code_of, groups_of};
+use lm::Token;
+use lm::vocab::{MAX_BITS, code_of, groups_of, table_rows};
 use qlip::vq::{Quantizer, VqConfig, VqTokenizer};
 use qlip::{Codes, Image, Pixels, Preprocess};
 
@@ -46,7 +47,7 @@ impl VisualTokenizer {
         let eyes = Eyes::load(artifact, at, false)?;
         let bits = eyes.model.bsq.bits;
         let group_bits = match group_bits {
-            Some(g) if g == 0 || g > 32 || !bits.is_multiple_of(g) => {
+            Some(g) if g == 0 || g > MAX_BITS || !bits.is_multiple_of(g) => {
                 return Err(Error::invalid(format!("group_bits {g} does not divide the tokenizer's {bits} bits")));
             }
             Some(g) => g,
@@ -82,11 +83,11 @@ impl VisualTokenizer {
     /// The same with a cell's whole code as one token.
     pub fn with_whole_codes(self) -> Result<Self> {
         match self {
-            Self::Qlip { eyes, .. } if eyes.model.bsq.bits <= 32 => {
+            Self::Qlip { eyes, .. } if eyes.model.bsq.bits <= MAX_BITS => {
                 Ok(Self::Qlip { group_bits: eyes.model.bsq.bits, eyes })
             }
             Self::Qlip { eyes, .. } => {
-                Err(Error::invalid(format!("codes of {} bits; a token holds up to 32", eyes.model.bsq.bits)))
+                Err(Error::invalid(format!("codes of {} bits; a token holds up to {MAX_BITS}", eyes.model.bsq.bits)))
             }
             Self::Vq { ref model, .. } if !model.config.codebook_size.is_power_of_two() => {
                 Err(Error::invalid(format!("a codebook of {} is no number of bits", model.config.codebook_size)))
@@ -128,7 +129,7 @@ impl VisualTokenizer {
     }
 
     /// Tokens of pictures that have the tokenizer's side.
-    pub fn tokens(&self, images: &[Image]) -> Result<Vec<Vec<u32>>> {
+    pub fn tokens(&self, images: &[Image]) -> Result<Vec<Vec<Token>>> {
         match self {
             Self::Qlip { eyes, group_bits } => {
                 let codes = eyes.encode(images)?;
@@ -144,7 +145,12 @@ impl VisualTokenizer {
                     let pixels = Preprocess::half(self.side()).normalise(chunk, model.device())?;
                     let pixels = Pixels(pixels.0.to_dtype(model.dtype())?);
                     let found = model.quantise(&model.pre_quant(&model.encoder_out(&pixels)?)?)?;
-                    out.extend(found.indices.chunks(self.grid() * self.grid()).map(<[u32]>::to_vec));
+                    out.extend(
+                        found
+                            .indices
+                            .chunks(self.grid() * self.grid())
+                            .map(|c| c.iter().map(|&c| Token::from(c)).collect()),
+                    );
                 }
                 Ok(out)
             }
@@ -152,7 +158,7 @@ impl VisualTokenizer {
     }
 
     /// Pictures of tokens.
-    pub fn images(&self, tokens: &[Vec<u32>]) -> Result<Vec<Image>> {
+    pub fn images(&self, tokens: &[Vec<Token>]) -> Result<Vec<Image>> {
         match self {
             Self::Qlip { eyes, group_bits } => {
                 let cells = tokens.iter().flat_map(|t| t.chunks(self.sub_tokens()));
@@ -162,7 +168,7 @@ impl VisualTokenizer {
             Self::Vq { model, grid } => {
                 let mut out = Vec::new();
                 for t in tokens {
-                    let Pixels(p) = model.decode(&model.look_up(t, *grid, *grid)?)?;
+                    let Pixels(p) = model.decode(&model.look_up(&table_rows(t), *grid, *grid)?)?;
                     out.extend(Preprocess::half(self.side()).images(&Pixels(p.to_dtype(DType::F32)?))?);
                 }
                 Ok(out)
@@ -171,7 +177,7 @@ impl VisualTokenizer {
     }
 
     /// A picture of which only the first tokens are drawn, grey below its last whole row.
-    pub fn sketch(&self, tokens: &[u32]) -> Result<Image> {
+    pub fn sketch(&self, tokens: &[Token]) -> Result<Image> {
         let (grid, per_row) = (self.grid(), self.grid() * self.sub_tokens());
         let rows = tokens.len() / per_row;
         let mut all = tokens[..rows * per_row].to_vec();

@@ -1,6 +1,7 @@
 //! Text to tokens of the language model and back.
 
 use crate::{Error, Result};
+use lm::Token;
 use std::path::Path;
 use tokenizers::AddedToken;
 
@@ -94,34 +95,38 @@ impl Words {
     }
 
     /// Ids of a text; marks in it become their ids.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode(&self, text: &str) -> Result<Vec<Token>> {
         let mut ids = Vec::new();
         for (part, typed) in self.parts(text) {
             let with = if typed { &self.plain } else { &self.inner };
             let e = with.encode(part, false).map_err(|e| Error::invalid(format!("text `{part}`: {e}")))?;
-            ids.extend(e.get_ids());
+            ids.extend(e.get_ids().iter().map(|&id| Token::from(id)));
         }
         Ok(ids)
     }
 
     /// Ids of a text, each with the byte of the text that it begins at.
-    pub fn encode_with_places(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+    pub fn encode_with_places(&self, text: &str) -> Result<Vec<(Token, usize)>> {
         let e = self.inner.encode(text, false).map_err(|e| Error::invalid(format!("text `{text}`: {e}")))?;
-        Ok(e.get_ids().iter().zip(e.get_offsets()).map(|(&id, place)| (id, place.0)).collect())
+        Ok(e.get_ids().iter().zip(e.get_offsets()).map(|(&id, place)| (Token::from(id), place.0)).collect())
     }
 
     /// Text of ids, marks left out. Bytes that are no UTF-8 become replacement characters.
-    pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| Error::invalid(format!("token ids: {e}")))
+    pub fn decode(&self, ids: &[Token]) -> Result<String> {
+        let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+        self.inner.decode(&ids, true).map_err(|e| Error::invalid(format!("token ids: {e}")))
     }
 
     /// How an entry is written.
-    pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+    pub fn token(&self, id: Token) -> Option<String> {
+        self.inner.id_to_token(u32::try_from(id).ok()?)
     }
 
     /// The id of a mark.
-    pub fn mark(&self, mark: &str) -> Result<u32> {
-        self.inner.token_to_id(mark).ok_or_else(|| Error::invalid(format!("the tokenizer has no entry `{mark}`")))
+    pub fn mark(&self, mark: &str) -> Result<Token> {
+        self.inner
+            .token_to_id(mark)
+            .map(Token::from)
+            .ok_or_else(|| Error::invalid(format!("the tokenizer has no entry `{mark}`")))
     }
 }

@@ -1,6 +1,7 @@
 //! A context on its way through the model.
 
 use super::{Context, Part};
+use crate::vocab::Token;
 use candle_core::Tensor;
 use nn::cache::Slot;
 use std::collections::VecDeque;
@@ -32,7 +33,7 @@ impl Line {
     }
 
     /// One more token, which came or was set.
-    pub fn push(&mut self, head: u8, token: u32) {
+    pub fn push(&mut self, head: u8, token: Token) {
         self.hidden = None;
         self.waiting.push_back(Part::Tokens(head, vec![token]));
     }

@@ -16,6 +16,7 @@ pub use shared::Shared;
 
 use crate::sample::{SampleSettings, Sampler};
 use crate::trunk::Trunk;
+use crate::vocab::Token;
 use candle_core::{DType, Tensor};
 use kept::{Kept, common};
 use line::Line;
@@ -28,10 +29,10 @@ pub trait Model: Send + Sync {
     /// Its blocks.
     fn trunk(&self) -> &Trunk;
     /// Embeddings [tokens, width] of tokens of a head.
-    fn embed(&self, head: u8, tokens: &[u32]) -> Result<Tensor>;
+    fn embed(&self, head: u8, tokens: &[Token]) -> Result<Tensor>;
     /// The next token of each row of hidden states [rows, width]. `choose` is given logits [rows, choices] and says which
     /// choice each row takes, once or (bit groups) several times a token.
-    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>>;
+    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<Token>>;
 }
 
 /// Logits to choices, a choice a row.
@@ -53,10 +54,10 @@ struct Active {
     scales: Scales,
     sampler: Sampler,
     settings: SampleSettings,
-    banned: Vec<u32>,
-    seen: Vec<u32>,
+    banned: Vec<Token>,
+    seen: Vec<Token>,
     logprobs: Option<usize>,
-    tokens: Vec<u32>,
+    tokens: Vec<Token>,
     next: Next,
 }
 
@@ -266,8 +267,8 @@ impl Engine {
         }
         let model = self.model.clone();
         let mut pieces = Vec::new();
-        let mut run: Option<(u8, Vec<u32>)> = None;
-        let flush = |run: &mut Option<(u8, Vec<u32>)>, pieces: &mut Vec<Tensor>| -> Result<()> {
+        let mut run: Option<(u8, Vec<Token>)> = None;
+        let flush = |run: &mut Option<(u8, Vec<Token>)>, pieces: &mut Vec<Tensor>| -> Result<()> {
             if let Some((head, ids)) = run.take() {
                 pieces.push(model.embed(head, &ids)?);
             }
@@ -490,10 +491,11 @@ fn seen_of(a: &Active, source: Source) -> Vec<u32> {
     if a.settings.repetition_penalty == 1.0 || source.rows == 0 {
         return Vec::new();
     }
-    a.seen.iter().chain(&a.tokens).filter_map(|t| t.checked_sub(source.start)).collect()
+    let index = |t: &Token| t.checked_sub(source.start).and_then(|i| u32::try_from(i).ok());
+    a.seen.iter().chain(&a.tokens).filter_map(index).collect()
 }
 
-fn take_token(a: &mut Active, head: u8, token: u32) {
+fn take_token(a: &mut Active, head: u8, token: Token) {
     a.tokens.push(token);
     for line in &mut a.lines {
         line.push(head, token);
@@ -501,7 +503,7 @@ fn take_token(a: &mut Active, head: u8, token: u32) {
     a.next = (a.grammar)(&a.tokens);
 }
 
-fn logprob(logits: &[f32], chosen: u32, top: usize, start: u32) -> LogProb {
+fn logprob(logits: &[f32], chosen: u32, top: usize, start: Token) -> LogProb {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
     let of = |i: usize| (f64::from(logits[i] - max) - total.ln()) as f32;
@@ -512,5 +514,5 @@ fn logprob(logits: &[f32], chosen: u32, top: usize, start: u32) -> LogProb {
     }
     best.truncate(n);
     best.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-    LogProb { chosen: of(chosen as usize), top: best.into_iter().map(|i| (start + i as u32, of(i))).collect() }
+    LogProb { chosen: of(chosen as usize), top: best.into_iter().map(|i| (start + i as Token, of(i))).collect() }
 }

@@ -1,6 +1,7 @@
 //! What an engine is asked for, and what it answers.
 
 use crate::sample::SampleSettings;
+use crate::vocab::Token;
 use candle_core::Tensor;
 use nn::cache::Slot;
 
@@ -10,7 +11,7 @@ pub struct Source {
     /// The head, by the model's own numbering.
     pub head: u8,
     /// Its first row on offer.
-    pub start: u32,
+    pub start: Token,
     /// How many.
     pub rows: u32,
 }
@@ -18,7 +19,7 @@ pub struct Source {
 impl Source {
     /// Rows of a model's first head.
     pub fn rows(range: std::ops::Range<usize>) -> Self {
-        Self { head: 0, start: range.start as u32, rows: range.len() as u32 }
+        Self { head: 0, start: range.start as Token, rows: range.len() as u32 }
     }
 }
 
@@ -26,19 +27,19 @@ impl Source {
 #[derive(Debug, Clone)]
 pub enum Part {
     /// Tokens of a head.
-    Tokens(u8, Vec<u32>),
+    Tokens(u8, Vec<Token>),
     /// Embeddings [tokens, width] of something else, each with a key that is the same for the same content.
     Embedded(Tensor, Vec<u64>),
 }
 
 impl Part {
     /// Tokens of a model's first head.
-    pub fn tokens(ids: impl Into<Vec<u32>>) -> Self {
+    pub fn tokens(ids: impl Into<Vec<Token>>) -> Self {
         Self::Tokens(0, ids.into())
     }
 
     /// Its tokens; none of embeddings.
-    pub fn ids(&self) -> &[u32] {
+    pub fn ids(&self) -> &[Token] {
         match self {
             Self::Tokens(_, ids) => ids,
             Self::Embedded(..) => &[],
@@ -61,7 +62,7 @@ impl Part {
     /// What two prompts are compared by.
     pub(super) fn keys(&self) -> Vec<u64> {
         match self {
-            Self::Tokens(head, ids) => ids.iter().map(|&id| u64::from(*head) << 32 | u64::from(id)).collect(),
+            Self::Tokens(head, ids) => ids.iter().map(|&id| u64::from(*head) << 60 | id).collect(),
             Self::Embedded(_, keys) => keys.iter().map(|k| k | 1 << 63).collect(),
         }
     }
@@ -106,7 +107,7 @@ pub enum Next {
     /// One of these rows, the tokens excepted that the request bans.
     Choose(Source),
     /// This token of this head and no other.
-    Only(u8, u32),
+    Only(u8, Token),
     /// Nothing more.
     Done(Finish),
 }
@@ -134,7 +135,7 @@ impl Finish {
 }
 
 /// What may come next, given what has come.
-pub type Grammar = Box<dyn FnMut(&[u32]) -> Next + Send>;
+pub type Grammar = Box<dyn FnMut(&[Token]) -> Next + Send>;
 
 /// Guidance scale of the n-th token; nothing where it is off, and then the main context's logits are used as they are.
 pub type Scales = Box<dyn Fn(usize) -> Option<Vec<f32>> + Send>;
@@ -160,9 +161,9 @@ pub struct Request {
     /// Key of the random stream: seed, and a number of the stream.
     pub seed: (u64, u64),
     /// Tokens of the first head that never come.
-    pub banned: Vec<u32>,
+    pub banned: Vec<Token>,
     /// Tokens that count as seen for the repetition penalty, besides those that come.
-    pub seen: Vec<u32>,
+    pub seen: Vec<Token>,
     /// Report log-probabilities: of each token, and of this many best ones.
     pub logprobs: Option<usize>,
     /// Whether its context's cache may be used by requests that begin alike, and theirs by it. Embeddings without keys of
@@ -205,14 +206,14 @@ pub struct LogProb {
     /// Of the token itself.
     pub chosen: f32,
     /// Of the likeliest tokens.
-    pub top: Vec<(u32, f32)>,
+    pub top: Vec<(Token, f32)>,
 }
 
 /// A finished request.
 #[derive(Debug)]
 pub struct Done {
     /// Every token that came, forced ones among them.
-    pub tokens: Vec<u32>,
+    pub tokens: Vec<Token>,
     /// Why it ended.
     pub finish: Finish,
     /// The main context's cache.
@@ -227,7 +228,7 @@ pub struct Done {
 #[derive(Debug)]
 pub enum Event {
     /// A token came.
-    Token(RequestId, u32, Option<LogProb>),
+    Token(RequestId, Token, Option<LogProb>),
     /// A request is finished.
     Done(RequestId, Box<Done>),
     /// A request failed; the others go on.

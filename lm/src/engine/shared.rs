@@ -1,6 +1,7 @@
 //! An engine that several threads use: whoever waits for its own request drives all of them a step.
 
 use super::{Done, Engine, Event, LogProb, Model, Part, Request, RequestId};
+use crate::vocab::Token;
 use nn::cache::Slot;
 use nn::{Error, Result};
 use std::collections::{HashMap, VecDeque};
@@ -48,7 +49,7 @@ impl Shared {
     pub fn run(
         &self,
         requests: Vec<Request>,
-        on: &mut dyn FnMut(usize, u32, Option<LogProb>) -> bool,
+        on: &mut dyn FnMut(usize, Token, Option<LogProb>) -> bool,
     ) -> Result<Vec<Done>> {
         self.run_each(requests, on)?.into_iter().collect()
     }
@@ -57,7 +58,7 @@ impl Shared {
     pub fn run_each(
         &self,
         requests: Vec<Request>,
-        on: &mut dyn FnMut(usize, u32, Option<LogProb>) -> bool,
+        on: &mut dyn FnMut(usize, Token, Option<LogProb>) -> bool,
     ) -> Result<Vec<Result<Done>>> {
         let mut mine = Mine { shared: self, ids: Vec::new() };
         for r in requests {

@@ -114,7 +114,7 @@ fn gelu_slope(x: f32) -> f32 {
 }
 
 fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    let mut y = vec![0f32; x.len()];
+    let mut y = vector::zeros(x.len());
     in_parts(&mut y, x, CHUNK, |y, x| {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = f(x);
@@ -124,7 +124,7 @@ fn map(x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
 }
 
 fn map2(x: &[f32], g: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
-    let mut y = vec![0f32; x.len()];
+    let mut y = vector::zeros(x.len());
     let part = |y: &mut [f32], x: &[f32], g: &[f32]| {
         for ((y, &x), &g) in y.iter_mut().zip(x).zip(g) {
             *y = f(x, g);
@@ -166,7 +166,7 @@ pub(super) fn gated_values(a: &[f32], b: &[f32]) -> Vec<f32> {
 
 /// Gradients of gate and up.
 pub(super) fn gated_slopes(a: &[f32], b: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (mut da, mut db) = (vec![0f32; a.len()], vec![0f32; a.len()]);
+    let (mut da, mut db) = (vector::zeros(a.len()), vector::zeros(a.len()));
     da.par_chunks_mut(CHUNK)
         .zip(db.par_chunks_mut(CHUNK))
         .zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK)))

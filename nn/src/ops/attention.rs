@@ -223,7 +223,7 @@ impl Attention {
     }
 
     pub(super) fn forward(&self, n: Dims, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; q.len()];
+        let mut out = vector::zeros(q.len());
         let dst = Shared(out.as_mut_ptr());
         (0..n.b * n.h).into_par_iter().for_each_init(Vec::new, |p, i| {
             let (b, head) = (i / n.h, i % n.h);
@@ -244,7 +244,7 @@ impl Attention {
     }
 
     pub(super) fn backward(&self, n: Dims, q: &[f32], k: &[f32], v: &[f32], out: &[f32], g: &[f32]) -> [Vec<f32>; 3] {
-        let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; k.len()], vec![0f32; v.len()]);
+        let (mut dq, mut dk, mut dv) = (vector::zeros(q.len()), vector::zeros(k.len()), vector::zeros(v.len()));
         let (pq, pk, pv) = (Shared(dq.as_mut_ptr()), Shared(dk.as_mut_ptr()), Shared(dv.as_mut_ptr()));
         let group = n.h / n.kv;
         (0..n.b * n.kv).into_par_iter().for_each_init(

@@ -8,7 +8,7 @@ use super::activation::{gated_slopes, gated_values};
 use super::attention::{Attention, Dims};
 use super::linear::{Matrix, column_sums, forward as project, product};
 use super::rows::{WeightType, as_floats};
-use super::{Activation, Mask, Positions, Rope, norm, values, with_values};
+use super::{Activation, Mask, Positions, Rope, norm, values, vector, with_values};
 use crate::exec::Exec;
 use crate::weight::Packed;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
@@ -127,7 +127,7 @@ impl LinearAt {
             Source::Here(w) => project(x, &p[w.clone()], bias, self.n, self.k),
             Source::Held { held, rows, a, b, rank, scale } => {
                 let m = x.len() / self.k;
-                let mut y = vec![0f32; m * self.n];
+                let mut y = vector::zeros(m * self.n);
                 held_product(m, held, rows, x, &mut y);
                 let low = project(x, &p[a.clone()], None, *rank, self.k);
                 let mut change = project(&low, &p[b.clone()], None, self.n, *rank);
@@ -157,7 +157,7 @@ impl LinearAt {
                 let g: Vec<f32> = g.iter().map(|v| v * scale).collect();
                 let low = project(x, &p[a.clone()], None, *rank, k);
                 product(n, *rank, m, Matrix::rows(&g, n).t(), Matrix::rows(&low, *rank), &mut dp[b.clone()], true);
-                let mut d_low = vec![0f32; m * rank];
+                let mut d_low = vector::zeros(m * rank);
                 product(m, *rank, n, Matrix::rows(&g, n), Matrix::rows(&p[b.clone()], *rank), &mut d_low, false);
                 product(*rank, k, m, Matrix::rows(&d_low, *rank).t(), Matrix::rows(x, k), &mut dp[a.clone()], true);
                 product(m, k, *rank, Matrix::rows(&d_low, *rank), Matrix::rows(&p[a.clone()], k), dx, true);
@@ -174,7 +174,7 @@ fn held_product(m: usize, held: &Packed, rows: &Range<usize>, x: &[f32], y: &mut
     let (k, n) = (held.shape().1, rows.len());
     held_parts(held, rows, |at, w| {
         let count = w.len() / k;
-        let mut part = vec![0f32; m * count];
+        let mut part = vector::zeros(m * count);
         product(m, count, k, Matrix::rows(x, k), Matrix::rows(w, k).t(), &mut part, false);
         if count == n {
             y.copy_from_slice(&part);
@@ -228,7 +228,7 @@ pub fn linear_held(x: &Tensor, held: &Packed, bias: Option<&Tensor>) -> Result<T
     let bias = bias.map(Tensor::flatten_all).transpose()?;
     let run = |x: &[f32], bias: Option<&[f32]>| {
         let m = x.len() / k.max(1);
-        let mut y = vec![0f32; m * n];
+        let mut y = vector::zeros(m * n);
         held_product(m, held, &(0..n), x, &mut y);
         if let Some(bias) = bias {
             y.par_chunks_mut(n.max(1) * 64).for_each(|rows| {
@@ -400,8 +400,8 @@ impl Branch for AttentionBranch {
         let ([to_q, to_k, to_v], out) = (&self.projections, &self.out);
         let (h, kv, _) = self.heads;
         let tokens = x.len() / to_q.k / batch;
-        let mut dp = vec![0f32; p.len()];
-        let mut d_merged = vec![0f32; s.merged.len()];
+        let mut dp = vector::zeros(p.len());
+        let mut d_merged = vector::zeros(s.merged.len());
         out.backward(p, s.inner.as_deref().unwrap_or(&s.merged), g, &mut dp, &mut d_merged, false);
         if let Some(n) = &self.inner_norm {
             d_merged = n.backward(p, &s.merged, &d_merged, &mut dp);
@@ -414,7 +414,7 @@ impl Branch for AttentionBranch {
             dq = q_norm.backward(p, q, &dq, &mut dp);
             dk = k_norm.backward(p, k, &dk, &mut dp);
         }
-        let mut d_normed = vec![0f32; s.normed.len()];
+        let mut d_normed = vector::zeros(s.normed.len());
         to_q.backward(p, &s.normed, &dq, &mut dp, &mut d_normed, false);
         to_k.backward(p, &s.normed, &dk, &mut dp, &mut d_normed, true);
         to_v.backward(p, &s.normed, &dv, &mut dp, &mut d_normed, true);
@@ -455,13 +455,13 @@ impl Branch for MlpBranch {
     }
 
     fn backward(&self, _batch: usize, x: &[f32], p: &[f32], s: MlpSaved, g: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let mut dp = vec![0f32; p.len()];
-        let mut d_active = vec![0f32; s.active.len()];
+        let mut dp = vector::zeros(p.len());
+        let mut d_active = vector::zeros(s.active.len());
         self.down.backward(p, s.inner.as_deref().unwrap_or(&s.active), g, &mut dp, &mut d_active, false);
         if let Some(n) = &self.inner_norm {
             d_active = n.backward(p, &s.active, &d_active, &mut dp);
         }
-        let mut d_normed = vec![0f32; s.normed.len()];
+        let mut d_normed = vector::zeros(s.normed.len());
         match (&self.gate, &s.gate) {
             (Some(gate), Some(a)) => {
                 let (da, db) = gated_slopes(a, &s.up, &d_active);

@@ -124,7 +124,7 @@ impl Sizes {
         if bf16_matmul() {
             return conv_bf16::forward(self, x, weight);
         }
-        let mut y = vec![0f32; self.batch * self.output * self.cells()];
+        let mut y = vector::zeros(self.batch * self.output * self.cells());
         let mut columns = vec![0f32; self.patch() * self.cells()];
         for (y, x) in y.chunks_exact_mut(self.output * self.cells()).zip(x.chunks_exact(self.image())) {
             self.columns(x, &mut columns);
@@ -154,7 +154,7 @@ impl Sizes {
         if bf16_matmul() {
             return conv_bf16::input_gradient(self, weight, g);
         }
-        let mut dx = vec![0f32; self.batch * self.image()];
+        let mut dx = vector::zeros(self.batch * self.image());
         let mut columns = vec![0f32; self.patch() * self.cells()];
         for (g, dx) in g.chunks_exact(self.output * self.cells()).zip(dx.chunks_exact_mut(self.image())) {
             let (w, g) = (Matrix::rows(weight, self.patch()).t(), Matrix::rows(g, self.cells()));

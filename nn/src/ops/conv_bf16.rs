@@ -8,6 +8,7 @@ use super::conv::Sizes;
 use super::gemm_bf16::bf16_available;
 use super::gemm_bf16::x86::{MR, NR, PAIRS, Rows, round, tile_at};
 use super::linear::Matrix;
+use super::vector;
 use rayon::prelude::*;
 
 /// Where the values of a product lie in a picture's planes: tap k and cell c at `taps[k] + cells[c]`.
@@ -176,7 +177,7 @@ pub(super) fn forward(s: &Sizes, x: &[f32], weight: &[f32]) -> Vec<f32> {
     let (frame, places) = of_input(s);
     // SAFETY: as just asserted.
     let kernels = unsafe { Rows::pack(Matrix::rows(weight, s.patch()), s.output, s.patch()) };
-    let mut y = vec![0f32; s.batch * s.output * s.cells()];
+    let mut y = vector::zeros(s.batch * s.output * s.cells());
     let task = y.par_chunks_mut(s.output * s.cells()).zip(x.par_chunks(s.image()));
     task.for_each_init(
         || (vec![0u16; s.input * frame.plane()], Vec::new()),
@@ -272,7 +273,7 @@ pub(super) fn input_gradient(s: &Sizes, weight: &[f32], g: &[f32]) -> Vec<f32> {
     let frame = Frame { h: s.oh, w: s.ow, around: (s.kh.max(s.kw) - 1).div_ceil(s.stride) };
     let starts = (0..s.stride).flat_map(|y| (0..s.stride).map(move |x| (y, x)));
     let phases: Vec<Phase> = starts.filter_map(|at| Phase::new(s, weight, frame, at)).collect();
-    let mut dx = vec![0f32; s.batch * s.image()];
+    let mut dx = vector::zeros(s.batch * s.image());
     dx.par_chunks_mut(s.image()).zip(g.par_chunks(s.output * s.cells())).for_each_init(
         || (vec![0u16; s.output * frame.plane()], Vec::new(), Vec::new()),
         |(planes, panel, part), (dx, g)| {

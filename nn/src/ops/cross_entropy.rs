@@ -72,7 +72,7 @@ impl CustomOp1 for CrossEntropy {
         let dx = with_values([x, &g.contiguous()?], |[x, g]| {
             let n = self.targets.len();
             let v = x.len() / n.max(1);
-            let mut dx = vec![0f32; x.len()];
+            let mut dx = vector::zeros(x.len());
             let rows = rows_per_task(n, v);
             dx.par_chunks_mut((rows * v).max(1))
                 .zip(x.par_chunks((rows * v).max(1)))

@@ -31,7 +31,7 @@ struct GroupNorm {
 impl GroupNorm {
     /// `plane` is the number of places.
     fn forward(&self, x: &[f32], w: &[f32], b: &[f32], plane: usize) -> Vec<f32> {
-        let mut y = vec![0f32; x.len()];
+        let mut y = vector::zeros(x.len());
         let per = w.len() / self.groups;
         y.par_chunks_mut(per * plane).zip(x.par_chunks(per * plane)).enumerate().for_each(|(i, (y, x))| {
             let (mean, r) = layer_stats(x, self.eps);
@@ -51,7 +51,7 @@ impl GroupNorm {
     fn backward(&self, x: &[f32], w: &[f32], g: &[f32], plane: usize) -> Grads {
         let channels = w.len();
         let per = channels / self.groups;
-        let mut dx = vec![0f32; x.len()];
+        let mut dx = vector::zeros(x.len());
         // of each picture's channels
         let mut parts = vec![(0f32, 0f32); x.len() / plane.max(1)];
         dx.par_chunks_mut(per * plane)

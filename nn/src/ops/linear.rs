@@ -93,7 +93,7 @@ pub(crate) fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix, c: &mu
 const FEW_ROWS: usize = 6;
 
 fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, m: usize, n: usize, k: usize) -> Vec<f32> {
-    let mut by_column = vec![0f32; n * m];
+    let mut by_column = vector::zeros(n * m);
     let columns = (32 * 1024 / k.max(1)).max(1);
     by_column.par_chunks_mut(columns * m).zip(w.par_chunks(columns * k)).for_each(|(y, w)| {
         for (y, w) in y.chunks_exact_mut(m).zip(w.chunks_exact(k)) {
@@ -102,7 +102,7 @@ fn few_rows(x: &[f32], w: &[f32], bias: Option<&[f32]>, m: usize, n: usize, k: u
             }
         }
     });
-    let mut y = vec![0f32; m * n];
+    let mut y = vector::zeros(m * n);
     for i in 0..m {
         for j in 0..n {
             y[i * n + j] = by_column[j * m + i] + bias.map_or(0.0, |b| b[j]);
@@ -116,7 +116,7 @@ pub(super) fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, n: usize, k: u
     if m <= FEW_ROWS {
         return few_rows(x, w, bias, m, n, k);
     }
-    let mut y = vec![0f32; m * n];
+    let mut y = vector::zeros(m * n);
     product(m, n, k, Matrix::rows(x, k), Matrix::rows(w, k).t(), &mut y, false);
     if let Some(b) = bias {
         y.par_chunks_mut(n * 64).for_each(|rows| {
@@ -165,7 +165,7 @@ impl Linear {
         let g = g.contiguous()?;
         let dx = if x.track_op() {
             let dx = with_values([w, &g], |[w, g]| {
-                let mut dx = vec![0f32; m * k];
+                let mut dx = vector::zeros(m * k);
                 product(m, k, n, Matrix::rows(g, n), Matrix::rows(w, k), &mut dx, false);
                 dx
             })?;
@@ -175,7 +175,7 @@ impl Linear {
         };
         let dw = if w.track_op() {
             let dw = with_values([x, &g], |[x, g]| {
-                let mut dw = vec![0f32; n * k];
+                let mut dw = vector::zeros(n * k);
                 product(n, k, m, Matrix::rows(g, n).t(), Matrix::rows(x, k), &mut dw, false);
                 dw
             })?;

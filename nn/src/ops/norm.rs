@@ -41,7 +41,7 @@ fn rms_scale(row: &[f32], eps: f32) -> f32 {
 /// Layer norm of every row of `w.len()` values where a bias is given, root-mean-square norm otherwise.
 pub(super) fn forward(x: &[f32], w: &[f32], b: Option<&[f32]>, eps: f32) -> Vec<f32> {
     let d = w.len();
-    let mut y = vec![0f32; x.len()];
+    let mut y = vector::zeros(x.len());
     let rows = rows_per_task(x.len() / d, d);
     in_parts(&mut y, x, rows * d, |y, x| {
         for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
@@ -169,7 +169,7 @@ fn by_row(
     d: usize,
     row: impl Fn(&[f32], &[f32], &mut [f32], &mut [f32], &mut [f32]) + Sync,
 ) -> Grads {
-    let mut dx = vec![0f32; x.len()];
+    let mut dx = vector::zeros(x.len());
     let rows = rows_per_task(x.len() / d, d);
     let partial: Vec<(Vec<f32>, Vec<f32>)> = dx
         .par_chunks_mut(rows * d)

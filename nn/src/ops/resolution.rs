@@ -1,6 +1,6 @@
 //! Half and double resolution: the mean of squares of four, and each value four times. Each is the other's gradient.
 
-use super::{is_fused, values, with_values};
+use super::{is_fused, values, vector, with_values};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -39,7 +39,7 @@ fn resized(dims: &[usize], size: impl Fn(usize) -> usize) -> (usize, Shape) {
 
 /// Rows of `width` values, each value four times and multiplied.
 fn spread(x: &[f32], width: usize, factor: f32) -> Vec<f32> {
-    let mut y = vec![0f32; 4 * x.len()];
+    let mut y = vector::zeros(4 * x.len());
     if width > 0 {
         y.par_chunks_mut(4 * width).zip(x.par_chunks(width)).for_each(|(y, x)| {
             let (above, below) = y.split_at_mut(2 * width);
@@ -54,7 +54,7 @@ fn spread(x: &[f32], width: usize, factor: f32) -> Vec<f32> {
 
 /// Sums of squares of four values, multiplied; rows of `width` values.
 fn gather(x: &[f32], width: usize, factor: f32) -> Vec<f32> {
-    let mut y = vec![0f32; x.len() / 4];
+    let mut y = vector::zeros(x.len() / 4);
     if width > 0 {
         y.par_chunks_mut(width / 2).zip(x.par_chunks(2 * width)).for_each(|(y, x)| {
             let (above, below) = x.split_at(width);

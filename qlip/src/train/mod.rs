@@ -7,6 +7,7 @@
 mod adversary;
 mod balance;
 mod judges;
+mod more_bits;
 mod objective;
 mod probes;
 mod teacher;
@@ -15,6 +16,7 @@ mod warm;
 
 pub use adversary::AdversaryConfig;
 pub use balance::Balance;
+pub use more_bits::with_quantizer;
 pub use objective::{Alignment, LossConfig, Objective, PairBatch, Parts};
 pub use teacher::Teacher;
 pub use vq::{VqLossConfig, VqObjective};

@@ -11,9 +11,9 @@ use crate::seen::Seen;
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::Device;
-use lm::SampleSettings;
 use lm::draw::pictures;
 use lm::engine::{Context, Finish, Part, Shared, Source};
+use lm::{SampleSettings, Token};
 use qlip::Image;
 use std::sync::Arc;
 
@@ -33,8 +33,8 @@ pub struct ChameleonChat {
     engine: Shared,
     words: Words,
     device: Device,
-    seen: Seen<Vec<u32>>,
-    turn_ends: u32,
+    seen: Seen<Vec<Token>>,
+    turn_ends: Token,
     generation: Generation,
 }
 
@@ -76,7 +76,7 @@ impl ChameleonChat {
     }
 
     /// Tokens of a conversation up to where the answer begins.
-    fn context(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    fn context(&self, messages: &[Message]) -> Result<Vec<Token>> {
         let m = &self.model;
         let mut ids = vec![m.bos];
         for message in messages {
@@ -86,7 +86,7 @@ impl ChameleonChat {
                     Content::Image(i) => ids.extend(self.shown(&self.seen.get(i, || self.codes(i))?.1)),
                     Content::Codes(codes) => {
                         let token = |&c: &u64| u32::try_from(c).ok().and_then(|c| m.config.codes.token(c));
-                        let tokens: Option<Vec<u32>> = codes.iter().map(token).collect();
+                        let tokens: Option<Vec<Token>> = codes.iter().map(token).collect();
                         let tokens = tokens.filter(|t| t.len() == m.codes_per_picture());
                         ids.extend(
                             self.shown(&tokens.ok_or_else(|| Error::invalid("codes of no picture of this model"))?),
@@ -103,11 +103,11 @@ impl ChameleonChat {
     }
 
     /// A picture's tokens between its marks.
-    fn shown(&self, tokens: &[u32]) -> Vec<u32> {
+    fn shown(&self, tokens: &[Token]) -> Vec<Token> {
         [&[self.model.begin], tokens, &[self.model.end]].concat()
     }
 
-    fn codes(&self, picture: &Image) -> Result<Vec<u32>> {
+    fn codes(&self, picture: &Image) -> Result<Vec<Token>> {
         crate::photos::not_too_long(picture)?;
         let pixels = preprocess::pixels(std::slice::from_ref(picture), self.model.config.resolution, &self.device)?;
         self.model.read(&qlip::Pixels(pixels.0.to_dtype(self.model.vq.dtype())?))
@@ -129,7 +129,7 @@ impl ChameleonChat {
         self.go_on([vec![self.model.bos], words].concat(), request, on)
     }
 
-    fn go_on(&self, mut ids: Vec<u32>, r: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
+    fn go_on(&self, mut ids: Vec<Token>, r: &Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Reply> {
         let m = &self.model;
         let mut reply = Reply { prompt_tokens: ids.len(), ..Reply::default() };
         let mut stream = TextStream::new(&self.words, &r.stop);
@@ -200,13 +200,13 @@ impl ChameleonChat {
     }
 
     /// A picture's tokens; nothing where the listener stopped it.
-    fn one(&self, request: lm::Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Option<Vec<u32>>> {
+    fn one(&self, request: lm::Request, on: &mut dyn FnMut(Event) -> bool) -> Result<Option<Vec<Token>>> {
         let grid = self.model.config.grid();
         if !on(Event::ImageStarted) {
             return Ok(None);
         }
-        let code = |t: &u32| self.model.config.codes.code(*t).map(u64::from);
-        let mut row = |all: &[Vec<u32>]| {
+        let code = |t: &Token| self.model.config.codes.code(*t).map(u64::from);
+        let mut row = |all: &[Vec<Token>]| {
             let codes: Vec<u64> = all[0].iter().filter_map(code).collect();
             on(Event::RowDone { done: codes.len() / grid.max(1), rows: grid, codes: &codes })
         };
@@ -221,7 +221,7 @@ impl ChameleonChat {
 
     fn saying(&self, pictures: bool) -> Saying<'_> {
         let m = &self.model;
-        let ends: Vec<u32> = [m.eos, self.turn_ends].into_iter().chain(pictures.then_some(m.begin)).collect();
+        let ends: Vec<Token> = [m.eos, self.turn_ends].into_iter().chain(pictures.then_some(m.begin)).collect();
         let banned = m.not_words().iter().copied().filter(|t| !ends.contains(t)).collect();
         let rows = Source::rows(0..m.config.text.vocab_size);
         Saying { engine: &self.engine, words: &self.words, rows, banned, ends }
@@ -240,7 +240,7 @@ impl ChameleonChat {
         words: &[&str],
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
     ) -> Result<Vec<Image>> {
         g.image.check()?;
         if !self.draws() {
@@ -254,16 +254,16 @@ impl ChameleonChat {
         };
         let requests = words.iter().zip(seeds).map(request).collect::<Result<_>>()?;
         let done = pictures(&self.engine, requests, self.model.config.grid(), &|_, t| t, on_row)?;
-        let tokens: Vec<u32> = done.into_iter().flat_map(|d| d.tokens).collect();
+        let tokens: Vec<Token> = done.into_iter().flat_map(|d| d.tokens).collect();
         if tokens.is_empty() { Ok(Vec::new()) } else { self.paint(&tokens) }
     }
 
-    fn paint(&self, tokens: &[u32]) -> Result<Vec<Image>> {
+    fn paint(&self, tokens: &[Token]) -> Result<Vec<Image>> {
         self.model.paint(tokens)?.to_images()
     }
 
     /// A picture of which only the first tokens are drawn yet.
-    pub fn sketch(&self, tokens: &[u32]) -> Result<Image> {
+    pub fn sketch(&self, tokens: &[Token]) -> Result<Image> {
         let (grid, all) = (self.model.config.grid(), self.model.codes_per_picture());
         let mut filled = tokens.to_vec();
         let first = self.model.config.codes.token(0).unwrap_or(0);
@@ -276,7 +276,7 @@ impl ChameleonChat {
     /// The same of an answer's codes.
     pub fn sketch_codes(&self, codes: &[u64]) -> Result<Image> {
         let token = |&c: &u64| u32::try_from(c).ok().and_then(|c| self.model.config.codes.token(c));
-        let tokens: Option<Vec<u32>> = codes.iter().map(token).collect();
+        let tokens: Option<Vec<Token>> = codes.iter().map(token).collect();
         self.sketch(&tokens.ok_or_else(|| Error::invalid("codes of no picture of this model"))?)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::code_rows::CodeRows;
 use crate::{Error, Result};
-use lm::LlamaConfig;
+use lm::{LlamaConfig, Token};
 use nn::block::{BlockConfig, QkNorm};
 use qlip::config::parse_json;
 use qlip::vq::VqConfig;
@@ -22,7 +22,7 @@ pub struct ChameleonConfig {
     /// Pixels along a picture's side.
     pub resolution: usize,
     /// Entries of the vocabulary by their writing.
-    pub vocabulary: HashMap<String, u32>,
+    pub vocabulary: HashMap<String, Token>,
     /// Codes among them.
     pub codes: CodeRows,
 }
@@ -84,7 +84,7 @@ impl ChameleonConfig {
         let bad = |why: String| Error::bad_file(path, why);
         let mut json: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         let root = json.as_object_mut().ok_or_else(|| bad("not an object".into()))?;
-        let vocabulary: HashMap<String, u32> = match root.remove("vocabulary_map") {
+        let vocabulary: HashMap<String, Token> = match root.remove("vocabulary_map") {
             Some(map) => serde_json::from_value(map).map_err(|e| bad(format!("vocabulary_map: {e}")))?,
             None => return Err(bad("vocabulary_map is missing: it says which entries are codes".into())),
         };
@@ -155,24 +155,24 @@ impl ChameleonConfig {
     }
 
     /// An entry by one of its writings.
-    pub fn mark(&self, writings: &[&str]) -> Result<u32> {
+    pub fn mark(&self, writings: &[&str]) -> Result<Token> {
         let found = writings.iter().find_map(|w| self.vocabulary.get(*w));
         found.copied().ok_or_else(|| Error::invalid(format!("vocabulary_map has no entry `{}`", writings[0])))
     }
 
     /// Entries that are no words: codes, and what begins with "<" but is not that letter.
-    pub fn not_words(&self) -> Vec<u32> {
-        let mark = |(w, _): &(&String, &u32)| w.starts_with('<') && w.as_str() != "<";
+    pub fn not_words(&self) -> Vec<Token> {
+        let mark = |(w, _): &(&String, &Token)| w.starts_with('<') && w.as_str() != "<";
         let marks = self.vocabulary.iter().filter(mark).map(|(_, &id)| id);
-        let named: std::collections::HashSet<u32> = self.vocabulary.values().copied().collect();
+        let named: std::collections::HashSet<Token> = self.vocabulary.values().copied().collect();
         // rows without an entry are padding of the table
-        let nameless = (0..self.text.vocab_size as u32).filter(|id| !named.contains(id));
+        let nameless = (0..self.text.vocab_size as Token).filter(|id| !named.contains(id));
         marks.chain(self.codes.tokens().iter().copied()).chain(nameless).collect()
     }
 }
 
 /// Code i is written IMGIMG, its digits as letters (A is 0), Z.
-fn codes(vocabulary: &HashMap<String, u32>, count: usize) -> Result<CodeRows> {
+fn codes(vocabulary: &HashMap<String, Token>, count: usize) -> Result<CodeRows> {
     let letter = |digit: u8| char::from(digit - b'0' + b'A');
     let token = |code: usize| {
         let digits: String = code.to_string().bytes().map(letter).collect();

@@ -4,7 +4,7 @@ use super::config::ChameleonConfig;
 use crate::artifact::{Artifact, Placement};
 use crate::{Error, Result};
 use lm::engine::{Finish, Next};
-use lm::{Context, Llama, Part, Request, SampleSettings, Source};
+use lm::{Context, Llama, Part, Request, SampleSettings, Source, Token};
 use nn::stored::Stored;
 use nn::{Params, WeightType};
 use qlip::Pixels;
@@ -28,16 +28,16 @@ pub struct Chameleon {
     /// The image tokenizer; published files of Chameleon hold the half that reads pictures alone.
     pub vq: VqTokenizer,
     /// Text begins.
-    pub bos: u32,
+    pub bos: Token,
     /// Text ends.
-    pub eos: u32,
+    pub eos: Token,
     /// A picture begins.
-    pub begin: u32,
+    pub begin: Token,
     /// A picture ends.
-    pub end: u32,
+    pub end: Token,
     /// Stands where a picture's codes go.
-    pub image: u32,
-    not_words: Vec<u32>,
+    pub image: Token,
+    not_words: Vec<Token>,
 }
 
 impl Chameleon {
@@ -70,7 +70,7 @@ impl Chameleon {
     }
 
     /// Entries that are no words.
-    pub fn not_words(&self) -> &[u32] {
+    pub fn not_words(&self) -> &[Token] {
         &self.not_words
     }
 
@@ -80,15 +80,16 @@ impl Chameleon {
     }
 
     /// Tokens of pictures, one after the other.
-    pub fn read(&self, pixels: &Pixels) -> Result<Vec<u32>> {
+    pub fn read(&self, pixels: &Pixels) -> Result<Vec<Token>> {
         let codes = self.vq.quantise(&self.vq.pre_quant(&self.vq.encoder_out(pixels)?)?)?.indices;
         let token = |c| self.config.codes.token(c).ok_or_else(|| Error::invalid(format!("code {c} has no token")));
         codes.into_iter().map(token).collect()
     }
 
     /// Pixels of pictures' tokens.
-    pub fn paint(&self, tokens: &[u32]) -> Result<Pixels> {
-        let code = |&t: &u32| self.config.codes.code(t).ok_or_else(|| Error::invalid(format!("token {t} is no code")));
+    pub fn paint(&self, tokens: &[Token]) -> Result<Pixels> {
+        let code =
+            |&t: &Token| self.config.codes.code(t).ok_or_else(|| Error::invalid(format!("token {t} is no code")));
         let codes = tokens.iter().map(code).collect::<Result<Vec<_>>>()?;
         let grid = self.config.grid();
         self.vq.decode(&self.vq.look_up(&codes, grid, grid)?)
@@ -97,7 +98,7 @@ impl Chameleon {
     /// At most `most` words after a context, up to the text's end, and a picture's beginning where pictures may come.
     pub fn words(
         &self,
-        context: Vec<u32>,
+        context: Vec<Token>,
         pictures: bool,
         most: usize,
         s: SampleSettings,
@@ -105,13 +106,13 @@ impl Chameleon {
     ) -> Request {
         let rows = Source::rows(0..self.config.text.vocab_size);
         let (eos, begin) = (self.eos, self.begin);
-        let grammar = Box::new(move |tokens: &[u32]| match tokens.last() {
+        let grammar = Box::new(move |tokens: &[Token]| match tokens.last() {
             Some(&t) if t == eos || t == begin => Next::Done(Finish::Stop),
             _ if tokens.len() >= most => Next::Done(Finish::Length),
             _ => Next::Choose(rows),
         });
         let mut request = Request::new(Context::new(vec![Part::tokens(context)]), s, seed, grammar);
-        let may = |t: &u32| *t == eos || (pictures && *t == begin);
+        let may = |t: &Token| *t == eos || (pictures && *t == begin);
         request.banned = self.not_words.iter().copied().filter(|t| !may(t)).collect();
         request
     }
@@ -119,11 +120,17 @@ impl Chameleon {
     /// A picture after a context that ends with its begin mark; guided by two more contexts where scales are given: of what has no
     /// words ("pictures": codes, and the marks around them), and of nothing. Logits are
     /// none + scales[0] (pictures - none) + scales[1] (full - pictures).
-    pub fn drawing(&self, context: Vec<u32>, scales: Option<[f32; 2]>, s: SampleSettings, seed: (u64, u64)) -> Request {
+    pub fn drawing(
+        &self,
+        context: Vec<Token>,
+        scales: Option<[f32; 2]>,
+        s: SampleSettings,
+        seed: (u64, u64),
+    ) -> Request {
         let source = self.config.codes.source();
         let grammar = lm::engine::in_turn(vec![source; self.codes_per_picture()]);
-        let whole = |ids: Vec<u32>| Context::new(vec![Part::tokens(ids)]);
-        let kept = |t: &u32| [self.bos, self.begin, self.end].contains(t) || self.config.codes.code(*t).is_some();
+        let whole = |ids: Vec<Token>| Context::new(vec![Part::tokens(ids)]);
+        let kept = |t: &Token| [self.bos, self.begin, self.end].contains(t) || self.config.codes.code(*t).is_some();
         let pictures = context.iter().copied().filter(kept).collect();
         let mut request = Request::new(whole(context), s, seed, grammar);
         request.banned = self.config.codes.between();

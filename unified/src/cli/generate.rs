@@ -273,7 +273,7 @@ impl Generate {
                 tick(&bar, 1);
                 true
             })?;
-            ids.extend(drawn.concat().into_iter().map(i64::from));
+            ids.extend(drawn.concat().into_iter().map(|t| t as i64));
         }
         bar.finish_and_clear();
         let tensor = Tensor::from_vec(ids, (wanted.len(), model.model.config.block_size), &Device::Cpu)?;

@@ -10,9 +10,9 @@ use crate::seen::Seen;
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
-use lm::SampleSettings;
 use lm::draw::pictures;
 use lm::engine::{Part, Shared, Source};
+use lm::{SampleSettings, Token};
 use qlip::Image;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -55,10 +55,10 @@ pub struct Emu3Chat {
     words: Words,
     device: Device,
     seeing: Seeing,
-    seen: Seen<Vec<u32>>,
-    bos: u32,
+    seen: Seen<Vec<Token>>,
+    bos: Token,
     /// Codes and marks of pictures: no words.
-    banned: Vec<u32>,
+    banned: Vec<Token>,
     generation: Generation,
 }
 
@@ -104,7 +104,7 @@ impl Emu3Chat {
     }
 
     /// Tokens of a conversation up to where the answer begins: "You are a helpful assistant. USER: {picture}{question}. ASSISTANT:".
-    fn context(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    fn context(&self, messages: &[Message]) -> Result<Vec<Token>> {
         let (mut ids, mut text) = (vec![self.bos], String::new());
         let system = messages.iter().find(|m| m.role == Role::System);
         let said = |m: &Message| -> String {
@@ -138,7 +138,7 @@ impl Emu3Chat {
     }
 
     /// A picture as it stands in a conversation: its size in words, rows of codes, marks.
-    fn tokens(&self, picture: &Image) -> Result<Vec<u32>> {
+    fn tokens(&self, picture: &Image) -> Result<Vec<Token>> {
         crate::photos::not_too_long(picture)?;
         let m = &self.model;
         let factor = m.config.vq.net.stride();
@@ -200,11 +200,11 @@ impl Emu3Chat {
         words: &[&str],
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
     ) -> Result<Vec<Image>> {
         g.image.check()?;
         let (m, grid) = (&self.model, self.grid());
-        let prompt = |words: &str| -> Result<Vec<u32>> {
+        let prompt = |words: &str| -> Result<Vec<Token>> {
             let mut ids = vec![self.bos];
             ids.extend(self.words.encode(words)?);
             ids.push(m.begin);
@@ -223,7 +223,7 @@ impl Emu3Chat {
     }
 
     /// A picture of its tokens, marks among them.
-    fn paint(&self, tokens: &[u32]) -> Result<Image> {
+    fn paint(&self, tokens: &[Token]) -> Result<Image> {
         let grid = self.grid();
         let mut codes: Vec<u32> = tokens.iter().filter_map(|&t| self.model.config.codes.code(t)).collect();
         codes.resize(grid * grid, codes.last().copied().unwrap_or(0));
@@ -232,7 +232,7 @@ impl Emu3Chat {
     }
 
     /// A picture of which only the first tokens are drawn yet.
-    pub fn sketch(&self, tokens: &[u32]) -> Result<Image> {
+    pub fn sketch(&self, tokens: &[Token]) -> Result<Image> {
         let rows = tokens.len() / (self.grid() + 1);
         Ok(self.paint(tokens)?.grey_below(rows * self.model.config.vq.net.stride()))
     }

@@ -2,7 +2,7 @@
 
 use crate::code_rows::CodeRows;
 use crate::{Error, Result};
-use lm::LlamaConfig;
+use lm::{LlamaConfig, Token};
 use qlip::config::parse_json;
 use qlip::vq::{Emu3VqConfig, VqConfig};
 use serde::Deserialize;
@@ -17,7 +17,7 @@ pub struct Emu3Config {
     /// The image tokenizer.
     pub vq: Emu3VqConfig,
     /// Entries of the vocabulary by their writing.
-    pub vocabulary: HashMap<String, u32>,
+    pub vocabulary: HashMap<String, Token>,
     /// Codes among them.
     pub codes: CodeRows,
 }
@@ -70,7 +70,7 @@ impl Emu3Config {
         let bad = |why: String| Error::bad_file(path, why);
         let mut json: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         let mut part = |name: &str| json.as_object_mut().and_then(|root| root.remove(name));
-        let vocabulary: HashMap<String, u32> = match part("vocabulary_map") {
+        let vocabulary: HashMap<String, Token> = match part("vocabulary_map") {
             Some(map) => serde_json::from_value(map).map_err(|e| bad(format!("vocabulary_map: {e}")))?,
             None => {
                 return Err(bad("vocabulary_map is missing: it says which entries are codes".into()));
@@ -119,13 +119,13 @@ impl Emu3Config {
     }
 
     /// An entry by its writing.
-    pub fn mark(&self, writing: &str) -> Result<u32> {
+    pub fn mark(&self, writing: &str) -> Result<Token> {
         let found = self.vocabulary.get(writing).copied();
         found.ok_or_else(|| Error::invalid(format!("vocabulary_map has no entry `{writing}`")))
     }
 }
 
-fn codes(vocabulary: &HashMap<String, u32>, count: usize) -> Result<CodeRows> {
+fn codes(vocabulary: &HashMap<String, Token>, count: usize) -> Result<CodeRows> {
     let token = |code: usize| {
         let name = format!("<|visual token {code:06}|>");
         let id = vocabulary.get(&name).copied();

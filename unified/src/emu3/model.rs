@@ -4,7 +4,7 @@ use super::config::Emu3Config;
 use crate::artifact::{Artifact, Placement};
 use crate::{Error, Result};
 use lm::engine::{Finish, Next};
-use lm::{Context, Llama, Part, Request, SampleSettings};
+use lm::{Context, Llama, Part, Request, SampleSettings, Token};
 use nn::stored::Stored;
 use nn::{Params, WeightType};
 use qlip::vq::{DecoderLevels, Emu3Tokenizer, llamagen_name};
@@ -61,19 +61,19 @@ pub struct Emu3 {
     /// The image tokenizer.
     pub vq: Emu3Tokenizer,
     /// Stands where a picture's tokens go.
-    pub image: u32,
+    pub image: Token,
     /// A row of codes ends.
-    pub eol: u32,
+    pub eol: Token,
     /// The codes end.
-    pub eof: u32,
+    pub eof: Token,
     /// A picture begins; its size follows in words.
-    pub begin: u32,
+    pub begin: Token,
     /// Codes begin.
-    pub codes_begin: u32,
+    pub codes_begin: Token,
     /// A picture ends.
-    pub end: u32,
+    pub end: Token,
     /// Text ends.
-    pub eos: u32,
+    pub eos: Token,
 }
 
 impl Emu3 {
@@ -105,7 +105,7 @@ impl Emu3 {
     }
 
     /// Tokens of pictures' codes, each row of `columns` closed by its mark.
-    pub fn tokens(&self, codes: &[u32], columns: usize) -> Result<Vec<u32>> {
+    pub fn tokens(&self, codes: &[u32], columns: usize) -> Result<Vec<Token>> {
         let mut out = Vec::with_capacity(codes.len() + codes.len() / columns.max(1));
         for row in codes.chunks(columns.max(1)) {
             for &c in row {
@@ -125,13 +125,13 @@ impl Emu3 {
     }
 
     /// Rows and columns that a prompt asks for: the words between the picture's beginning and its codes, "90*90".
-    pub fn asked(&self, prompt: &[u32]) -> Result<(usize, usize)> {
+    pub fn asked(&self, prompt: &[Token]) -> Result<(usize, usize)> {
         let missing =
             || Error::invalid("the prompt has no size of a picture, as in <|image start|>90*90<|image token|>");
         let from = prompt.iter().rposition(|&t| t == self.begin).ok_or_else(missing)?;
         let to = prompt[from..].iter().position(|&t| t == self.codes_begin).ok_or_else(missing)?;
         let ids = &prompt[from + 1..from + to];
-        let word = |id: &u32| self.config.vocabulary.iter().find(|(_, v)| *v == id).map(|(w, _)| w.as_str());
+        let word = |id: &Token| self.config.vocabulary.iter().find(|(_, v)| *v == id).map(|(w, _)| w.as_str());
         let text: String = ids.iter().filter_map(word).collect();
         let sizes = text.split_once('*').and_then(|(h, w)| Some((h.trim().parse().ok()?, w.trim().parse().ok()?)));
         match sizes {
@@ -143,8 +143,8 @@ impl Emu3 {
     /// A request that draws `rows` x `columns` codes after a prompt that ends where codes begin: marks are forced by their place.
     pub fn drawing(
         &self,
-        prompt: &[u32],
-        negative: Option<(&[u32], f32)>,
+        prompt: &[Token],
+        negative: Option<(&[Token], f32)>,
         (rows, columns): (usize, usize),
         s: SampleSettings,
         seed: (u64, u64),
@@ -152,13 +152,13 @@ impl Emu3 {
         let source = self.config.codes.source();
         let (eol, ends) = (self.eol, [self.eof, self.end, self.eos]);
         let all = rows * (columns + 1);
-        let grammar = Box::new(move |tokens: &[u32]| match tokens.len() {
+        let grammar = Box::new(move |tokens: &[Token]| match tokens.len() {
             n if n < all && n % (columns + 1) == columns => Next::Only(0, eol),
             n if n < all => Next::Choose(source),
             n if n - all < ends.len() => Next::Only(0, ends[n - all]),
             _ => Next::Done(Finish::Stop),
         });
-        let whole = |ids: &[u32]| Context::new(vec![Part::tokens(ids)]);
+        let whole = |ids: &[Token]| Context::new(vec![Part::tokens(ids)]);
         let mut request = Request::new(whole(prompt), s, seed, grammar);
         request.banned = self.config.codes.between();
         match negative {

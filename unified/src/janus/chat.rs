@@ -12,7 +12,7 @@ use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use lm::draw::pictures;
-use lm::{Part, Shared, Source};
+use lm::{Part, Shared, Source, Token};
 use qlip::Image;
 use std::sync::Arc;
 
@@ -53,11 +53,11 @@ pub struct JanusChat {
     seen: Seen<Tensor>,
     /// Names of user and assistant: the first release writes them bare.
     roles: [&'static str; 2],
-    placeholder: u32,
-    begin: u32,
-    end: u32,
-    pad: u32,
-    ends: Vec<u32>,
+    placeholder: Token,
+    begin: Token,
+    end: Token,
+    pad: Token,
+    ends: Vec<Token>,
     generation: Generation,
 }
 
@@ -97,12 +97,12 @@ impl JanusChat {
         self.generation
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    fn encode(&self, text: &str) -> Result<Vec<Token>> {
         self.words.encode(&format!("{BEGIN_OF_SENTENCE}{text}"))
     }
 
     /// Tokens of a conversation up to where the answer begins, one placeholder for each picture; and the pictures.
-    fn context(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<Image>)> {
+    fn context(&self, messages: &[Message]) -> Result<(Vec<Token>, Vec<Image>)> {
         let mut pictures = Vec::new();
         let mut turns = Vec::new();
         let mut system = SYSTEM.to_owned();
@@ -137,7 +137,7 @@ impl JanusChat {
     }
 
     /// What the engine reads: each placeholder as begin mark, features, end mark.
-    fn parts(&self, ids: &[u32], pictures: &[Image]) -> Result<Vec<Part>> {
+    fn parts(&self, ids: &[Token], pictures: &[Image]) -> Result<Vec<Part>> {
         let mut parts = Vec::new();
         let mut shown = pictures.iter();
         for run in ids.split_inclusive(|&t| t == self.placeholder) {
@@ -183,7 +183,7 @@ impl JanusChat {
         request.generation.text.check()?;
         let (most, room) = (self.model.lm.max_positions(), request.max_tokens.min(TEXT_ROOM));
         let per = self.model.tokens_per_picture() + 1;
-        let len = |c: &(Vec<u32>, Vec<Image>)| c.0.len() + c.1.len() * per;
+        let len = |c: &(Vec<Token>, Vec<Image>)| c.0.len() + c.1.len() * per;
         let (ids, pictures) = request.window.fit(messages, most, room, &|m| self.context(m), &len)?;
         self.saying().answer(self.parts(&ids, &pictures)?, request, on)
     }
@@ -205,7 +205,7 @@ impl JanusChat {
         words: &[&str],
         seeds: &[u64],
         g: &Generation,
-        on_row: &mut dyn FnMut(&[Vec<u32>]) -> bool,
+        on_row: &mut dyn FnMut(&[Vec<Token>]) -> bool,
     ) -> Result<Vec<Image>> {
         g.image.check()?;
         if !g.guidance_scale.is_finite() {
@@ -219,12 +219,12 @@ impl JanusChat {
         };
         let requests = words.iter().zip(seeds).map(request).collect::<Result<_>>()?;
         let done = pictures(&self.engine, requests, self.model.config.grid, &|_, code| code, on_row)?;
-        let codes: Vec<u32> = done.into_iter().flat_map(|d| d.tokens).collect();
+        let codes: Vec<Token> = done.into_iter().flat_map(|d| d.tokens).collect();
         if codes.is_empty() { Ok(Vec::new()) } else { self.model.paint(&codes) }
     }
 
     /// A picture of which only the first codes are drawn yet.
-    pub fn sketch(&self, codes: &[u32]) -> Result<Image> {
+    pub fn sketch(&self, codes: &[Token]) -> Result<Image> {
         let grid = self.model.config.grid;
         let mut all = codes.to_vec();
         all.resize(grid * grid, codes.last().copied().unwrap_or(0));

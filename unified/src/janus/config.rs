@@ -1,7 +1,7 @@
 //! config.json of Janus: as transformers writes it, and the authors'.
 
 use crate::{Error, Result};
-use lm::LlamaConfig;
+use lm::{LlamaConfig, Token};
 use nn::stored::Stored;
 use qlip::config::{one_spelling, parse_json};
 use qlip::siglip::SiglipConfig;
@@ -27,7 +27,7 @@ pub struct JanusConfig {
     /// Cells along a drawn picture's side.
     pub grid: usize,
     /// The token that stands where a picture's features go, where the config says.
-    pub image_token: Option<u32>,
+    pub image_token: Option<Token>,
 }
 
 #[derive(Deserialize)]
@@ -36,7 +36,7 @@ struct Root {
     text_config: LlamaConfig,
     vision_config: Vision,
     vq_config: Vq,
-    image_token_id: Option<u32>,
+    image_token_id: Option<Token>,
     #[serde(rename = "model_type")]
     _model_type: serde::de::IgnoredAny,
     #[serde(default)]

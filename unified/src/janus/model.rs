@@ -7,7 +7,8 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use lm::engine::{Choose, Model, Source};
 use lm::trunk::Trunk;
-use lm::{Context, Llama, Part, Request, SampleSettings};
+use lm::vocab::table_rows;
+use lm::{Context, Llama, Part, Request, SampleSettings, Token};
 use nn::block::Linear;
 use nn::ops::Activation;
 use nn::{Init, Params, Weight, WeightType};
@@ -104,12 +105,12 @@ impl Janus {
     }
 
     /// Embeddings [codes, width] of drawn codes.
-    pub fn embed_codes(&self, codes: &[u32]) -> Result<Tensor> {
+    pub fn embed_codes(&self, codes: &[Token]) -> Result<Tensor> {
         let n = self.config.vq.codebook_size;
         if let Some(bad) = codes.iter().find(|&&c| c as usize >= n) {
             return Err(Error::invalid(format!("code {bad} is outside the codebook of {n}")));
         }
-        self.gen_aligner.forward(&self.gen_embed.rows(codes)?)
+        self.gen_aligner.forward(&self.gen_embed.rows(&table_rows(codes))?)
     }
 
     /// Logits [.., codes] of hidden states [.., width].
@@ -119,10 +120,17 @@ impl Janus {
 
     /// A request that draws a picture after a prompt that ends with the begin mark. Without guidance's scale the prompt alone is
     /// read; with it a second context, in which everything but the prompt's first and last token is `pad`.
-    pub fn drawing(&self, prompt: &[u32], pad: u32, scale: f32, sample: SampleSettings, seed: (u64, u64)) -> Request {
+    pub fn drawing(
+        &self,
+        prompt: &[Token],
+        pad: Token,
+        scale: f32,
+        sample: SampleSettings,
+        seed: (u64, u64),
+    ) -> Request {
         let source = Source { head: CODES, start: 0, rows: self.config.vq.codebook_size as u32 };
         let grammar = lm::engine::in_turn(vec![source; self.codes_per_picture()]);
-        let context = |ids: Vec<u32>| Context::new(vec![Part::tokens(ids)]);
+        let context = |ids: Vec<Token>| Context::new(vec![Part::tokens(ids)]);
         let request = Request::new(context(prompt.to_vec()), sample, seed, grammar);
         if scale == 1.0 {
             return request;
@@ -133,9 +141,9 @@ impl Janus {
     }
 
     /// Pictures of their codes, row by row.
-    pub fn paint(&self, codes: &[u32]) -> Result<Vec<Image>> {
+    pub fn paint(&self, codes: &[Token]) -> Result<Vec<Image>> {
         let grid = self.config.grid;
-        let pixels = self.vq.decode(&self.vq.look_up(codes, grid, grid)?)?;
+        let pixels = self.vq.decode(&self.vq.look_up(&table_rows(codes), grid, grid)?)?;
         pixels.to_images()
     }
 }
@@ -144,12 +152,12 @@ impl Model for Janus {
     fn trunk(&self) -> &Trunk {
         Model::trunk(&self.lm)
     }
-    fn embed(&self, head: u8, tokens: &[u32]) -> Result<Tensor> {
+    fn embed(&self, head: u8, tokens: &[Token]) -> Result<Tensor> {
         if head == CODES { self.embed_codes(tokens) } else { Model::embed(&self.lm, head, tokens) }
     }
-    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<u32>> {
+    fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<Token>> {
         if source.head == CODES {
-            return choose(&self.code_logits(hidden)?);
+            return Ok(choose(&self.code_logits(hidden)?)?.into_iter().map(Token::from).collect());
         }
         self.lm.next(source, hidden, choose)
     }

@@ -13,7 +13,7 @@ use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{Device, Tensor};
 use lm::llama::TokenIds;
-use lm::{Part, Shared, Source};
+use lm::{Part, Shared, Source, Token};
 use qlip::{Image, Preprocess};
 
 /// Vicuna's conversation, version 1: for checkpoints that carry no template.
@@ -42,12 +42,12 @@ pub struct LlavaChat {
     template: Template,
     bos: String,
     eos: String,
-    ends: Vec<u32>,
+    ends: Vec<Token>,
     device: Device,
     engine: Shared,
     seen: Seen<Tensor>,
     /// The tokenizer's number of the picture's mark.
-    mark: u32,
+    mark: Token,
     /// Rows of words.
     rows: usize,
     generation: Generation,
@@ -110,7 +110,7 @@ impl LlavaChat {
 
     /// Token ids of a conversation up to where the answer begins, each picture as many image tokens as it has
     /// features; and the pictures.
-    pub fn context(&self, messages: &[Message]) -> Result<(Vec<u32>, Vec<Image>)> {
+    pub fn context(&self, messages: &[Message]) -> Result<(Vec<Token>, Vec<Image>)> {
         let mut pictures = Vec::new();
         let mut json = Vec::new();
         for message in messages {
@@ -216,7 +216,7 @@ impl LlavaChat {
     }
 
     /// Ids in which image tokens are places for pictures, as the engine reads them.
-    fn parts(&self, ids: &[u32], pictures: &[Image]) -> Result<Vec<Part>> {
+    fn parts(&self, ids: &[Token], pictures: &[Image]) -> Result<Vec<Part>> {
         let (image, per) = (self.model.config.image_token_index, self.model.tokens_per_picture());
         let mut parts = Vec::new();
         let mut shown = pictures.iter();

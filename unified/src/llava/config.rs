@@ -1,7 +1,7 @@
 //! config.json of LLaVA checkpoints: the llava-hf layout and the first release's.
 
 use crate::{Error, Result};
-use lm::LlamaConfig;
+use lm::{LlamaConfig, Token};
 use nn::ops::Activation;
 use qlip::clip::ClipVisionConfig;
 use qlip::config::{TowerConfig, parse_json};
@@ -18,7 +18,7 @@ pub struct LlavaConfig {
     pub text_config: LlamaConfig,
     /// Token that stands where a picture's features go.
     #[serde(alias = "image_token_id")]
-    pub image_token_index: u32,
+    pub image_token_index: Token,
     /// Index into the tower's hidden states, from the end when negative.
     #[serde(default = "minus_two")]
     pub vision_feature_layer: i64,
@@ -37,7 +37,7 @@ pub struct LlavaConfig {
     #[serde(default)]
     pub ignore_index: Option<i64>,
     #[serde(default)]
-    pub pad_token_id: Option<u32>,
+    pub pad_token_id: Option<Token>,
     #[serde(default)]
     pub vocab_size: Option<usize>,
     #[serde(default)]
@@ -160,7 +160,7 @@ impl LlavaConfig {
             model_type: "llava".into(),
             vision_config: VisionConfig::Clip(ClipVisionConfig::large_336()),
             // the first release marks pictures with -200 outside the vocabulary; one id past it is ours
-            image_token_index: text_config.vocab_size as u32,
+            image_token_index: text_config.vocab_size as Token,
             text_config,
             vision_feature_layer: json["mm_vision_select_layer"].as_i64().unwrap_or(-2),
             vision_feature_select_strategy: select,

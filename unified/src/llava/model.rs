@@ -6,7 +6,7 @@ use super::names::published_name;
 use crate::artifact::{Artifact, Placement};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
-use lm::Llama;
+use lm::{Llama, Token};
 use nn::block::Linear;
 use nn::ops::{Activation, Mask, Positions};
 use nn::params::Lora;
@@ -125,7 +125,7 @@ impl Llava {
 
     /// Embeddings [tokens, width] of ids in which every image token is a place for one row of `features` [rows, width],
     /// in order over all pictures.
-    pub fn embed(&self, ids: &[u32], features: Option<&Tensor>) -> Result<Tensor> {
+    pub fn embed(&self, ids: &[Token], features: Option<&Tensor>) -> Result<Tensor> {
         let image = self.config.image_token_index;
         let places = ids.iter().filter(|&&i| i == image).count();
         let rows = features.map_or(Ok(0), |f| f.dim(0))?;

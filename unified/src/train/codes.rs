@@ -6,6 +6,7 @@
 use super::Run;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
+use lm::Token;
 use nn::checkpoint;
 use qlip::Image;
 use qlip::data::Pictures;
@@ -141,7 +142,7 @@ impl Layout {
         4 + self.crops * self.stride()
     }
 
-    fn pack(self, tokens: &[u32], out: &mut [u8]) {
+    fn pack(self, tokens: &[Token], out: &mut [u8]) {
         for (i, token) in tokens.iter().enumerate() {
             for bit in 0..self.bits {
                 let at = i * self.bits + bit;
@@ -150,11 +151,11 @@ impl Layout {
         }
     }
 
-    fn unpack(self, row: &[u8]) -> Vec<u32> {
+    fn unpack(self, row: &[u8]) -> Vec<Token> {
         let token = |i: usize| {
             (0..self.bits).fold(0, |token, bit| {
                 let at = i * self.bits + bit;
-                token | u32::from(row[at / 8] >> (at % 8) & 1) << bit
+                token | Token::from(row[at / 8] >> (at % 8) & 1) << bit
             })
         };
         (0..self.per).map(token).collect()
@@ -202,7 +203,7 @@ impl PackedWriter {
         Ok((Self { layout, path: path.to_owned(), growing, file, buffer: Vec::new() }, next))
     }
 
-    fn push(&mut self, picture: usize, rows: &[Vec<u32>]) -> Result<()> {
+    fn push(&mut self, picture: usize, rows: &[Vec<Token>]) -> Result<()> {
         let number = u32::try_from(picture).map_err(|_| Error::invalid("more than 2^32 pictures"))?;
         let start = self.buffer.len();
         self.buffer.resize(start + self.layout.record(), 0);
@@ -313,7 +314,7 @@ impl PackedTokens {
     }
 
     /// A row's tokens.
-    pub fn get(&self, n: usize) -> Result<Vec<u32>> {
+    pub fn get(&self, n: usize) -> Result<Vec<Token>> {
         let stride = self.layout.stride();
         let mut row = vec![0; stride];
         self.file.read_exact_at(&mut row, self.start + (n * stride) as u64).map_err(Error::io(&self.path))?;
@@ -325,7 +326,7 @@ impl PackedTokens {
 mod tests {
     use super::*;
 
-    const ROWS: [[u32; 5]; 4] = [[0, 1023, 5, 512, 77], [1, 2, 3, 4, 1000], [9, 8, 7, 6, 5], [1023, 0, 1023, 0, 1]];
+    const ROWS: [[Token; 5]; 4] = [[0, 1023, 5, 512, 77], [1, 2, 3, 4, 1000], [9, 8, 7, 6, 5], [1023, 0, 1023, 0, 1]];
 
     /// Two rows a picture; a kill after the first picture and a part of the second loses nothing.
     #[test]
@@ -335,7 +336,7 @@ mod tests {
         let layout = Layout { per: 5, bits: 10, crops: 2, source: 7 };
         // fifty bits are seven bytes
         assert_eq!((layout.stride(), layout.record()), (7, 18));
-        let rows: Vec<Vec<u32>> = ROWS.iter().map(|r| r.to_vec()).collect();
+        let rows: Vec<Vec<Token>> = ROWS.iter().map(|r| r.to_vec()).collect();
         let (mut w, next) = PackedWriter::begin(&path, layout).unwrap();
         assert_eq!(next, 0);
         w.push(0, &rows[..2]).unwrap();
@@ -375,15 +376,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("codes.safetensors");
         let layout = Layout { per: 4, bits: 14, crops: 10, source: 7 };
-        let made = |picture: usize, crop: usize| -> Vec<u32> {
-            (0..4).map(|i| ((picture * 31 + crop * 7 + i * 3) & 0x3fff) as u32).collect()
+        let made = |picture: usize, crop: usize| -> Vec<Token> {
+            (0..4).map(|i| ((picture * 31 + crop * 7 + i * 3) & 0x3fff) as Token).collect()
         };
         let before = resident();
         for end in [ALL / 2, ALL] {
             let (mut w, start) = PackedWriter::begin(&path, layout).unwrap();
             assert_eq!(start, end - ALL / 2);
             for picture in start..end {
-                let rows: Vec<Vec<u32>> = (0..10).map(|c| made(picture, c)).collect();
+                let rows: Vec<Vec<Token>> = (0..10).map(|c| made(picture, c)).collect();
                 w.push(picture, &rows).unwrap();
                 if picture % (128 * CHUNK) == 0 {
                     w.sync().unwrap();

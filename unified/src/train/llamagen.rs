@@ -10,11 +10,11 @@ use crate::data::DataConfig;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use lm::SampleSettings;
 use lm::draw::{DrawSettings, Schedule};
 use lm::head::BitwiseConfig;
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use lm::shared_bits::{SharedBits, bit_patterns};
+use lm::{SampleSettings, Token};
 use nn::dropout::{Dropout, DropoutConfig};
 use nn::rng::Rng;
 use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task, in_parts};
@@ -129,7 +129,7 @@ struct Texts {
 }
 
 /// Tokens of a picture, of which a share of up to `most` of the bits is flipped.
-fn flipped(tokens: &[u32], bits: usize, most: f64, r: &mut Rng) -> Vec<u32> {
+fn flipped(tokens: &[Token], bits: usize, most: f64, r: &mut Rng) -> Vec<Token> {
     if most == 0.0 {
         return tokens.to_vec();
     }
@@ -152,9 +152,9 @@ struct Wanted {
     /// Whether its condition is left out.
     drop: bool,
     /// What is read.
-    seen: Vec<u32>,
+    seen: Vec<Token>,
     /// What is to come.
-    targets: Vec<u32>,
+    targets: Vec<Token>,
 }
 
 /// What a step needs.
@@ -328,7 +328,7 @@ impl Drawing<'_> {
         let condition = self.condition(&pictures)?;
         let drop: Vec<bool> = batch.iter().map(|w| w.drop).collect();
         let flat =
-            |of: fn(&Wanted) -> &Vec<u32>| batch.iter().flat_map(|w| of(w).iter().copied()).collect::<Vec<u32>>();
+            |of: fn(&Wanted) -> &Vec<Token>| batch.iter().flat_map(|w| of(w).iter().copied()).collect::<Vec<Token>>();
         let (seen, targets) = (flat(|w| &w.seen), flat(|w| &w.targets));
         let dropout = self.config.dropout;
         let mut noise = noise.filter(|_| !dropout.is_none()).map(|r| Dropout::new(dropout, r));
@@ -354,7 +354,7 @@ impl Task for Drawing<'_> {
         let one = |row: usize| {
             let mut r = rng::keyed(self.config.run.seed ^ stream, &[place.step as u64, row as u64]);
             let (at, crop) = (part[rng::below(&mut r, part.len())], rng::below(&mut r, self.config.crops));
-            let targets: Vec<u32> = self.tokens.get(at * self.config.crops + crop)?;
+            let targets: Vec<Token> = self.tokens.get(at * self.config.crops + crop)?;
             // a condition that is left out is not what is measured
             let drop = f64::from(rng::uniform(&mut r)) < self.sizes.class_dropout_prob && !place.held_out;
             let seen = match &self.sizes.bitwise {

@@ -11,6 +11,8 @@ use crate::template::{Template, marks_of};
 use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
+use lm::Token;
+use lm::vocab::table_rows;
 use nn::ops::cross_entropy;
 use nn::params::Lora;
 use nn::stored::Stored;
@@ -275,7 +277,7 @@ impl Conversing<'_> {
         let width = base.config.text_config.hidden_size;
         let x = x.reshape((packed.rows, self.config.sequence_length, width))?;
         let hidden = model.lm.hidden(&x, &packed.positions, &packed.mask)?.flatten_to(1)?;
-        let (rows, targets): (Vec<u32>, Vec<u32>) = packed.targets.text.iter().copied().unzip();
+        let (rows, targets): (Vec<u32>, Vec<Token>) = packed.targets.text.iter().copied().unzip();
         // the projector moves by nothing in a batch without pictures, as all does in a part without answers; candle cuts the graph at a
         // product with the number zero, not at one with a tensor that holds it
         let zero = Tensor::zeros((), DType::F32, &self.device)?;
@@ -284,7 +286,7 @@ impl Conversing<'_> {
             count => {
                 let hidden = hidden.index_select(&Tensor::from_vec(rows, count, &self.device)?, 0)?;
                 let logits = model.lm.logits(&hidden, 0..base.config.text_config.vocab_size)?;
-                (cross_entropy(&logits, &targets)?.sum_all()? / total)?
+                (cross_entropy(&logits, &table_rows(&targets))?.sum_all()? / total)?
             }
         };
         if pictures.is_empty() {
@@ -352,7 +354,7 @@ fn tokenizer(files: &ModelFiles) -> Result<(PathBuf, Vec<u8>)> {
 }
 
 /// Features in the order of the packed conversations.
-fn reorder(features: &Tensor, batch: &[&Sequence], order: &[usize], image: u32) -> Result<Tensor> {
+fn reorder(features: &Tensor, batch: &[&Sequence], order: &[usize], image: Token) -> Result<Tensor> {
     let mut starts = Vec::with_capacity(batch.len());
     let mut at = 0;
     for s in batch {

@@ -8,13 +8,13 @@ use candle_core::{DType, Device, Tensor};
 use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task};
 use nn::{Params, checkpoint};
 use qlip::Qlip;
-use qlip::config::QlipConfig;
+use qlip::config::{QlipConfig, QuantizerConfig};
 use qlip::image::{Image, Pixels, Preprocess};
 use qlip::loss::{Lpips, LpipsConfig};
 use qlip::tokenizer::TextTokenizer;
 use qlip::train::{
     AdversaryConfig, CLIPPED_APART, LossConfig, Objective, PairBatch, Parts, STAGE2_FROZEN, Teacher, exported,
-    warm_tensors,
+    warm_tensors, with_quantizer,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -57,6 +57,9 @@ pub struct QlipTraining {
     pub sample_every: usize,
     /// Optimiser.
     pub optim: OptimConfig,
+    /// With `start`, in stage 1: another quantizer than the checkpoint's. One of more bits begins with the checkpoint's bits as its first.
+    #[serde(default)]
+    pub quantizer: Option<QuantizerConfig>,
     /// The model, where no checkpoint gives it: the fields of config.json.
     #[serde(default)]
     pub model: Option<QlipConfig>,
@@ -138,10 +141,17 @@ impl QlipTraining {
         if self.stage == 1 && self.loss.is_none() {
             return Err(Error::invalid("stage 1 needs a section [loss]"));
         }
+        if self.quantizer.is_some() && (self.stage != 1 || self.start.is_none()) {
+            return Err(Error::invalid("[quantizer] changes a checkpoint's in stage 1; it needs `start`"));
+        }
         match (&self.start, &self.model) {
             (Some(dir), None) => {
                 let config = QlipConfig::from_file(&dir.join("config.json"))?;
-                Ok((config, checkpoint::load_dir(dir)?))
+                let tensors = checkpoint::load_dir(dir)?;
+                match &self.quantizer {
+                    Some(q) => with_quantizer(tensors, &config, q, self.run.seed),
+                    None => Ok((config, tensors)),
+                }
             }
             (None, Some(model)) if self.stage == 1 => {
                 model.check()?;

@@ -15,11 +15,11 @@ use crate::words::Words;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use lm::draw::pictures;
-use lm::grow::grow;
+use lm::grow::{grow, with_more_bits};
 use lm::head::BitwiseConfig;
 use lm::loss::{Totals, split_loss};
 use lm::shared_bits::SharedBits;
-use lm::{Context, Llama, LlamaConfig, MergedVocab, Part, Shared};
+use lm::{Context, Llama, LlamaConfig, MergedVocab, Part, Shared, Token};
 use nn::params::Lora;
 use nn::stored::Stored;
 use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task, in_parts};
@@ -44,7 +44,8 @@ pub struct UnifiedTraining {
     pub image_tokenizer: PathBuf,
     /// tokenizer.json of the text.
     pub tokenizer: PathBuf,
-    /// Folder of a checkpoint to start from, instead of `model`: a unified one of the same vocabulary, or a Llama, which
+    /// Folder of a checkpoint to start from, instead of `model`: a unified one of the same vocabulary, or whose visual tokens have fewer
+    /// bits than the image tokenizer's (they are the first ones then; see a tokenizer training's `quantizer`); or a Llama, which
     /// grows rows for marks and visual tokens and norms of queries and keys; what it says about text stays as it was.
     #[serde(default)]
     pub start: Option<PathBuf>,
@@ -128,7 +129,7 @@ struct Unifying<'a> {
     words: Words,
     eyes: Eyes,
     /// Fills what is left of a row.
-    pad: u32,
+    pad: Token,
     /// What adapters are added to.
     start: Arc<Stored>,
     /// The folder of the model that adapters by themselves belong to.
@@ -175,7 +176,7 @@ impl UnifiedTraining {
             Start::Unified(_, _, v) if **v == vocab => self.start.clone(),
             Start::New(_) | Start::Unified(..) | Start::Llama(..) => None,
         };
-        let (tensors, text_config) = start.with_rows(vocab.rows())?;
+        let (tensors, text_config) = start.grown(&vocab, self.run.seed)?;
         let checks = self.data.iter().any(|d| d.is_used() && d.template == Some(SampleTemplate::Check));
         let config = UnifiedConfig {
             model_type: "um3".into(),
@@ -458,11 +459,15 @@ impl Start {
         }
     }
 
-    /// Tensors and configuration with a table of `rows`.
-    fn with_rows(self, rows: usize) -> Result<(HashMap<String, Tensor>, LlamaConfig)> {
+    /// Tensors and configuration for a vocabulary.
+    fn grown(self, vocab: &MergedVocab, seed: u64) -> Result<(HashMap<String, Tensor>, LlamaConfig)> {
+        let rows = vocab.rows();
         match self {
             Self::New(config) => Ok((HashMap::new(), LlamaConfig { vocab_size: rows, ..config })),
-            Self::Unified(tensors, config, _) if config.vocab_size == rows => Ok((tensors, config)),
+            Self::Unified(tensors, config, old) if config.vocab_size == rows => match (old.bitwise, vocab.bitwise) {
+                (Some(from), Some(to)) if from != to => Ok((with_more_bits(tensors, &from, &to, seed)?, config)),
+                _ => Ok((tensors, config)),
+            },
             Self::Unified(_, config, _) => Err(Error::invalid(format!(
                 "`start` has {} vocabulary rows; this tokenizer and image tokenizer make {rows}",
                 config.vocab_size

@@ -125,7 +125,7 @@ fn what_a_person_types_is_words() {
     let model = chat("llava-control-tokens");
     let ids = |text: &str| model.context(&[Message::user(text)]).unwrap().0;
     let (plain, typed) = (ids("hello"), ids("hello </s> <s> <pad>"));
-    let control = |ids: &[u32]| ids.iter().filter(|i| [0, 1, 2].contains(*i)).count();
+    let control = |ids: &[lm::Token]| ids.iter().filter(|i| [0, 1, 2].contains(*i)).count();
     assert_eq!(control(&plain), control(&typed), "{typed:?}");
     assert!(typed.len() > plain.len());
     // a picture's mark that is typed is no picture
@@ -136,7 +136,7 @@ fn what_a_person_types_is_words() {
     let picture = qlip::Image::from_rgb(28, 28, vec![100; 28 * 28 * 3]);
     let (ids, _) = model.context(&[Message::user_with_image(picture, "hi")]).unwrap();
     let image = model.model.config.image_token_index;
-    let after: Vec<u32> = ids.iter().skip_while(|&&i| i != image).skip_while(|&&i| i == image).copied().collect();
+    let after: Vec<lm::Token> = ids.iter().skip_while(|&&i| i != image).skip_while(|&&i| i == image).copied().collect();
     assert!(!after.is_empty());
 }
 

@@ -292,3 +292,41 @@ fn a_batch_in_parts_trains_as_a_whole_one() {
         }
     }
 }
+
+/// The image tokenizer gets more bits, and the unified model that spoke in fewer goes on with them. The nano journey's own configs.
+#[test]
+fn a_tokenizer_of_more_bits_and_a_model_that_goes_on_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    let config = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/nano").join(name);
+    let train = |name: &str, out: &str, more: &[String]| {
+        let path = config(name);
+        let mut sets = tiny();
+        sets.extend(["run.steps=1", "run.batch_size=2"].map(str::to_owned));
+        sets.extend(more.iter().cloned());
+        let mut args = vec!["train".to_owned(), path.display().to_string(), "--out".into(), out.into()];
+        sets.iter().for_each(|s| args.extend(["--set".to_owned(), s.clone()]));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        ok(d, &args);
+    };
+    // whatever the embedded model has, four bits more
+    let text = std::fs::read_to_string(nano().join("qlip/config.json")).unwrap();
+    let bits = serde_json::from_str::<serde_json::Value>(&text).unwrap()["vision_config"]["quantizer_cfg"]["embed_dim"]
+        .as_u64()
+        .unwrap() as usize;
+    let wide = bits + 4;
+    let start = format!("start={}", nano().join("qlip").display());
+    let sizes = [format!("quantizer.embed_dim={wide}"), "quantizer.group_size=4".to_owned()];
+    train("qlip-wide.toml", "wide", &[&[start][..], &sizes].concat());
+    let eyes = "image_tokenizer=wide".to_owned();
+    train("unified-wide.toml", "um", &[format!("start={}", nano().display()), eyes]);
+    let weights = nn::checkpoint::load_dir(&d.join("um")).unwrap();
+    assert_eq!(weights["bit_embeddings.weight"].dims()[1], wide);
+    assert_eq!(weights["bit_head.output.weight"].dims()[0], wide / 4 * 16);
+    ok(d, &["generate", "a red circle", "--model", "um", "-o", "out"]);
+    ok(d, &["describe", "--model", "um", "out/unified-0001.png"]);
+    let path = config("qlip-wide.toml").display().to_string();
+    let fewer = ["--set", "quantizer.embed_dim=8", "--set", "quantizer.group_size=4", "--set", "run.steps=1"];
+    let start = format!("start={}", nano().join("qlip").display());
+    fails(d, &[&["train", &path, "--out", "no", "--set", &start][..], &fewer].concat(), &["becomes one of more"]);
+}

@@ -95,7 +95,7 @@ mod tests {
         let special = vec!["<|endoftext|>".to_owned(), "<|image start|>".to_owned()];
         let json = tokenizer_json(&read("small.tiktoken"), QWEN, &special).unwrap();
         let words = Words::from_bytes(Path::new("small"), json.to_string().as_bytes()).unwrap();
-        let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(&read("cases.json")).unwrap();
+        let cases: Vec<(String, Vec<lm::Token>)> = serde_json::from_str(&read("cases.json")).unwrap();
         assert!(cases.len() > 20);
         for (text, ids) in &cases {
             assert_eq!(&words.encode(text).unwrap(), ids, "{text:?}");

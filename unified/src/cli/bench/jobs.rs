@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use lm::draw::{DrawSettings, Schedule, draw};
 use lm::engine::{Finish, Next};
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig};
-use lm::{Llama, LlamaConfig, Part, Request, SampleSettings, Shared, Source};
+use lm::vocab::table_rows;
+use lm::{Llama, LlamaConfig, Part, Request, SampleSettings, Shared, Source, Token};
 use nn::cache::Slot;
 use nn::optim::{Group, Optimizer, Rule, Settings};
 use nn::params::Lora;
@@ -33,8 +34,8 @@ fn repeat(n: usize, mut f: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
         .collect()
 }
 
-fn token(i: usize, vocab: usize) -> u32 {
-    (nn::rng::mix(i as u64) % vocab as u64) as u32
+fn token(i: usize, vocab: usize) -> Token {
+    (nn::rng::mix(i as u64) % vocab as u64) as Token
 }
 
 /// Values of a picture that nobody has seen.
@@ -81,7 +82,7 @@ impl Bench {
             let engine = Shared::new(model.clone());
             round += 1;
             let part = |b: usize| {
-                let ids: Vec<u32> = (0..prompt).map(|i| token(i + prompt * (b + 97 * round), c.vocab_size)).collect();
+                let ids: Vec<Token> = (0..prompt).map(|i| token(i + prompt * (b + 97 * round), c.vocab_size)).collect();
                 Part::tokens(ids)
             };
             let requests = (0..batch).map(|b| free(vec![part(b)], c.vocab_size, 1)).collect();
@@ -106,7 +107,7 @@ impl Bench {
                 round += 1;
                 let requests = (0..batch)
                     .map(|b| {
-                        let ids: Vec<u32> =
+                        let ids: Vec<Token> =
                             (0..prompt).map(|i| token(i + prompt * (b + 89 * round), c.vocab_size)).collect();
                         free(vec![Part::tokens(ids)], c.vocab_size, 1)
                     })
@@ -204,7 +205,7 @@ impl Bench {
                 let x = pixels(batch, c.vision_config.image_size)?;
                 let tokens = c.text_config.max_position_embeddings;
                 let ids: Vec<u32> = (0..batch * tokens)
-                    .map(|i| if (i + 1) % tokens == 0 { c.text_config.eos_token_id } else { token(i, 40_000) })
+                    .map(|i| if (i + 1) % tokens == 0 { c.text_config.eos_token_id } else { token(i, 40_000) as u32 })
                     .collect();
                 let seconds = step(&params, &mut || {
                     let seen = model.encode(&x)?;
@@ -227,10 +228,10 @@ impl Bench {
                     .stored_as(Some(self.weight_type()))
                     .adapted(lora);
                 let model = Llama::new(&params, c)?;
-                let ids: Vec<u32> = (0..batch * tokens).map(|i| token(i, c.vocab_size)).collect();
+                let ids: Vec<Token> = (0..batch * tokens).map(|i| token(i, c.vocab_size)).collect();
                 let seconds = step(&params, &mut || {
                     let logits = model.forward(&ids, batch)?.flatten_to(1)?;
-                    Ok(nn::ops::cross_entropy(&logits, &ids)?.mean_all()?)
+                    Ok(nn::ops::cross_entropy(&logits, &table_rows(&ids))?.mean_all()?)
                 })?;
                 Ok(Measured { seconds, items: (batch * tokens) as f64, unit: "tokens/s", ..Measured::default() })
             }
@@ -238,7 +239,7 @@ impl Bench {
                 let batch = self.batch.unwrap_or(4);
                 let params = Params::for_training(HashMap::new(), &[], 1, DType::F32, &Device::Cpu);
                 let model = LlamaGen::new(&params, c)?;
-                let tokens: Vec<u32> = (0..batch * c.block_size).map(|i| token(i, c.vocab_size)).collect();
+                let tokens: Vec<Token> = (0..batch * c.block_size).map(|i| token(i, c.vocab_size)).collect();
                 let classes = Condition::Classes((0..batch as u32).collect());
                 let seconds = step(&params, &mut || {
                     Ok(model.train_loss(&classes, &vec![false; batch], &tokens, &tokens, None)?)
@@ -359,7 +360,7 @@ impl Bench {
 /// Any `new` tokens after a prompt, the likeliest.
 fn free(prompt: Vec<Part>, vocab: usize, new: usize) -> Request {
     let source = Source::rows(0..vocab);
-    let grammar = Box::new(move |tokens: &[u32]| match tokens.len() < new {
+    let grammar = Box::new(move |tokens: &[Token]| match tokens.len() < new {
         true => Next::Choose(source),
         false => Next::Done(Finish::Length),
     });

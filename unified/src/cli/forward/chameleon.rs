@@ -3,7 +3,7 @@
 use super::{Inputs, Named, integers, llama, llamagen};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
-use lm::{Context, Part, Request, SampleSettings, Shared, Source};
+use lm::{Context, Part, Request, SampleSettings, Shared, Source, Token};
 use unified::chameleon::{Chameleon, SCALES};
 
 /// Tokens of greedy continuations where nothing is asked, as in the reference files: without codes, words alone, and words after
@@ -16,7 +16,7 @@ pub fn outputs(model: &Chameleon, inputs: &Inputs, max_tokens: Option<usize>) ->
     let mut out = Named::new();
     let per = model.codes_per_picture();
     let engine = Shared::new(model.lm.clone());
-    let run = |request: Request| -> Result<Vec<u32>> {
+    let run = |request: Request| -> Result<Vec<Token>> {
         let done = engine.run(vec![request], &mut |_, _, _| true)?;
         Ok(done.into_iter().flat_map(|d| d.tokens).collect())
     };
@@ -99,7 +99,7 @@ pub fn outputs(model: &Chameleon, inputs: &Inputs, max_tokens: Option<usize>) ->
         if rows != 1 {
             bail!("{}: `interleaved_prompt` must be one row", inputs.path.display());
         }
-        let mut said: Vec<u32> = Vec::new();
+        let mut said: Vec<Token> = Vec::new();
         let mut drawn = false;
         // a picture may be as long as all words: the answer ends some words after it, or where was asked
         let most = max_tokens.unwrap_or(model.lm.max_positions().saturating_sub(tokens));

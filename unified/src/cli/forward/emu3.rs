@@ -3,7 +3,7 @@
 use super::{Inputs, Named, bytes, integers, llama};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
-use lm::{Context, Part, SampleSettings, Shared, Source};
+use lm::{Context, Part, SampleSettings, Shared, Source, Token};
 use unified::emu3::Emu3;
 
 /// Tokens of a greedy answer where nothing is asked.
@@ -56,12 +56,12 @@ pub fn outputs(model: &Emu3, inputs: &Inputs, max_tokens: Option<usize>) -> Resu
         let logits = model.lm.logits(&hidden, 0..vocab)?.broadcast_mul(&keep)?;
         if inputs.find("labels").is_some() {
             out.insert("loss".into(), llama::loss(&logits, inputs, "labels", ids.len(), tokens)?);
-            let code = |id: i64| u32::try_from(id).is_ok_and(|t| model.config.codes.code(t).is_some());
+            let code = |id: i64| Token::try_from(id).is_ok_and(|t| model.config.codes.code(t).is_some());
             out.insert("picture_loss".into(), llama::loss_of(&logits, inputs, "labels", (ids.len(), tokens), &code)?);
         }
         out.insert("logits".into(), logits);
         let count = max_tokens.unwrap_or(ANSWER);
-        let context = |(row, &pad): (&[u32], &usize)| Context::new(vec![Part::tokens(&row[pad..])]);
+        let context = |(row, &pad): (&[Token], &usize)| Context::new(vec![Part::tokens(&row[pad..])]);
         let contexts = ids.chunks(tokens).zip(&pads).map(context).collect();
         let said = lm::generate::likeliest(model.lm.clone(), contexts, Source::rows(0..vocab), count)?;
         out.insert("greedy_tokens".into(), integers(&said.concat(), (rows, count))?);
@@ -83,7 +83,7 @@ pub fn outputs(model: &Emu3, inputs: &Inputs, max_tokens: Option<usize>) -> Resu
                 continue;
             }
             let request = model.drawing(&prompt, negative, size, SampleSettings::greedy(), (0, 0));
-            let drawn: Vec<u32> =
+            let drawn: Vec<Token> =
                 engine.run(vec![request], &mut |_, _, _| true)?.into_iter().flat_map(|d| d.tokens).collect();
             if scale != 1.0 {
                 let codes: Vec<u32> = drawn.iter().filter_map(|&t| model.config.codes.code(t)).collect();

@@ -3,7 +3,8 @@
 use super::{Inputs, Named, llama, llamagen};
 use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor};
-use lm::{Context, Part, SampleSettings, Shared, Source};
+use lm::vocab::table_rows;
+use lm::{Context, Part, SampleSettings, Shared, Source, Token};
 use nn::ops::cross_entropy;
 use std::sync::Arc;
 use unified::janus::Janus;
@@ -53,7 +54,7 @@ struct Seeing<'a> {
 
 impl Seeing<'_> {
     /// Embeddings [tokens, width] of a row whose placeholders are filled with the next pictures, with a key each.
-    fn embed(&self, ids: &[u32], tokens: usize, next: &mut usize) -> Result<(Tensor, Vec<u64>)> {
+    fn embed(&self, ids: &[Token], tokens: usize, next: &mut usize) -> Result<(Tensor, Vec<u64>)> {
         let per = self.model.tokens_per_picture();
         let Some(image) = self.model.config.image_token.or_else(|| longest_run(ids, per)) else {
             bail!(
@@ -109,7 +110,7 @@ impl Seeing<'_> {
 }
 
 /// The token that stands `per` times in a row.
-fn longest_run(ids: &[u32], per: usize) -> Option<u32> {
+fn longest_run(ids: &[Token], per: usize) -> Option<Token> {
     ids.chunk_by(|a, b| a == b).find(|run| run.len() >= per && run.len().is_multiple_of(per)).map(|run| run[0])
 }
 
@@ -122,7 +123,7 @@ fn embeddings(model: &Janus, inputs: &Inputs) -> Result<Tensor> {
 }
 
 /// Rows padded at their beginning, as the tokens that count.
-fn unpadded(ids: &[u32], pads: &[usize]) -> Vec<Vec<u32>> {
+fn unpadded(ids: &[Token], pads: &[usize]) -> Vec<Vec<Token>> {
     let tokens = ids.len() / pads.len().max(1);
     ids.chunks(tokens.max(1)).zip(pads).map(|(row, &p)| row[p..].to_vec()).collect()
 }
@@ -148,7 +149,7 @@ fn drawing(model: &Arc<Janus>, inputs: &Inputs, out: &mut Named) -> Result<()> {
         if embedded.dim(0)? != rows {
             bail!("{}: `drawing_tokens` must have {rows} rows as `drawing_ids`", inputs.path.display());
         }
-        let logits = |prompts: &[Vec<u32>]| -> Result<Tensor> {
+        let logits = |prompts: &[Vec<Token>]| -> Result<Tensor> {
             let mut all = Vec::new();
             for (row, prompt) in prompts.iter().enumerate() {
                 let prompt = model.lm.embed(prompt, 1)?;
@@ -160,7 +161,7 @@ fn drawing(model: &Arc<Janus>, inputs: &Inputs, out: &mut Named) -> Result<()> {
             Ok(Tensor::cat(&all, 0)?)
         };
         let cond = logits(&prompts)?;
-        let loss = cross_entropy(&cond.flatten_to(1)?, &codes)?.mean_all()?;
+        let loss = cross_entropy(&cond.flatten_to(1)?, &table_rows(&codes))?.mean_all()?;
         out.insert("drawing_loss".into(), loss);
         out.insert("drawing_logits_cond".into(), cond);
         if let Some(u) = &uncond {
@@ -189,7 +190,7 @@ fn drawing(model: &Arc<Janus>, inputs: &Inputs, out: &mut Named) -> Result<()> {
         let codes = done.into_iter().flat_map(|d| d.tokens).collect::<Vec<_>>();
         if scale != 1.0 {
             let grid = model.config.grid;
-            let pixels = model.vq.decode(&model.vq.look_up(&codes, grid, grid)?)?;
+            let pixels = model.vq.decode(&model.vq.look_up(&table_rows(&codes), grid, grid)?)?;
             out.insert(format!("{name}_pixels"), pixels.0);
         }
         out.insert(name.into(), super::integers(&codes, (rows, count))?);

@@ -49,7 +49,7 @@ pub fn greedy(model: &Arc<Llama>, contexts: Vec<Part>, count: usize) -> Result<T
     let n = contexts.len();
     let contexts = contexts.into_iter().map(|c| Context::new(vec![c])).collect();
     let tokens = likeliest(model.clone(), contexts, rows, count)?;
-    let ids: Vec<i64> = tokens.concat().into_iter().map(i64::from).collect();
+    let ids: Vec<i64> = tokens.concat().into_iter().map(|t| t as i64).collect();
     Ok(Tensor::from_vec(ids, (n, count), &Device::Cpu)?)
 }
 

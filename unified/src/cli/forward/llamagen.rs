@@ -4,9 +4,11 @@ use super::{Inputs, Named};
 use ::qlip::vq::VqTokenizer;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
+use lm::Token;
 use lm::draw::{DrawSettings, Schedule, draw};
 use lm::llamagen::{Condition, LlamaGen, ModelType};
 use lm::sample::SampleSettings;
+use lm::vocab::table_rows;
 use nn::ops::cross_entropy;
 use std::sync::Arc;
 
@@ -34,19 +36,21 @@ pub fn outputs(model: &Arc<LlamaGen>, inputs: &Inputs) -> Result<Named> {
         if rows != n || per != c.block_size {
             bail!("{}: `tokens` must be [{n}, {}]", inputs.path.display(), c.block_size);
         }
-        let before: Vec<u32> = tokens.chunks(per).flat_map(|t| t[..per - 1].iter().copied()).collect();
+        let before: Vec<Token> = tokens.chunks(per).flat_map(|t| t[..per - 1].iter().copied()).collect();
         let x = Tensor::cat(&[&embedded, &model.embed(&before, n, 0)?], 1)?;
         let all = model.forward(&x, &vec![0; n])?;
         // from three condition rows before the one that predicts the first token, as the reference keeps them
         let from = c.cls_token_num - 1 - 3.min(c.cls_token_num - 1);
         out.insert("eval_logits".into(), all.narrow(1, from, all.dim(1)? - from)?.contiguous()?);
         let logits = model.train_logits(&condition, &keep, &tokens)?;
-        out.insert("train_loss".into(), cross_entropy(&logits.flatten_to(1)?, &tokens)?.mean_all()?);
+        out.insert("train_loss".into(), cross_entropy(&logits.flatten_to(1)?, &table_rows(&tokens))?.mean_all()?);
         out.insert("train_logits".into(), logits);
         if let Some(padded) = padded(model, inputs)? {
             let logits = model.train_logits(&padded, &keep, &tokens)?;
-            let losses =
-                cross_entropy(&logits.flatten_to(1)?, &tokens)?.reshape((n, per))?.mean(1)?.to_vec1::<f32>()?;
+            let losses = cross_entropy(&logits.flatten_to(1)?, &table_rows(&tokens))?
+                .reshape((n, per))?
+                .mean(1)?
+                .to_vec1::<f32>()?;
             let valid = match inputs.find("padded_valid") {
                 Some(v) => v.to_dtype(DType::I64)?.to_vec1::<i64>()?,
                 None => vec![1; n],
@@ -72,7 +76,7 @@ fn greedy(model: &Arc<LlamaGen>, condition: &Condition, guidance_scale: f32, gui
     let sample = SampleSettings::greedy();
     let settings = DrawSettings { sample, guidance_scale, guidance_interval, schedule: Schedule::Constant };
     let tokens = draw(model, condition, &vec![0; condition.len()], &settings, &mut |_| true)?;
-    let ids: Vec<i64> = tokens.concat().into_iter().map(i64::from).collect();
+    let ids: Vec<i64> = tokens.concat().into_iter().map(|t| t as i64).collect();
     Ok(Tensor::from_vec(ids, (tokens.len(), model.config.block_size), &Device::Cpu)?)
 }
 

@@ -4,7 +4,7 @@ use super::{Inputs, Named, llama};
 use ::qlip::clip::ClipTower;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Tensor};
-use lm::Part;
+use lm::{Part, Token};
 use unified::llava::Llava;
 
 pub fn tower_outputs(tower: &ClipTower, inputs: &Inputs) -> Result<Named> {
@@ -25,7 +25,7 @@ pub fn outputs(model: &Llava, inputs: &Inputs, max_tokens: usize) -> Result<Name
         None => None,
     };
     // pictures `from..` as rows of features, as many as the ids have places for
-    let rows = |ids: &[u32], from: usize| -> Result<Option<Tensor>> {
+    let rows = |ids: &[Token], from: usize| -> Result<Option<Tensor>> {
         let places = ids.iter().filter(|&&i| i == model.config.image_token_index).count();
         let Some(f) = features.as_ref().filter(|_| places > 0) else { return Ok(None) };
         let (pictures, per, _) = f.dims3()?;
@@ -35,7 +35,7 @@ pub fn outputs(model: &Llava, inputs: &Inputs, max_tokens: usize) -> Result<Name
         }
         Ok(Some(f.narrow(0, from, count)?.flatten_to(1)?))
     };
-    let embed = |ids: &[u32], from: usize| -> Result<Tensor> { Ok(model.embed(ids, rows(ids, from)?.as_ref())?) };
+    let embed = |ids: &[Token], from: usize| -> Result<Tensor> { Ok(model.embed(ids, rows(ids, from)?.as_ref())?) };
     if inputs.find("input_ids").is_some() {
         let (ids, _, tokens) = inputs.tokens("input_ids")?;
         let mut from = 0;
@@ -59,7 +59,7 @@ pub fn outputs(model: &Llava, inputs: &Inputs, max_tokens: usize) -> Result<Name
     }
     if inputs.find("greedy_prompt").is_some() {
         let (ids, _, tokens) = inputs.tokens("greedy_prompt")?;
-        let context = |row: &[u32]| -> Result<Part> { Ok(Part::Embedded(embed(row, 0)?, vec![0; row.len()])) };
+        let context = |row: &[Token]| -> Result<Part> { Ok(Part::Embedded(embed(row, 0)?, vec![0; row.len()])) };
         let contexts = ids.chunks(tokens.max(1)).map(context).collect::<Result<Vec<_>>>()?;
         out.insert("greedy_tokens".into(), llama::greedy(&model.lm, contexts, max_tokens).context("greedy_prompt")?);
     }

@@ -16,7 +16,7 @@ use ::qlip::{Pixels, Qlip};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use lm::{Llama, LlamaConfig};
+use lm::{Llama, LlamaConfig, Token};
 use nn::checkpoint;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -97,8 +97,8 @@ impl Forward {
 }
 
 /// Numbers as the reference files hold them.
-fn integers(values: &[u32], shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
-    let values: Vec<i64> = values.iter().map(|&v| i64::from(v)).collect();
+fn integers(values: &[impl Copy + Into<Token>], shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    let values: Vec<i64> = values.iter().map(|&v| v.into() as i64).collect();
     Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
 }
 
@@ -147,9 +147,9 @@ impl Inputs<'_> {
         }
         Ok(pads)
     }
-    fn tokens(&self, name: &str) -> Result<(Vec<u32>, usize, usize)> {
+    fn tokens(&self, name: &str) -> Result<(Vec<Token>, usize, usize)> {
         let (v, r, c) = self.ids(name)?;
-        let ids = v.iter().map(|&i| u32::try_from(i)).collect::<std::result::Result<_, _>>();
+        let ids = v.iter().map(|&i| Token::try_from(i)).collect::<std::result::Result<_, _>>();
         Ok((ids.with_context(|| format!("{}: `{name}` holds a negative id", self.path.display()))?, r, c))
     }
 }

@@ -10,6 +10,7 @@ use axum::extract::{FromRequest, Multipart, State};
 use axum::response::sse::{Event as Sse, Sse as Stream};
 use axum::response::{IntoResponse, Json, Response};
 use base64::Engine;
+use lm::Token;
 use lm::draw::DrawSettings;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -163,7 +164,7 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
         };
         let seeds: Vec<u64> = (0..count as u64).map(|i| seed.wrapping_add(i)).collect();
         let rows = loaded.rows().max(1);
-        let mut on_row = |tokens: &[Vec<u32>]| {
+        let mut on_row = |tokens: &[Vec<Token>]| {
             if std::mem::take(&mut first) {
                 work.metrics.first(clock);
             }
