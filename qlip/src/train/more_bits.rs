@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn the_first_bits_and_the_picture_stay() {
         let config: QlipConfig = serde_json::from_value(serde_json::json!({
-            "projection_dim": 8,
+            "projection_dim": 8, "vision_projection_bias": true, "text_projection_bias": false,
             "text_config": {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
                 "num_attention_heads": 2, "projection_dim": 8, "max_position_embeddings": 4, "pad_token_id": 1,
                 "bos_token_id": 0, "eos_token_id": 1},

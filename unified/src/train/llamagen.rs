@@ -3,7 +3,7 @@
 
 use super::codes::{PackedTokens, Pictured};
 use super::pictures::PictureSource;
-use super::{Run, sheet, write_json};
+use super::{Run, flip, sheet, write_json};
 use crate::artifact::{Artifact, Placement};
 use crate::captions::{Captions, TextEncoder};
 use crate::data::DataConfig;
@@ -128,23 +128,6 @@ struct Texts {
     of: Vec<usize>,
 }
 
-/// Tokens of a picture, of which a share of up to `most` of the bits is flipped.
-fn flipped(tokens: &[Token], bits: usize, most: f64, r: &mut Rng) -> Vec<Token> {
-    if most == 0.0 {
-        return tokens.to_vec();
-    }
-    let share = most * f64::from(rng::uniform(r));
-    let mut out = tokens.to_vec();
-    for token in &mut out {
-        for bit in 0..bits {
-            if f64::from(rng::uniform(r)) < share {
-                *token ^= 1 << bit;
-            }
-        }
-    }
-    out
-}
-
 /// A picture to be drawn.
 struct Wanted {
     /// Number in the source.
@@ -257,10 +240,7 @@ impl LlamaGenTraining {
         if !(self.crop_share > 0.0 && self.crop_share <= 1.0) {
             return Err(Error::invalid(format!("crop_share = {}: write a share of the side", self.crop_share)));
         }
-        if !(0.0..=0.5).contains(&self.bit_flip) || (self.bit_flip > 0.0 && self.head != Head::Bits) {
-            let why = "write a share from 0 to 0.5, with head = \"bits\"";
-            return Err(Error::invalid(format!("bit_flip = {}: {why}", self.bit_flip)));
-        }
+        flip::check(self.bit_flip, self.head == Head::Bits)?;
         self.dropout.check()?;
         if self.shared_bits && (self.head == Head::Bits || !visual.has_bits()) {
             let why =
@@ -357,10 +337,10 @@ impl Task for Drawing<'_> {
             let targets: Vec<Token> = self.tokens.get(at * self.config.crops + crop)?;
             // a condition that is left out is not what is measured
             let drop = f64::from(rng::uniform(&mut r)) < self.sizes.class_dropout_prob && !place.held_out;
-            let seen = match &self.sizes.bitwise {
-                Some(b) if !place.held_out => flipped(&targets, b.bits, self.config.bit_flip, &mut r),
-                _ => targets.clone(),
-            };
+            let mut seen = targets.clone();
+            if let Some(b) = self.sizes.bitwise.filter(|_| !place.held_out && self.config.bit_flip > 0.0) {
+                flip::flip(&mut seen, 0..targets.len(), 0, b.bits, self.config.bit_flip, &mut r);
+            }
             Ok(Wanted { picture: self.tokens.pictures[at], drop, seen, targets })
         };
         Ok((place.rows.clone().map(one).collect::<Result<_>>()?, place.rows.start))

@@ -5,6 +5,7 @@ mod classifier;
 mod codes;
 mod config;
 pub mod conversations;
+mod flip;
 mod llamagen;
 mod llava;
 mod pictures;

@@ -1,5 +1,6 @@
 //! Training of the unified model: one decoder over text and pictures (UM3 section 4).
 
+use super::flip::{self, flip_drawn};
 use super::llamagen::Head;
 use super::{Run, adapters, sheet, write_json};
 use crate::artifact::{Architecture, Artifact, Placement};
@@ -21,6 +22,7 @@ use lm::loss::{Totals, split_loss};
 use lm::shared_bits::SharedBits;
 use lm::{Context, Llama, LlamaConfig, MergedVocab, Part, Shared, Token};
 use nn::params::Lora;
+use nn::rng;
 use nn::stored::Stored;
 use nn::train::{At, Measure, OptimConfig, Place, RunConfig, Sheet, StepOutput, Summary, Task, in_parts};
 use nn::{Params, checkpoint};
@@ -61,6 +63,10 @@ pub struct UnifiedTraining {
     /// picture is found without counting.
     #[serde(default)]
     pub cell_positions: bool,
+    /// Most of a drawn picture's bits that are flipped in what is read, never in what is to be drawn nor in what is shown; with
+    /// `head = "bits"`.
+    #[serde(default)]
+    pub bit_flip: f64,
     /// Bits of a visual sub-token; needed where `head` is "tokens".
     #[serde(default)]
     pub group_bits: Option<usize>,
@@ -120,6 +126,9 @@ pub enum LossOn {
     All,
 }
 
+/// Key of the stream of flipped bits.
+const FLIPS: u64 = 0x666c_6970;
+
 /// What a step needs.
 struct Unifying<'a> {
     source: Source<'a>,
@@ -168,6 +177,7 @@ impl UnifiedTraining {
         if self.head == Head::Tokens && self.group_bits.is_none() {
             return Err(Error::invalid("group_bits is missing: bits of a visual sub-token, or write head = \"bits\""));
         }
+        flip::check(self.bit_flip, self.head == Head::Bits)?;
         if self.head == Head::Bits && self.shared_bits {
             return Err(Error::invalid("shared_bits speaks of a table of visual rows; head = \"bits\" has none"));
         }
@@ -323,8 +333,18 @@ impl Task for Unifying<'_> {
     }
 
     fn gradients(&self, at: &At, samples: Vec<Sample>) -> Result<StepOutput> {
-        let parts = samples.chunks(at.run.micro_batch.unwrap_or(usize::MAX));
-        let parts: Vec<Packed> = parts.map(|p| self.packed(p)).collect::<Result<_>>()?;
+        let size = at.run.micro_batch.unwrap_or(usize::MAX);
+        let parts = samples.chunks(size);
+        let mut parts: Vec<Packed> = parts.map(|p| self.packed(p)).collect::<Result<_>>()?;
+        if self.config.bit_flip > 0.0 {
+            // as LlamaGen's noise: of a part, keyed by where it begins
+            let first = at.world.rows(at.run.batch_size).start;
+            for (i, part) in parts.iter_mut().enumerate() {
+                let row = first + i.saturating_mul(size);
+                let mut r = rng::keyed(self.config.run.seed ^ FLIPS, &[at.step as u64, row as u64]);
+                flip_drawn(part, &self.vocab, self.config.bit_flip, &mut r);
+            }
+        }
         let mut totals = Totals::default();
         parts.iter().for_each(|p| totals.add(&p.targets));
         let totals = totals.over(at.world);
