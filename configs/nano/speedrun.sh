@@ -29,15 +29,13 @@ for s in unified-copy unified-long unified-next; do
   before=$s
 done
 stage qlip2 configs/nano/qlip-stage2.toml --set "data.pictures.path=$photos" --set "start=$out/qlip1"
-stage qlip-wide configs/nano/qlip-wide.toml --set "data.pictures.path=$photos" --set "start=$out/qlip2"
-stage unified-wide configs/nano/unified-wide.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip-wide" \
-  --set "start=$out/unified-next"
+cp "$out/qlip2/model.safetensors" "$out/unified-next/qlip/model.safetensors"
 rm -rf "$out/model"
-"$u" export "$out/unified-wide" "$out/model"
+"$u" export "$out/unified-next" "$out/model"
 target/release/eval run --tasks scenes --model "$out/model" --out "$out/scenes" --resume
 echo "| stage | updates | seconds | last losses |"
 echo "|---|---|---|---|"
-for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2 qlip-wide unified-wide; do
+for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2; do
   python3 - "$s" "$out/$s" <<'P' 2>/dev/null || echo "| $s | see $out/$s/summary.json | | |"
 import json, sys
 name, folder = sys.argv[1:]

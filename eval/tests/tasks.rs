@@ -208,8 +208,10 @@ fn round_trips_and_reconstructions() {
             [40 * i, 30, 200 - 30 * i],
         );
     }
-    let tasks = "cycle,self_check,scenes_kept,reconstruction,imagefolder,drawn_classes";
+    let tasks = "cycle,self_check,scenes_kept,codes_kept,reconstruction,imagefolder,drawn_classes";
     let (r, _) = run(tasks, Some(&at("photos")), &at("out"), &["--limit", "6"]);
+    let (same, bits) = (&r["codes_kept"]["same_code@exact"], &r["codes_kept"]["changed_bits@a_code"]);
+    assert!(same["value"].as_f64().unwrap() > 0.5 && bits["value"].as_f64().unwrap() < 1.0, "{r}");
     assert!(r["scenes_kept"]["kept@checker"]["value"].as_f64().unwrap() > 0.5, "{r}");
     assert_eq!(r["reconstruction"]["psnr@rgb8"]["n"], 6);
     assert!(r["self_check"]["sees_its_drawing@checker"]["value"].as_f64().unwrap() >= 0.5, "{r}");

@@ -219,8 +219,14 @@ const SHIPPED: &[Shipped] = &[
 ];
 
 /// Those that need no data.
-const WITHOUT_DATA: &[Shipped] =
-    &[scenes::SCENES, scenes::SCENES_DEV, round_trips::SCENES_KEPT, round_trips::CYCLE, round_trips::SELF_CHECK];
+const WITHOUT_DATA: &[Shipped] = &[
+    scenes::SCENES,
+    scenes::SCENES_DEV,
+    round_trips::SCENES_KEPT,
+    round_trips::CODES_KEPT,
+    round_trips::CYCLE,
+    round_trips::SELF_CHECK,
+];
 
 fn shipped() -> impl Iterator<Item = &'static Shipped> {
     SHIPPED.iter().chain(WITHOUT_DATA)

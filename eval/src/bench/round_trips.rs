@@ -7,7 +7,7 @@ use super::{Answer, Files, Item, Notes, Scores, Shipped};
 use crate::Result;
 use qlip::Image;
 use serde_json::json;
-use unified::scenes::{self, Category, Checker, Noun, Prompt};
+use unified::scenes::{self, Category, Checker, Noun, Prompt, Scene};
 
 /// Scenes through the image tokenizer.
 pub const SCENES_KEPT: Shipped = Shipped {
@@ -16,6 +16,14 @@ pub const SCENES_KEPT: Shipped = Shipped {
     load: |_, notes| scenes_shown(1000, notes),
     ask: |_| Ok(Ask::Reconstruct { keep: true }),
     score: score_kept,
+};
+/// Codes of what a change leaves as it was.
+pub const CODES_KEPT: Shipped = Shipped {
+    name: "codes_kept",
+    about: "cells that look the same before and after a change of a scene, and whether the image tokenizer gives them the same code; needs no data",
+    load: |_, notes| changed_scenes(200, notes),
+    ask: |_| Ok(Ask::Reconstruct { keep: false }),
+    score: score_codes,
 };
 /// Scene, caption, drawing.
 pub const CYCLE: Shipped = Shipped {
@@ -61,6 +69,58 @@ fn score_kept(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) 
     }
     let mut out = Scores::default();
     out.mean("kept@checker", kept);
+    Ok(out)
+}
+
+/// A scene and, as the next item, the changed one.
+fn pair(i: usize) -> [Scene; 2] {
+    let (before, edit) = SUITE.change(i);
+    [before, edit.scene]
+}
+
+fn changed_scenes(n: usize, notes: &mut Notes) -> Result<Vec<Item>> {
+    let mut out = Vec::with_capacity(2 * n);
+    for i in 0..n {
+        for (scene, half) in pair(i).iter().zip(["before", "after"]) {
+            let shown = notes.spooled(|| scenes::render(scene, SIDE).to_png())?;
+            let facts = json!({"index": i, "gold": scenes::caption(scene)});
+            out.push(Item::new(format!("{i}-{half}"), i.to_string(), facts).with(shown));
+        }
+    }
+    Ok(out)
+}
+
+fn score_codes(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
+    let codes = |a: &Answer| -> Vec<u64> {
+        a.line["codes"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_u64).collect()
+    };
+    let (mut same, mut flipped) = (Vec::new(), Vec::new());
+    let halves = items.iter().zip(answers).collect::<Vec<_>>();
+    for (n, half) in halves.windows(2).enumerate() {
+        let (a, b) = (codes(half[0].1), codes(half[1].1));
+        let grid = a.len().isqrt();
+        if grid == 0 || a.len() != b.len() || half[0].0.number("index") != half[1].0.number("index") {
+            continue;
+        }
+        let pictures = pair(half[0].0.number("index")).map(|s| scenes::render(&s, SIDE));
+        let size = SIDE / grid;
+        let cells: Vec<u32> = (0..grid * grid)
+            .filter(|cell| {
+                let (top, left) = (cell / grid * size, cell % grid * size);
+                let row = |p: &Image, y: usize| p.rgb()[3 * (y * SIDE + left)..3 * (y * SIDE + left + size)].to_vec();
+                (top..top + size).all(|y| row(&pictures[0], y) == row(&pictures[1], y))
+            })
+            .map(|cell| (a[cell] ^ b[cell]).count_ones())
+            .collect();
+        if !cells.is_empty() {
+            let share = |f: &dyn Fn(u32) -> f64| cells.iter().map(|&c| f(c)).sum::<f64>() / cells.len() as f64;
+            same.push((n, share(&|c| f64::from(c == 0))));
+            flipped.push((n, share(&f64::from)));
+        }
+    }
+    let mut out = Scores::default();
+    out.mean("same_code@exact", same);
+    out.mean("changed_bits@a_code", flipped);
     Ok(out)
 }
 
