@@ -124,7 +124,7 @@ mod tests {
         let large = BitwiseHead::new(&grown, &config(10), 6, 3).unwrap();
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         // cell 2, bits 1011, and any bits after them
-        let (few, many) = ([2 << 4 | 0b1011], [2 << 10 | 0b10_1101_1010 & 0x3f | 0b1011 << 6]);
+        let (few, many) = ([2 << 4 | 0b1011], [2 << 10 | 0b1011 << 6 | 0b01_1010]);
         assert_eq!(values(small.embed(&few).unwrap()), values(large.embed(&many).unwrap()));
         let hidden = Tensor::new(&[[0.3f32, -1.0, 0.5, 0.1, 0.9, -0.2]], &Device::Cpu).unwrap();
         for g in 0..2 {

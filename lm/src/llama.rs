@@ -330,15 +330,18 @@ impl Llama {
                 })
                 .collect();
             let codes = head.embed(&codes)?;
-            let all =
-                if words.is_empty() { codes } else { Tensor::cat(&[self.embed.rows(&table_rows(&words))?, codes], 0)? };
+            let all = if words.is_empty() {
+                codes
+            } else {
+                Tensor::cat(&[self.embed.rows(&table_rows(&words)?)?, codes], 0)?
+            };
             let order = Tensor::from_vec(order, ids.len(), all.device())?;
             return Ok(all.index_select(&order, 0)?.reshape((batch, ids.len() / batch.max(1), d))?);
         }
         if let Some(bad) = ids.iter().find(|&&i| i as usize >= v) {
             return Err(Error::invalid(format!("token {bad} is outside the vocabulary of {v}")));
         }
-        Ok(self.embed.rows(&table_rows(ids))?.reshape((batch, ids.len() / batch.max(1), d))?)
+        Ok(self.embed.rows(&table_rows(ids)?)?.reshape((batch, ids.len() / batch.max(1), d))?)
     }
 
     /// Embeddings [batch, tokens, width] to final hidden states of the same shape.

@@ -350,7 +350,7 @@ impl LlamaGen {
                     return Err(Error::invalid(format!("token {bad} is outside the codebook of {v}")));
                 }
                 let first = |i: usize| self.first_row(from + i % per.max(1)) as u32;
-                let rows: Vec<u32> = tokens.iter().enumerate().map(|(i, &t)| t as u32 + first(i)).collect();
+                let rows: Vec<u32> = table_rows(tokens)?.into_iter().enumerate().map(|(i, t)| t + first(i)).collect();
                 table.rows(&rows)?
             }
         };
@@ -500,10 +500,9 @@ impl LlamaGen {
                 let per = hidden.dim(1)?;
                 let mut sum = None;
                 for (positions, logits) in self.by_table(&hidden, output, self.config.cls_token_num - 1)? {
-                    let of =
-                        |picture: &[Token]| positions.iter().map(|&i| picture[i as usize] as u32).collect::<Vec<_>>();
-                    let wanted: Vec<u32> = targets.chunks(per).flat_map(of).collect();
-                    let losses = ops::cross_entropy(&logits.flatten_to(1)?, &wanted)?;
+                    let of = |picture: &[Token]| positions.iter().map(|&i| picture[i as usize]).collect::<Vec<_>>();
+                    let wanted: Vec<Token> = targets.chunks(per).flat_map(of).collect();
+                    let losses = ops::cross_entropy(&logits.flatten_to(1)?, &table_rows(&wanted)?)?;
                     ops::add_term(&mut sum, losses.sum_all()?)?;
                 }
                 let sum = sum.ok_or_else(|| Error::invalid("no tokens to learn"))?;
@@ -520,7 +519,7 @@ impl Model for LlamaGen {
     fn embed(&self, _head: u8, tokens: &[Token]) -> Result<Tensor> {
         match &self.codebook {
             Codebook::Bits(head) => head.embed(tokens),
-            Codebook::Table { tokens: table, .. } => table.rows(&table_rows(tokens)),
+            Codebook::Table { tokens: table, .. } => table.rows(&table_rows(tokens)?),
         }
     }
     fn next(&self, source: Source, hidden: &Tensor, choose: &mut Choose) -> Result<Vec<Token>> {
@@ -592,8 +591,10 @@ mod tests {
             near(&logits.get_on_dim(1, i).unwrap(), &want);
         }
         let loss = model.train_loss(&classes, &keep, &tokens, &tokens, None).unwrap();
-        let want =
-            ops::cross_entropy(&logits.flatten_to(1).unwrap(), &table_rows(&tokens)).unwrap().mean_all().unwrap();
+        let want = ops::cross_entropy(&logits.flatten_to(1).unwrap(), &table_rows(&tokens).unwrap())
+            .unwrap()
+            .mean_all()
+            .unwrap();
         near(&loss, &want);
         let mut slots = [model.trunk.slot(), model.trunk.slot()];
         for i in 0..per {

@@ -1,7 +1,7 @@
 //! Modality-split cross-entropy (UM3 equation 6): each target competes with its own partition only.
 
 use crate::llama::Llama;
-use crate::vocab::{MergedVocab, Partition, Token};
+use crate::vocab::{MergedVocab, Partition, Token, table_rows};
 use candle_core::Tensor;
 use nn::Result;
 use nn::ops;
@@ -73,12 +73,12 @@ pub fn split_loss(
             return Ok(());
         }
         let (n, range) = (rows.len(), vocab.range(partition));
+        let ids: Vec<Token> = ids.iter().map(|&t| t - range.start as Token).collect();
         let x = flat.index_select(&Tensor::from_vec(rows, n, flat.device())?, 0)?;
         if let (Partition::Visual(_), Some(head)) = (partition, model.bitwise()) {
-            let codes: Vec<Token> = ids.iter().map(|&t| t - range.start as Token).collect();
-            return add(sum, (head.loss(&x, &codes)? * n as f64)?);
+            return add(sum, (head.loss(&x, &ids)? * n as f64)?);
         }
-        let ids: Vec<u32> = ids.iter().map(|&t| (t - range.start as Token) as u32).collect();
+        let ids = table_rows(&ids)?;
         let logits = model.logits(&x, range)?;
         let losses = ops::cross_entropy(&logits, &ids)?;
         if with_z {

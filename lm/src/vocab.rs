@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// A token of a sequence: a row of a vocabulary, or above the text's rows a visual token, which is its bits and its cell (see
-/// [`MergedVocab`]): published image tokenizers have up to 56 bits a cell.
+/// [`MergedVocab`]).
 pub type Token = u64;
 
 /// Bits of a token; the engine keeps the ones above for a token's head.
-const TOKEN_BITS: usize = 60;
+pub(crate) const TOKEN_BITS: usize = 60;
 
 /// Most bits of a code that is one token.
 pub const MAX_BITS: usize = 56;
@@ -68,9 +68,10 @@ pub fn code_of(groups: &[u64], group_bits: usize) -> u64 {
     groups.iter().fold(0, |code, &group| code << group_bits | group)
 }
 
-/// Tokens as rows of a table; one beyond every table becomes the last number there is, which no table has.
-pub fn table_rows(tokens: &[Token]) -> Vec<u32> {
-    tokens.iter().map(|&t| u32::try_from(t).unwrap_or(u32::MAX)).collect()
+/// Tokens as rows of a table; one that no table can have is an error.
+pub fn table_rows(tokens: &[Token]) -> Result<Vec<u32>> {
+    let row = |&t: &Token| u32::try_from(t).map_err(|_| Error::invalid(format!("token {t} is a row of no table")));
+    tokens.iter().map(row).collect()
 }
 
 impl MergedVocab {
@@ -89,8 +90,13 @@ impl MergedVocab {
                     b.bits, self.bits
                 )));
             }
+            // half of a token's numbers are for the text's rows
+            let half = TOKEN_BITS - 1;
+            if self.text > 1 << half {
+                return Err(Error::invalid(format!("vocabulary: {} text rows do not fit a token", self.text)));
+            }
             let cells = self.grid.saturating_mul(self.grid) as u64;
-            if self.cell_positions && (self.grid > 1 << 15 || cells > 1 << (TOKEN_BITS - 1 - self.bits)) {
+            if self.cell_positions && (self.grid > 1 << 15 || cells > 1 << (half - self.bits)) {
                 return Err(Error::invalid(format!(
                     "vocabulary: cell_positions: {cells} cells of {} bits do not fit a token of {TOKEN_BITS} bits",
                     self.bits

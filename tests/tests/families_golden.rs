@@ -83,8 +83,12 @@ fn janus_gradients() {
         all.push(model.code_logits(&hidden.narrow(1, from, count).unwrap().contiguous().unwrap()).unwrap());
     }
     let logits = Tensor::cat(&all, 0).unwrap().flatten_to(1).unwrap();
-    let drawing =
-        cross_entropy(&logits, &lm::vocab::table_rows(&codes)).unwrap().mean_all().unwrap().backward().unwrap();
+    let drawing = cross_entropy(&logits, &lm::vocab::table_rows(&codes).unwrap())
+        .unwrap()
+        .mean_all()
+        .unwrap()
+        .backward()
+        .unwrap();
     let vars = params.vars();
     assert!(want.len() >= 15);
     for (name, want) in &want {

@@ -63,7 +63,7 @@ fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: 
 
     let train = model.train_logits(&condition, &keep, &tokens).unwrap();
     close(&format!("{case} train logits"), &train, &io["train_logits"], 1e-5);
-    let loss = cross_entropy(&train.flatten_to(1).unwrap(), &table_rows(&tokens)).unwrap().mean_all().unwrap();
+    let loss = cross_entropy(&train.flatten_to(1).unwrap(), &table_rows(&tokens).unwrap()).unwrap().mean_all().unwrap();
     close(&format!("{case} loss"), &loss, &io["train_loss"], 1e-5);
     let grads = loss.backward().unwrap();
     let want = golden(&format!("llamagen/{case}/grads.safetensors"));
@@ -81,7 +81,7 @@ fn check(case: &str, condition: Condition, io: &HashMap<String, Tensor>, model: 
 #[test]
 fn class_conditional() {
     let (model, params, io) = load("c2i");
-    let condition = Condition::Classes(table_rows(&ids(&io["condition"])));
+    let condition = Condition::Classes(table_rows(&ids(&io["condition"])).unwrap());
     check("c2i", condition, &io, &model, &params);
 }
 
@@ -99,7 +99,7 @@ fn text_conditional() {
     close("padded train logits", &logits, &io["padded_train_logits"], 1e-5);
     close("padded eval logits", &logits, &io["padded_eval_logits"], 1e-5);
     let valid = integers(&io["padded_valid"]);
-    let each = values(&cross_entropy(&logits.flatten_to(1).unwrap(), &table_rows(&tokens)).unwrap());
+    let each = values(&cross_entropy(&logits.flatten_to(1).unwrap(), &table_rows(&tokens).unwrap()).unwrap());
     let counted: Vec<f64> =
         each.chunks(16).zip(&valid).filter(|(_, v)| **v == 1).flat_map(|(l, _)| l.to_vec()).collect();
     let loss = counted.iter().sum::<f64>() / counted.len() as f64;

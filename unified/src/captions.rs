@@ -110,7 +110,7 @@ impl TextEncoder {
             let mut ids = self.words.encode(caption)?;
             ids.truncate(positions.saturating_sub(1));
             ids.push(self.end);
-            let row = Tensor::new(&table_rows(&ids)[..], &device)?.unsqueeze(0)?;
+            let row = Tensor::new(&table_rows(&ids)?[..], &device)?.unsqueeze(0)?;
             let encoded = self.model.forward(&row)?;
             let pad = positions - ids.len();
             let before = Tensor::zeros((1, pad, self.width), DType::F32, &device)?;

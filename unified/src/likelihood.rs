@@ -45,7 +45,7 @@ fn nats(lm: &Llama, rows: &Range<usize>, ids: &[Token], first: usize) -> Result<
     let hidden = lm.hidden(&read, &nn::ops::Positions::From(0), &nn::ops::Mask::Causal)?;
     let logits = lm.logits(&hidden.narrow(1, first - 1, ids.len() - first)?.squeeze(0)?, rows.clone())?;
     let targets: Vec<Token> = ids[first..].iter().map(|&t| t - rows.start as Token).collect();
-    let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &table_rows(&targets))?;
+    let losses = nn::ops::cross_entropy(&logits.to_dtype(DType::F32)?, &table_rows(&targets)?)?;
     Ok(losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
 

@@ -168,7 +168,7 @@ impl VisualTokenizer {
             Self::Vq { model, grid } => {
                 let mut out = Vec::new();
                 for t in tokens {
-                    let Pixels(p) = model.decode(&model.look_up(&table_rows(t), *grid, *grid)?)?;
+                    let Pixels(p) = model.decode(&model.look_up(&table_rows(t)?, *grid, *grid)?)?;
                     out.extend(Preprocess::half(self.side()).images(&Pixels(p.to_dtype(DType::F32)?))?);
                 }
                 Ok(out)

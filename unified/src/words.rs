@@ -113,6 +113,7 @@ impl Words {
 
     /// Text of ids, marks left out. Bytes that are no UTF-8 become replacement characters.
     pub fn decode(&self, ids: &[Token]) -> Result<String> {
+        // what is no text's is passed over, as the tokenizer does with ids that it has not
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
         self.inner.decode(&ids, true).map_err(|e| Error::invalid(format!("token ids: {e}")))
     }

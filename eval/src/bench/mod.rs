@@ -148,6 +148,11 @@ impl Answer {
     pub fn picture(&self, files: &Files) -> Result<Option<Image>> {
         self.line["picture"].as_str().map(|path| Image::open(&files.out.join(path))).transpose()
     }
+
+    /// The codes of its picture's cells, row by row; none where it has no picture.
+    pub fn codes(&self) -> impl Iterator<Item = u64> + '_ {
+        self.line["codes"].as_array().into_iter().flatten().filter_map(Value::as_u64)
+    }
 }
 
 /// A metric's value; where it is a mean, of what by item.

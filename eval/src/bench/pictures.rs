@@ -73,7 +73,7 @@ fn score_reconstruction(items: &[Item], answers: &[Answer], _: &Files, notes: &m
             continue;
         }
         codes.resize((bits / group) as usize, HashMap::new());
-        for code in line["codes"].as_array().into_iter().flatten().filter_map(|c| c.as_u64()) {
+        for code in answer.codes() {
             for (g, counts) in codes.iter_mut().enumerate() {
                 let part = code >> (bits - group * (g as u64 + 1)) & ((1 << group) - 1);
                 *counts.entry(part).or_default() += 1;

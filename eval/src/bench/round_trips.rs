@@ -49,14 +49,14 @@ pub const SELF_CHECK: Shipped = Shipped {
 };
 
 fn scenes_shown(n: usize, notes: &mut Notes) -> Result<Vec<Item>> {
-    (0..n)
-        .map(|i| {
-            let scene = SUITE.scene(i);
-            let shown = notes.spooled(|| scenes::render(&scene, SIDE).to_png())?;
-            let facts = json!({"index": i, "gold": scenes::caption(&scene)});
-            Ok(Item::new(i.to_string(), i.to_string(), facts).with(shown))
-        })
-        .collect()
+    (0..n).map(|i| shown(i.to_string(), i, &SUITE.scene(i), notes)).collect()
+}
+
+/// An item that shows a scene, one of the pictures of number `i`.
+fn shown(id: String, i: usize, scene: &Scene, notes: &mut Notes) -> Result<Item> {
+    let picture = notes.spooled(|| scenes::render(scene, SIDE).to_png())?;
+    let facts = json!({"index": i, "gold": scenes::caption(scene)});
+    Ok(Item::new(id, i.to_string(), facts).with(picture))
 }
 
 fn score_kept(items: &[Item], answers: &[Answer], files: &Files, _: &mut Notes) -> Result<Scores> {
@@ -81,46 +81,45 @@ fn pair(i: usize) -> [Scene; 2] {
 fn changed_scenes(n: usize, notes: &mut Notes) -> Result<Vec<Item>> {
     let mut out = Vec::with_capacity(2 * n);
     for i in 0..n {
-        for (scene, half) in pair(i).iter().zip(["before", "after"]) {
-            let shown = notes.spooled(|| scenes::render(scene, SIDE).to_png())?;
-            let facts = json!({"index": i, "gold": scenes::caption(scene)});
-            out.push(Item::new(format!("{i}-{half}"), i.to_string(), facts).with(shown));
-        }
+        let [before, after] = pair(i);
+        out.push(shown(format!("{i}-before"), i, &before, notes)?);
+        out.push(shown(format!("{i}-after"), i, &after, notes)?);
     }
     Ok(out)
 }
 
+/// Whether two pictures are the same in every pixel of a cell, counted row by row of a grid.
+fn looks_the_same(a: &Image, b: &Image, cell: usize, grid: usize) -> bool {
+    // a cell of a grid that does not divide the side has the pixels that it touches
+    let span = |at: usize| at * SIDE / grid..((at + 1) * SIDE).div_ceil(grid);
+    let columns = span(cell % grid);
+    span(cell / grid).all(|y| {
+        let bytes = 3 * (y * SIDE + columns.start)..3 * (y * SIDE + columns.end);
+        a.rgb()[bytes.clone()] == b.rgb()[bytes]
+    })
+}
+
 fn score_codes(items: &[Item], answers: &[Answer], _: &Files, _: &mut Notes) -> Result<Scores> {
-    let codes = |a: &Answer| -> Vec<u64> {
-        a.line["codes"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_u64).collect()
-    };
-    let (mut same, mut flipped) = (Vec::new(), Vec::new());
-    let halves = items.iter().zip(answers).collect::<Vec<_>>();
-    for (n, half) in halves.windows(2).enumerate() {
-        let (a, b) = (codes(half[0].1), codes(half[1].1));
-        let grid = a.len().isqrt();
-        if grid == 0 || a.len() != b.len() || half[0].0.number("index") != half[1].0.number("index") {
+    let (mut same, mut changed) = (Vec::new(), Vec::new());
+    for n in 1..items.len() {
+        let i = items[n].number("index");
+        let [a, b] = [n - 1, n].map(|n| answers[n].codes().collect::<Vec<_>>());
+        if items[n - 1].number("index") != i || a.len() != b.len() {
             continue;
         }
-        let pictures = pair(half[0].0.number("index")).map(|s| scenes::render(&s, SIDE));
-        let size = SIDE / grid;
-        let cells: Vec<u32> = (0..grid * grid)
-            .filter(|cell| {
-                let (top, left) = (cell / grid * size, cell % grid * size);
-                let row = |p: &Image, y: usize| p.rgb()[3 * (y * SIDE + left)..3 * (y * SIDE + left + size)].to_vec();
-                (top..top + size).all(|y| row(&pictures[0], y) == row(&pictures[1], y))
-            })
-            .map(|cell| (a[cell] ^ b[cell]).count_ones())
-            .collect();
-        if !cells.is_empty() {
-            let share = |f: &dyn Fn(u32) -> f64| cells.iter().map(|&c| f(c)).sum::<f64>() / cells.len() as f64;
-            same.push((n, share(&|c| f64::from(c == 0))));
-            flipped.push((n, share(&f64::from)));
+        let [before, after] = pair(i).map(|s| scenes::render(&s, SIDE));
+        let grid = a.len().isqrt();
+        let cells = (0..grid * grid).filter(|&cell| looks_the_same(&before, &after, cell, grid));
+        let bits: Vec<u32> = cells.map(|cell| (a[cell] ^ b[cell]).count_ones()).collect();
+        if !bits.is_empty() {
+            let cells = bits.len() as f64;
+            same.push((n, bits.iter().filter(|&&b| b == 0).count() as f64 / cells));
+            changed.push((n, f64::from(bits.iter().sum::<u32>()) / cells));
         }
     }
     let mut out = Scores::default();
     out.mean("same_code@exact", same);
-    out.mean("changed_bits@a_code", flipped);
+    out.mean("changed_bits@a_code", changed);
     Ok(out)
 }
 

@@ -1,7 +1,7 @@
 //! What an engine is asked for, and what it answers.
 
 use crate::sample::SampleSettings;
-use crate::vocab::Token;
+use crate::vocab::{TOKEN_BITS, Token};
 use candle_core::Tensor;
 use nn::cache::Slot;
 
@@ -62,7 +62,7 @@ impl Part {
     /// What two prompts are compared by.
     pub(super) fn keys(&self) -> Vec<u64> {
         match self {
-            Self::Tokens(head, ids) => ids.iter().map(|&id| u64::from(*head) << 60 | id).collect(),
+            Self::Tokens(head, ids) => ids.iter().map(|&id| u64::from(*head) << TOKEN_BITS | id).collect(),
             Self::Embedded(_, keys) => keys.iter().map(|k| k | 1 << 63).collect(),
         }
     }

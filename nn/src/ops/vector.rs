@@ -8,8 +8,8 @@ const LANES: usize = 16;
 /// Values that one thread sets to zero at a time.
 const ZEROS: usize = 1 << 16;
 
-/// A result's memory, zero. Memory that was used before has to be set, and one thread doing that for all was a seventh of a
-/// training's time.
+/// A result's memory, zero. Memory that was used before has to be set, and one thread doing that for all was a sixth of the
+/// wall time of a tokenizer's update (docs/decisions.md).
 #[allow(unsafe_code)]
 pub fn zeros(n: usize) -> Vec<f32> {
     if n < 4 * ZEROS {

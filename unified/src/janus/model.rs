@@ -110,7 +110,7 @@ impl Janus {
         if let Some(bad) = codes.iter().find(|&&c| c as usize >= n) {
             return Err(Error::invalid(format!("code {bad} is outside the codebook of {n}")));
         }
-        self.gen_aligner.forward(&self.gen_embed.rows(&table_rows(codes))?)
+        self.gen_aligner.forward(&self.gen_embed.rows(&table_rows(codes)?)?)
     }
 
     /// Logits [.., codes] of hidden states [.., width].
@@ -143,7 +143,7 @@ impl Janus {
     /// Pictures of their codes, row by row.
     pub fn paint(&self, codes: &[Token]) -> Result<Vec<Image>> {
         let grid = self.config.grid;
-        let pixels = self.vq.decode(&self.vq.look_up(&table_rows(codes), grid, grid)?)?;
+        let pixels = self.vq.decode(&self.vq.look_up(&table_rows(codes)?, grid, grid)?)?;
         pixels.to_images()
     }
 }

@@ -1,6 +1,7 @@
 //! Bits that are flipped in what is read, never in what is to be drawn: a drawing learns to go on from its own mistakes
 //! (bitwise self-correction; Infinity, arXiv 2412.04431, section 3.3).
 
+use crate::sequence::Packed;
 use crate::{Error, Result};
 use lm::{MergedVocab, Token};
 use nn::rng::{self, Rng};
@@ -29,7 +30,7 @@ pub fn flip(ids: &mut [Token], places: impl Iterator<Item = usize>, first: Token
 }
 
 /// The same for every picture of packed rows that is to be drawn; what is only shown stays as it is.
-pub fn flip_drawn(packed: &mut crate::sequence::Packed, vocab: &MergedVocab, most: f64, r: &mut Rng) {
+pub fn flip_drawn(packed: &mut Packed, vocab: &MergedVocab, most: f64, r: &mut Rng) {
     let first = vocab.text as Token;
     for picture in packed.targets.visual.chunks(vocab.tokens_per_image()) {
         // a target is told from the place before it
@@ -66,12 +67,12 @@ mod tests {
         let mut after = before.clone();
         flip_drawn(&mut after, &vocab, 0.5, &mut rng::keyed(1, &[]));
         assert_eq!(before.targets.visual, after.targets.visual);
-        let picture = |p: &crate::sequence::Packed, from: usize| vocab.to_codes(&p.ids[from..from + 16]);
+        let picture = |p: &Packed, from: usize| vocab.to_codes(&p.ids[from..from + 16]);
         assert_eq!(picture(&after, 1).unwrap(), codes, "shown");
         let drawn = picture(&after, 21).unwrap();
         let flipped: u32 = drawn.iter().zip(&codes).map(|(a, b)| (a ^ b).count_ones()).sum();
         assert!(flipped > 0 && flipped < 320 * 6 / 10, "{flipped} of 320");
-        let text = |p: &crate::sequence::Packed| (p.ids[..1].to_vec(), p.ids[17..21].to_vec(), p.ids[37..].to_vec());
+        let text = |p: &Packed| (p.ids[..1].to_vec(), p.ids[17..21].to_vec(), p.ids[37..].to_vec());
         assert_eq!(text(&before), text(&after));
         assert!(check(0.6, true).is_err() && check(0.1, false).is_err() && check(0.0, false).is_ok());
     }

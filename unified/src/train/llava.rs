@@ -286,7 +286,7 @@ impl Conversing<'_> {
             count => {
                 let hidden = hidden.index_select(&Tensor::from_vec(rows, count, &self.device)?, 0)?;
                 let logits = model.lm.logits(&hidden, 0..base.config.text_config.vocab_size)?;
-                (cross_entropy(&logits, &table_rows(&targets))?.sum_all()? / total)?
+                (cross_entropy(&logits, &table_rows(&targets)?)?.sum_all()? / total)?
             }
         };
         if pictures.is_empty() {

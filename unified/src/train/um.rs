@@ -1,8 +1,7 @@
 //! Training of the unified model: one decoder over text and pictures (UM3 section 4).
 
-use super::flip::{self, flip_drawn};
 use super::llamagen::Head;
-use super::{Run, adapters, sheet, write_json};
+use super::{Run, adapters, flip, sheet, write_json};
 use crate::artifact::{Architecture, Artifact, Placement};
 use crate::config::{Generation, UnifiedConfig};
 use crate::corpus::CHECK;
@@ -342,7 +341,7 @@ impl Task for Unifying<'_> {
             for (i, part) in parts.iter_mut().enumerate() {
                 let row = first + i.saturating_mul(size);
                 let mut r = rng::keyed(self.config.run.seed ^ FLIPS, &[at.step as u64, row as u64]);
-                flip_drawn(part, &self.vocab, self.config.bit_flip, &mut r);
+                flip::flip_drawn(part, &self.vocab, self.config.bit_flip, &mut r);
             }
         }
         let mut totals = Totals::default();

@@ -231,7 +231,7 @@ impl Bench {
                 let ids: Vec<Token> = (0..batch * tokens).map(|i| token(i, c.vocab_size)).collect();
                 let seconds = step(&params, &mut || {
                     let logits = model.forward(&ids, batch)?.flatten_to(1)?;
-                    Ok(nn::ops::cross_entropy(&logits, &table_rows(&ids))?.mean_all()?)
+                    Ok(nn::ops::cross_entropy(&logits, &table_rows(&ids)?)?.mean_all()?)
                 })?;
                 Ok(Measured { seconds, items: (batch * tokens) as f64, unit: "tokens/s", ..Measured::default() })
             }

@@ -161,7 +161,7 @@ fn drawing(model: &Arc<Janus>, inputs: &Inputs, out: &mut Named) -> Result<()> {
             Ok(Tensor::cat(&all, 0)?)
         };
         let cond = logits(&prompts)?;
-        let loss = cross_entropy(&cond.flatten_to(1)?, &table_rows(&codes))?.mean_all()?;
+        let loss = cross_entropy(&cond.flatten_to(1)?, &table_rows(&codes)?)?.mean_all()?;
         out.insert("drawing_loss".into(), loss);
         out.insert("drawing_logits_cond".into(), cond);
         if let Some(u) = &uncond {
@@ -190,7 +190,7 @@ fn drawing(model: &Arc<Janus>, inputs: &Inputs, out: &mut Named) -> Result<()> {
         let codes = done.into_iter().flat_map(|d| d.tokens).collect::<Vec<_>>();
         if scale != 1.0 {
             let grid = model.config.grid;
-            let pixels = model.vq.decode(&model.vq.look_up(&table_rows(&codes), grid, grid)?)?;
+            let pixels = model.vq.decode(&model.vq.look_up(&table_rows(&codes)?, grid, grid)?)?;
             out.insert(format!("{name}_pixels"), pixels.0);
         }
         out.insert(name.into(), super::integers(&codes, (rows, count))?);

@@ -43,11 +43,11 @@ pub fn outputs(model: &Arc<LlamaGen>, inputs: &Inputs) -> Result<Named> {
         let from = c.cls_token_num - 1 - 3.min(c.cls_token_num - 1);
         out.insert("eval_logits".into(), all.narrow(1, from, all.dim(1)? - from)?.contiguous()?);
         let logits = model.train_logits(&condition, &keep, &tokens)?;
-        out.insert("train_loss".into(), cross_entropy(&logits.flatten_to(1)?, &table_rows(&tokens))?.mean_all()?);
+        out.insert("train_loss".into(), cross_entropy(&logits.flatten_to(1)?, &table_rows(&tokens)?)?.mean_all()?);
         out.insert("train_logits".into(), logits);
         if let Some(padded) = padded(model, inputs)? {
             let logits = model.train_logits(&padded, &keep, &tokens)?;
-            let losses = cross_entropy(&logits.flatten_to(1)?, &table_rows(&tokens))?
+            let losses = cross_entropy(&logits.flatten_to(1)?, &table_rows(&tokens)?)?
                 .reshape((n, per))?
                 .mean(1)?
                 .to_vec1::<f32>()?;

@@ -45,7 +45,7 @@ pub fn outputs(model: &Qlip, inputs: &Inputs) -> Result<Named> {
     }
     if inputs.find("input_ids").is_some() {
         let (ids, rows, tokens) = inputs.tokens("input_ids")?;
-        let ids = lm::vocab::table_rows(&ids);
+        let ids = lm::vocab::table_rows(&ids)?;
         if let Some(tower) = &model.text {
             let t = tower.forward(&ids, tokens)?;
             put("text_hidden", &t.hidden);
