@@ -152,7 +152,7 @@ pub fn unit(x: &Tensor) -> Result<Tensor> {
 }
 
 /// +1 where positive, else -1.
-fn signs(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn signs(x: &Tensor) -> Result<Tensor> {
     Ok(x.gt(0f64)?.to_dtype(x.dtype())?.affine(2.0, -1.0)?)
 }
 

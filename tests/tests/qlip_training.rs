@@ -161,21 +161,23 @@ fn a_batch_in_parts_has_exactly_the_gradient_of_the_whole() {
             quantized_alignment: 0.7,
             distillation: 0.5,
             quantized_distillation: 0.5,
+            kept_bits: 0.4,
             proximal_steps: 2,
             proximal_ramp: 4,
             balance: Balance::Running,
             ..LossConfig::default()
         };
-        let teacher = |config: &QlipConfig| {
+        let before = |config: &QlipConfig| {
             let p = Params::from_tensors("teacher", golden("qlip/eva/model.safetensors"), DType::F64, &Device::Cpu);
-            Teacher::Qlip(Box::new(Qlip::new(&p, config, false).unwrap()))
+            Qlip::new(&p, config, false).unwrap()
         };
         let mut all: Vec<BTreeMap<String, Vec<f64>>> = Vec::new();
         for micro_batch in [None, Some(2), Some(1)] {
             let (params, model, batch, config) = model(DType::F64, |c| c.vision_config.quantizer_levels = vec![1]);
             let plain = QlipConfig::from_file(&fixture("qlip/eva/config.json")).unwrap();
             assert_ne!(plain, config);
-            let parts = Parts { micro_batch, teacher: Some(teacher(&plain)), ..Parts::default() };
+            let teacher = Some(Teacher::Qlip(Box::new(before(&plain))));
+            let parts = Parts { micro_batch, teacher, before: Some(before(&plain)), ..Parts::default() };
             let o = objective(&params, model, &w, parts);
             let mut numbers = BTreeMap::from([("balance.align".to_owned(), 2.0), ("balance.pixels".to_owned(), 0.5)]);
             let out = o.step(3, &batch, &params.vars(), &mut numbers, &nn::parallel::World::Alone).unwrap();
@@ -193,6 +195,26 @@ fn a_batch_in_parts_has_exactly_the_gradient_of_the_whole() {
         assert!(all[0].keys().any(|k| k.starts_with("training.quantized_pool")));
         assert!(all[0]["vision_model.quant_levels.1.weight"].iter().any(|v| *v != 0.0));
     }
+}
+
+/// Plain descent on one term alone: codes that changed with the rest of the picture stay.
+#[test]
+fn codes_learn_to_stay() {
+    let (params, model, batch, _) = model(DType::F64, |_| ());
+    let w = LossConfig { reconstruction: 0.0, consistency: 1.0, ..LossConfig::default() };
+    let o = objective(&params, model, &w, Parts::default());
+    let mut found = Vec::new();
+    for _ in 0..60 {
+        let out = o.step(7, &batch, &params.vars(), &mut BTreeMap::new(), &nn::parallel::World::Alone).unwrap();
+        found.push((out.metrics["consistency"], out.metrics["same_code"]));
+        for (name, v) in params.vars() {
+            let Some(g) = out.grads.get(v.as_tensor()) else { continue };
+            assert!(!name.starts_with("vision_decoder") || values(g).iter().all(|g| *g == 0.0), "{name}");
+            v.set(&(v.as_tensor() - (g * 0.05).unwrap()).unwrap()).unwrap();
+        }
+    }
+    let (first, last) = (found[0], found[found.len() - 1]);
+    assert!(last.0 < 0.5 * first.0 && last.1 >= first.1, "{first:?} to {last:?}");
 }
 
 #[test]

@@ -36,6 +36,10 @@ pub struct Generation {
     pub image: SampleSettings,
     /// Guidance of pictures: 1 is none; above, logits = uncond + scale (cond - uncond).
     pub guidance_scale: f32,
+    /// What the scale becomes where the model finds every choice as likely as another; from `guidance_scale`, where it is certain, it goes there in a
+    /// straight line along the entropy. For models whose pictures are nearly certain in one kind (scenes) and open in another (photographs).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_uncertain: Option<f32>,
     /// Whether guidance's other half, the request without words, keeps the conversation's last picture (InstructPix2Pix, Brooks et al. 2023,
     /// section 3.2.1, with a picture scale of 1): for models that saw such requests in training. Otherwise it is empty, and pulls away from a picture that
     /// is to be changed.
@@ -51,6 +55,7 @@ impl Default for Generation {
             text: SampleSettings::greedy(),
             image: SampleSettings { temperature: 1.0, top_p: 0.95, ..SampleSettings::default() },
             guidance_scale: 2.0,
+            guidance_uncertain: None,
             guidance_keeps_picture: false,
             best_of: 1,
         }

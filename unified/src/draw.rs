@@ -27,8 +27,10 @@ impl Unified {
     pub(crate) fn check(&self, g: &Generation) -> Result<()> {
         g.text.check()?;
         g.image.check()?;
-        if !g.guidance_scale.is_finite() {
-            return Err(Error::invalid(format!("guidance scale {}: use a finite number; 1 is none", g.guidance_scale)));
+        if let Some(scale) =
+            [Some(g.guidance_scale), g.guidance_uncertain].into_iter().flatten().find(|s| !s.is_finite())
+        {
+            return Err(Error::invalid(format!("guidance scale {scale}: use a finite number; 1 is none")));
         }
         match (g.best_of, &self.config.self_check) {
             (0, _) => Err(Error::invalid("best_of 0: draw at least one")),
@@ -177,7 +179,8 @@ pub(crate) struct Wish {
 pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Generation) -> Vec<Request> {
     let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
     let one = |(wish, &seed): (Wish, &u64)| {
-        let r = Request::new(wish.context, g.image, (seed, 1), in_turn(sources.clone()));
+        let mut r = Request::new(wish.context, g.image, (seed, 1), in_turn(sources.clone()));
+        r.uncertain = g.guidance_uncertain;
         let scale = g.guidance_scale;
         match scale {
             1.0 => r,

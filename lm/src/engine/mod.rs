@@ -4,6 +4,7 @@
 //! attention knows which are whose. Requests join and leave at any step; a token does not depend on what else is in the batch
 //! (see [`nn::ops`]). A prompt that begins as another one did is not read again as far as they agree.
 
+mod guidance;
 mod kept;
 mod line;
 mod request;
@@ -52,6 +53,7 @@ struct Active {
     reused: usize,
     grammar: Grammar,
     scales: Scales,
+    uncertain: Option<f32>,
     sampler: Sampler,
     settings: SampleSettings,
     banned: Vec<Token>,
@@ -140,6 +142,7 @@ impl Engine {
             reused: 0,
             grammar,
             scales: r.scales,
+            uncertain: r.uncertain,
             sampler: Sampler::new(r.seed.0, r.seed.1),
             settings: r.sample,
             banned: r.banned,
@@ -411,13 +414,8 @@ impl Engine {
             let mut chosen = vec![0u32; values.len() / width.max(1)];
             for (n, &i) in who.iter().enumerate() {
                 let a = &mut self.active[i];
-                let mut mixed = row(lines[n].start).to_vec();
-                for (s, r) in scales[n].iter().zip(lines[n].start + 1..) {
-                    let (before, after) = (row(r - 1), row(r));
-                    for ((m, b), c) in mixed.iter_mut().zip(before).zip(after) {
-                        *m += s * (c - b);
-                    }
-                }
+                let contexts: Vec<&[f32]> = lines[n].clone().map(row).collect();
+                let mut mixed = guidance::mixed(&contexts, &scales[n], a.uncertain);
                 if mixed.iter().any(|v| v.is_nan()) {
                     broken[n] = true;
                     continue;

@@ -154,6 +154,8 @@ pub struct Request {
     pub peers: Vec<Context>,
     /// Scales, one for each difference.
     pub scales: Scales,
+    /// What the scales become where the main context finds every choice as likely as another; nothing: they stay.
+    pub uncertain: Option<f32>,
     /// What may come.
     pub grammar: Grammar,
     /// How it is drawn.
@@ -178,6 +180,7 @@ impl Request {
             context,
             peers: Vec::new(),
             scales: Box::new(|_| None),
+            uncertain: None,
             grammar,
             sample,
             seed,

@@ -10,6 +10,7 @@ mod judges;
 mod more_bits;
 mod objective;
 mod probes;
+mod steady;
 mod teacher;
 mod vq;
 mod warm;

@@ -9,6 +9,7 @@ use super::adversary::AdversaryConfig;
 use super::balance::Balance;
 use super::judges::{JudgeWeights, Judges};
 use super::probes::{Imitation, Pool};
+use super::steady::{self, Stayed};
 use super::teacher::Teacher;
 use super::{carried, number, own, quality, slope_in};
 use crate::bsq::Latents;
@@ -54,6 +55,11 @@ pub struct LossConfig {
     pub distillation: f64,
     /// The quantised tokens' likeness to the teacher's patches; needs `teacher` of the same grid (stage 1).
     pub quantized_distillation: f64,
+    /// The first bits against those of `start`, where a tokenizer grows (stage 1).
+    pub kept_bits: f64,
+    /// Bits of cells that stay as they are when a piece of the picture becomes another's (stage 1). With micro_batch the
+    /// pieces come from the same part.
+    pub consistency: f64,
     /// How pixels are weighed against alignment.
     pub balance: Balance,
     /// Steps without signs: the decoder reads the latents themselves, which are only bounded (stage 1).
@@ -77,6 +83,8 @@ impl Default for LossConfig {
             quantized_alignment: 0.0,
             distillation: 0.0,
             quantized_distillation: 0.0,
+            kept_bits: 0.0,
+            consistency: 0.0,
             balance: Balance::default(),
             proximal_steps: 0,
             proximal_ramp: 0,
@@ -124,6 +132,8 @@ pub struct Parts {
     pub adversary: Option<AdversaryConfig>,
     /// For the distillation terms.
     pub teacher: Option<Teacher>,
+    /// The tokenizer as it was, for `kept_bits`.
+    pub before: Option<Qlip>,
     /// Pictures whose graph is in memory at once; the whole batch if absent.
     pub micro_batch: Option<usize>,
 }
@@ -135,6 +145,7 @@ pub struct Objective {
     w: LossConfig,
     judges: Judges,
     teacher: Option<Teacher>,
+    before: Option<Qlip>,
     micro_batch: Option<usize>,
     /// Pixels come normalised by these; LPIPS and discriminators take -1..1.
     preprocess: Preprocess,
@@ -225,6 +236,12 @@ impl Objective {
         let distils = w.distillation != 0.0 || w.quantized_distillation != 0.0;
         need(parts.teacher.is_some() || !distils, "distillation needs `teacher`, a folder of a CLIP or QLIP")?;
         let v = &model.config.vision_config;
+        let fits = parts.before.as_ref().map_or(w.kept_bits == 0.0, |b| {
+            b.bsq.bits <= model.bsq.bits
+                && b.config.vision_config.image_size == v.image_size
+                && b.grid() == model.grid()
+        });
+        need(fits, "kept_bits needs `start`, whose bits they are, of the same pictures and cells")?;
         if let Some(t) = &parts.teacher {
             need(t.side() == v.image_size, "the teacher takes pictures of another size")?;
             let fits = w.quantized_distillation == 0.0 || t.patches() == v.grid() * v.grid();
@@ -259,6 +276,7 @@ impl Objective {
             },
             judges,
             teacher: parts.teacher,
+            before: parts.before,
             micro_batch: parts.micro_batch,
             preprocess: preprocess.clone(),
             w: w.clone(),
@@ -436,6 +454,17 @@ impl Objective {
             if let Some(head) = &self.patch_imitation {
                 own.add("quantized_distillation", self.w.quantized_distillation, &head.loss(&zhat, &t.patches)?)?;
             }
+        }
+        let mut add = |name, same, weight, s: Stayed| {
+            own.metrics.insert(same, s.same);
+            own.add(name, weight, &s.loss)
+        };
+        if let Some(before) = self.before.as_ref().filter(|_| self.w.kept_bits != 0.0) {
+            add("kept_bits", "kept_code", self.w.kept_bits, steady::kept(before, &pixels, &seen.latents)?)?;
+        }
+        if self.w.consistency != 0.0 {
+            let stayed = steady::consistency(&self.model, step, &pixels, &seen.latents)?;
+            add("consistency", "same_code", self.w.consistency, stayed)?;
         }
         Ok((Some(seen), own))
     }

@@ -92,6 +92,7 @@ impl QlipTraining {
             lpips: self.lpips.as_ref().map(|c| Lpips::load(c, &run.device)).transpose()?,
             adversary: self.adversary.clone(),
             teacher: self.teacher.as_ref().map(|t| Teacher::load(t, &run.device)).transpose()?,
+            before: self.before(&run.device)?,
             micro_batch: self.run.micro_batch,
         };
         let objective =
@@ -159,6 +160,14 @@ impl QlipTraining {
             }
             _ => Err(Error::invalid("give either `start` (a checkpoint folder) or, in stage 1, a section [model]")),
         }
+    }
+
+    /// The checkpoint as it is, where its bits are to be kept.
+    fn before(&self, device: &Device) -> Result<Option<Qlip>> {
+        let kept = self.loss.as_ref().is_some_and(|l| l.kept_bits != 0.0);
+        let Some(dir) = self.start.as_ref().filter(|_| kept) else { return Ok(None) };
+        let config = QlipConfig::from_file(&dir.join("config.json"))?;
+        Ok(Some(Qlip::new(&Params::from_dir(dir, DType::F32, device)?, &config, false)?))
     }
 
     fn tokenizer_file(&self) -> Option<PathBuf> {

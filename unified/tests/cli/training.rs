@@ -51,6 +51,7 @@ fn tokenizer_training_with_every_term_resumes_exactly() {
         "loss.quantized_alignment=0.5",
         "loss.distillation=0.5",
         "loss.quantized_distillation=0.5",
+        "loss.consistency=0.2",
         "loss.balance=running",
         "loss.adversarial=0.1",
         "loss.alignment_loss=sigmoid",
@@ -314,18 +315,18 @@ fn a_tokenizer_of_more_bits_and_a_model_that_goes_on_with_it() {
     let bits = serde_json::from_str::<serde_json::Value>(&text).unwrap()["vision_config"]["quantizer_cfg"]["embed_dim"]
         .as_u64()
         .unwrap() as usize;
-    let wide = bits + 4;
+    let more = bits + 4;
     let start = format!("start={}", nano().join("qlip").display());
-    let sizes = [format!("quantizer.embed_dim={wide}"), "quantizer.group_size=4".to_owned()];
-    train("qlip-wide.toml", "wide", &[&[start][..], &sizes].concat());
-    let eyes = "image_tokenizer=wide".to_owned();
-    train("unified-wide.toml", "um", &[format!("start={}", nano().display()), eyes]);
+    let sizes = [format!("quantizer.embed_dim={more}"), "quantizer.group_size=4".to_owned()];
+    train("qlip-kept.toml", "kept", &[&[start][..], &sizes].concat());
+    let eyes = "image_tokenizer=kept".to_owned();
+    train("unified-kept.toml", "um", &[format!("start={}", nano().display()), eyes]);
     let weights = nn::checkpoint::load_dir(&d.join("um")).unwrap();
-    assert_eq!(weights["bit_embeddings.weight"].dims()[1], wide);
-    assert_eq!(weights["bit_head.output.weight"].dims()[0], wide / 4 * 16);
+    assert_eq!(weights["bit_embeddings.weight"].dims()[1], more);
+    assert_eq!(weights["bit_head.output.weight"].dims()[0], more / 4 * 16);
     ok(d, &["generate", "a red circle", "--model", "um", "-o", "out"]);
     ok(d, &["describe", "--model", "um", "out/unified-0001.png"]);
-    let path = config("qlip-wide.toml").display().to_string();
+    let path = config("qlip-kept.toml").display().to_string();
     let fewer = ["--set", "quantizer.embed_dim=8", "--set", "quantizer.group_size=4", "--set", "run.steps=1"];
     let start = format!("start={}", nano().join("qlip").display());
     fails(d, &[&["train", &path, "--out", "no", "--set", &start][..], &fewer].concat(), &["becomes one of more"]);
