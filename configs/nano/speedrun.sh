@@ -29,13 +29,17 @@ for s in unified-copy unified-long unified-next; do
   before=$s
 done
 stage qlip2 configs/nano/qlip-stage2.toml --set "data.pictures.path=$photos" --set "start=$out/qlip1"
-cp "$out/qlip2/model.safetensors" "$out/unified-next/qlip/model.safetensors"
+stage qlip-kept configs/nano/qlip-kept.toml --set "data.pictures.path=$photos" --set "start=$out/qlip2"
+stage unified-kept configs/nano/unified-kept.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip-kept" \
+  --set "start=$out/unified-next"
+stage qlip-pixels configs/nano/qlip-pixels.toml --set "data.pictures.path=$photos" --set "start=$out/qlip-kept"
+cp "$out/qlip-pixels/model.safetensors" "$out/unified-kept/qlip/model.safetensors"
 rm -rf "$out/model"
-"$u" export "$out/unified-next" "$out/model"
+"$u" export "$out/unified-kept" "$out/model"
 target/release/eval run --tasks scenes --model "$out/model" --out "$out/scenes" --resume
 echo "| stage | updates | seconds | last losses |"
 echo "|---|---|---|---|"
-for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2; do
+for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2 qlip-kept unified-kept qlip-pixels; do
   python3 - "$s" "$out/$s" <<'P' 2>/dev/null || echo "| $s | see $out/$s/summary.json | | |"
 import json, sys
 name, folder = sys.argv[1:]

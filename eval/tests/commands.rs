@@ -84,7 +84,7 @@ fn a_tokenizer_and_its_raw_weights_are_measured() {
     fits(&at("out"), "configs/ablation/run.sh", 2);
     let model = unified::artifact::Artifact::at(&at("qlip")).unwrap();
     assert_eq!(model.architecture, unified::artifact::Architecture::Qlip);
-    // what reconstructions keep of a zero-shot score, whole and with three of twenty bits
+    // what reconstructions keep of a zero-shot score, whole and with three of its bits
     for through in [at("qlip").display().to_string(), format!("{}:3", at("qlip").display())] {
         let out = at(&format!("through-{}", through.len()));
         let kept = run("imagefolder", &at("qlip"), &at("photos"), &out, &["--through", &through]);
@@ -101,7 +101,7 @@ fn a_tokenizer_and_its_raw_weights_are_measured() {
         "--through",
         "nano:99",
     ]);
-    assert!(!ok && error.contains("1 to 20 bits"), "{error}");
+    assert!(!ok && error.contains("1 to 48 bits"), "{error}");
 }
 
 #[test]

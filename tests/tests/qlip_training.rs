@@ -206,7 +206,8 @@ fn codes_learn_to_stay() {
     let mut found = Vec::new();
     for _ in 0..60 {
         let out = o.step(7, &batch, &params.vars(), &mut BTreeMap::new(), &nn::parallel::World::Alone).unwrap();
-        found.push((out.metrics["consistency"], out.metrics["same_code"]));
+        let metric = |name: &str| out.metrics.iter().find(|m| m.0 == name).unwrap().1;
+        found.push((metric("consistency"), metric("same_code")));
         for (name, v) in params.vars() {
             let Some(g) = out.grads.get(v.as_tensor()) else { continue };
             assert!(!name.starts_with("vision_decoder") || values(g).iter().all(|g| *g == 0.0), "{name}");

@@ -291,7 +291,7 @@ impl PackedTokens {
         };
         let source = meta.get("source").and_then(|s| u64::from_str_radix(s, 16).ok()).unwrap_or(0);
         let layout = Layout { per, bits, crops, source };
-        if bits == 0 || bits > 32 || crops == 0 || per.checked_mul(bits).is_none() {
+        if bits == 0 || bits > Token::BITS as usize || crops == 0 || per.checked_mul(bits).is_none() {
             return Err(bad());
         }
         let file = File::open(path).map_err(&io)?;

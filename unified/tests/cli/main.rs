@@ -26,6 +26,11 @@ fn nano() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/nano")
 }
 
+/// Bits of a cell in its image tokenizer.
+fn nano_bits() -> usize {
+    qlip::config::QlipConfig::from_file(&nano().join("qlip/config.json")).unwrap().vision_config.quantizer_cfg.embed_dim
+}
+
 fn unified(dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_unified")).args(args).current_dir(dir).output().expect("the program runs")
 }

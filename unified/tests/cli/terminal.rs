@@ -4,8 +4,9 @@ use super::{nano, ok};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Words that the nano model does not know: it goes on until it may not.
-const QUESTION: &str = "что это такое и почему всё так сложно устроено";
+const QUESTION: &str = "tell me a long story";
+/// Nearly every token is as likely as another, the end mark among them: an answer of hundreds of tokens, whatever the weights.
+const LONG: [&str; 4] = ["--temperature", "20", "--max-tokens", "1800"];
 
 struct Tmux(String);
 
@@ -47,11 +48,11 @@ fn ctrl_c_stops_an_answer_and_quit_leaves() {
     let dir = tempfile::tempdir().unwrap();
     let whole = ok(
         dir.path(),
-        &["chat", "--model", &nano().display().to_string(), "--prompt", QUESTION, "--max-tokens", "1800"],
+        &[&["chat", "--model", &nano().display().to_string(), "--prompt", QUESTION][..], &LONG].concat(),
     );
     let tmux = Tmux(format!("unified-test-{}", std::process::id()));
     let program = env!("CARGO_BIN_EXE_unified");
-    let command = format!("cd {0}; HOME={0} {program} chat --max-tokens 1800; echo left", dir.path().display());
+    let command = format!("cd {0}; HOME={0} {program} chat {1}; echo left", dir.path().display(), LONG.join(" "));
     tmux.run(&["-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "50", "sh"]);
     tmux.run(&["send-keys", &command, "Enter"]);
     tmux.wait(">");

@@ -1,6 +1,6 @@
 //! Trainings that are killed and go on, and what they leave.
 
-use super::{fails, fixture, nano, ok, resumes, tiny};
+use super::{fails, fixture, nano, nano_bits, ok, resumes, tiny};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -78,6 +78,7 @@ fn unified_training_resumes_exactly() {
 
 #[test]
 fn a_text_model_grows_into_a_unified_one() {
+    const GROUP: usize = 4;
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
     // the nano model's text rows as a Llama of its own
@@ -104,7 +105,8 @@ fn a_text_model_grows_into_a_unified_one() {
         format!("image_tokenizer={}", nano().join("qlip").display()),
         "start=llama".to_owned(),
         "head=tokens".to_owned(),
-        "group_bits=10".to_owned(),
+        format!("group_bits={GROUP}"),
+        "sequence_length=2048".to_owned(),
         "run.steps=2".to_owned(),
         "run.batch_size=2".to_owned(),
     ];
@@ -118,7 +120,7 @@ fn a_text_model_grows_into_a_unified_one() {
     args[1] = "start.toml";
     ok(d, &args);
     let rows = nn::checkpoint::load_dir(&d.join("um")).unwrap()["model.embed_tokens.weight"].dim(0).unwrap();
-    assert_eq!(rows, text + 2048);
+    assert_eq!(rows, text + ((nano_bits() / GROUP) << GROUP));
     ok(d, &["chat", "--model", "um", "--prompt", "hello", "--max-tokens", "4"]);
 }
 
@@ -311,11 +313,7 @@ fn a_tokenizer_of_more_bits_and_a_model_that_goes_on_with_it() {
         ok(d, &args);
     };
     // whatever the embedded model has, four bits more
-    let text = std::fs::read_to_string(nano().join("qlip/config.json")).unwrap();
-    let bits = serde_json::from_str::<serde_json::Value>(&text).unwrap()["vision_config"]["quantizer_cfg"]["embed_dim"]
-        .as_u64()
-        .unwrap() as usize;
-    let more = bits + 4;
+    let more = nano_bits() + 4;
     let start = format!("start={}", nano().join("qlip").display());
     let sizes = [format!("quantizer.embed_dim={more}"), "quantizer.group_size=4".to_owned()];
     train("qlip-kept.toml", "kept", &[&[start][..], &sizes].concat());
