@@ -7,9 +7,10 @@ use crate::decoder::PixelDecoder;
 use crate::image::Pixels;
 use crate::text::TextTower;
 use crate::vision::{Bottleneck, VisionOutput, VisionTower};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use nn::block::Linear;
 use nn::{Error, Init, Params, Result};
+use std::path::Path;
 
 /// QLIP with the published tensor names.
 #[derive(Debug, Clone)]
@@ -31,6 +32,12 @@ pub struct Qlip {
 }
 
 impl Qlip {
+    /// A checkpoint's folder, for what it sees in pictures: float32, without the text side and outside of any training.
+    pub fn seeing(dir: &Path, device: &Device) -> Result<Self> {
+        let config = QlipConfig::from_file(&dir.join("config.json"))?;
+        Self::new(&Params::from_dir(dir, DType::F32, device)?, &config, false)
+    }
+
     /// Takes the model's tensors; `with_text` false leaves the text side out.
     pub fn new(p: &Params, config: &QlipConfig, with_text: bool) -> Result<Self> {
         config.check()?;

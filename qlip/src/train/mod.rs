@@ -7,6 +7,7 @@
 mod adversary;
 mod balance;
 mod judges;
+mod loss_config;
 mod more_bits;
 mod objective;
 mod probes;
@@ -17,8 +18,9 @@ mod warm;
 
 pub use adversary::AdversaryConfig;
 pub use balance::Balance;
+pub use loss_config::{Alignment, LossConfig};
 pub use more_bits::with_quantizer;
-pub use objective::{Alignment, LossConfig, Objective, PairBatch, Parts};
+pub use objective::{Objective, PairBatch, Parts};
 pub use teacher::Teacher;
 pub use vq::{VqLossConfig, VqObjective};
 pub use warm::{WarmStart, warm_tensors};

@@ -1,7 +1,7 @@
 //! A frozen tower whose features are learned beside captions: a cold start of alignment needs billions of pairs.
 
 use crate::clip::{ClipTower, ClipVisionConfig};
-use crate::config::{QlipConfig, parse_json};
+use crate::config::parse_json;
 use crate::image::Pixels;
 use crate::model::Qlip;
 use candle_core::{DType, Device, Tensor};
@@ -30,11 +30,10 @@ impl Teacher {
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::bad_file(&path, e.to_string()))?;
-        let params = Params::from_dir(dir, DType::F32, device)?;
         if json.get("decoder_config").is_some() {
-            let config: QlipConfig = parse_json(&path, &text)?;
-            return Ok(Self::Qlip(Box::new(Qlip::new(&params, &config, false)?)));
+            return Ok(Self::Qlip(Box::new(Qlip::seeing(dir, device)?)));
         }
+        let params = Params::from_dir(dir, DType::F32, device)?;
         let vision = json.get("vision_config").unwrap_or(&json).to_string();
         let config: ClipVisionConfig = parse_json(&path, &vision)?;
         Ok(Self::Clip(Box::new(ClipTower::new(&params.at("vision_model"), &config)?), config))

@@ -165,9 +165,7 @@ impl QlipTraining {
     /// The checkpoint as it is, where its bits are to be kept.
     fn before(&self, device: &Device) -> Result<Option<Qlip>> {
         let kept = self.loss.as_ref().is_some_and(|l| l.kept_bits != 0.0);
-        let Some(dir) = self.start.as_ref().filter(|_| kept) else { return Ok(None) };
-        let config = QlipConfig::from_file(&dir.join("config.json"))?;
-        Ok(Some(Qlip::new(&Params::from_dir(dir, DType::F32, device)?, &config, false)?))
+        self.start.as_ref().filter(|_| kept).map(|dir| Qlip::seeing(dir, device)).transpose()
     }
 
     fn tokenizer_file(&self) -> Option<PathBuf> {
