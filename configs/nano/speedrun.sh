@@ -33,13 +33,20 @@ stage qlip-kept configs/nano/qlip-kept.toml --set "data.pictures.path=$photos" -
 stage unified-kept configs/nano/unified-kept.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip-kept" \
   --set "start=$out/unified-next"
 stage qlip-pixels configs/nano/qlip-pixels.toml --set "data.pictures.path=$photos" --set "start=$out/qlip-kept"
-cp "$out/qlip-pixels/model.safetensors" "$out/unified-kept/qlip/model.safetensors"
+stage qlip-more configs/nano/qlip-more.toml --set "data.pictures.path=$photos" --set "start=$out/qlip-pixels"
+stage qlip-shapes configs/nano/qlip-shapes.toml --set "data.pictures.path=$photos" --set "start=$out/qlip-more"
+stage qlip-words configs/nano/qlip-words.toml --set "data.pictures.path=$photos" --set "start=$out/qlip-shapes"
+stage unified-shapes configs/nano/unified-shapes.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip-words" \
+  --set "start=$out/unified-kept"
+stage qlip-last configs/nano/qlip-last.toml --set "data.pictures.path=$photos" --set "start=$out/qlip-words"
+cp "$out/qlip-last/model.safetensors" "$out/unified-shapes/qlip/model.safetensors"
 rm -rf "$out/model"
-"$u" export "$out/unified-kept" "$out/model"
+"$u" export "$out/unified-shapes" "$out/model"
 target/release/eval run --tasks scenes --model "$out/model" --out "$out/scenes" --resume
 echo "| stage | updates | seconds | last losses |"
 echo "|---|---|---|---|"
-for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2 qlip-kept unified-kept qlip-pixels; do
+for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2 qlip-kept unified-kept qlip-pixels qlip-more \
+  qlip-shapes qlip-words unified-shapes qlip-last; do
   python3 - "$s" "$out/$s" <<'P' 2>/dev/null || echo "| $s | see $out/$s/summary.json | | |"
 import json, sys
 name, folder = sys.argv[1:]

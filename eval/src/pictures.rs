@@ -118,17 +118,8 @@ pub fn run(s: &Studio, sizes: &Sizes) -> Result<Report> {
              that the model was trained on"
         )));
     }
-    let (mut classifier, mut real) = (Tally::default(), Vec::new());
     let labels = s.photos.labels()?;
-    let all: Vec<usize> = (0..s.photos.len()).collect();
-    for chunk in all.chunks(1000) {
-        let images: Vec<Image> = chunk.par_iter().map(|&i| s.photos.image(i)).collect::<Result<_>>()?;
-        for ((features, class), &i) in s.classifier.look(&images)?.into_iter().zip(chunk) {
-            classifier.add(class == labels[i]);
-            real.push(features);
-        }
-    }
-    let real = Gaussian::of(&real)?;
+    let (classifier, real) = photographs(s.classifier, s.photos)?;
     let tokenizer = reconstruct(s, sizes.batch, &labels, &real)?;
     let wanted: Vec<u32> = (0..c.num_classes as u32).flat_map(|c| std::iter::repeat_n(c, sizes.per_class)).collect();
     let (mut asked_class, mut drawn, mut seconds) = (Tally::default(), Vec::new(), 0.0);
@@ -154,6 +145,21 @@ pub fn run(s: &Studio, sizes: &Sizes) -> Result<Report> {
         tokens: c.block_size,
         tokenizer,
     })
+}
+
+/// Photographs whose class a classifier finds, and its features of all of them.
+pub fn photographs(classifier: &Classifier, photos: &Pictures) -> Result<(Tally, Gaussian)> {
+    let (mut found, mut features_of) = (Tally::default(), Vec::new());
+    let labels = photos.labels()?;
+    let all: Vec<usize> = (0..photos.len()).collect();
+    for chunk in all.chunks(1000) {
+        let images: Vec<Image> = chunk.par_iter().map(|&i| photos.image(i)).collect::<Result<_>>()?;
+        for ((features, class), &i) in classifier.look(&images)?.into_iter().zip(chunk) {
+            found.add(class == labels[i]);
+            features_of.push(features);
+        }
+    }
+    Ok((found, Gaussian::of(&features_of)?))
 }
 
 fn reconstruct(s: &Studio, batch: usize, labels: &[usize], real: &Gaussian) -> Result<Reconstruction> {

@@ -120,6 +120,13 @@ fn drawings_are_measured_by_a_classifier() {
     let report = run("class_pictures", &at("model"), &at("photos"), &at("out"), &more);
     assert_eq!(report["class_pictures"]["tokens_a_picture@decoder"]["value"], 16.0);
     fits(&at("out"), "configs/llamagen/compare/run.sh", 0);
+    // and those of a model that draws from words, after its run
+    let (classes, photos) = (at("classes").display().to_string(), at("photos").display().to_string());
+    run("drawn_classes", &root().join("unified/assets/nano"), &at("photos"), &at("classes"), &["--limit", "6"]);
+    let (ok, said) = eval(&["score", "drawings", &classes, "--classifier", &judge, "--data", &photos]);
+    assert!(ok && said.contains("\"drawings@count\": 6") && said.contains("feature_frechet@classifier"), "{said}");
+    let (ok, error) = eval(&["score", "drawings", &photos, "--classifier", &judge, "--data", &photos]);
+    assert!(!ok && error.contains("eval run --tasks drawn_classes"), "{error}");
     // pictures of other classes than the classifier knows
     std::fs::rename(at("photos/test/day"), at("photos/test/dawn")).unwrap();
     let (model, data, out) = (at("model"), at("photos"), at("other"));

@@ -2,7 +2,7 @@
 //! leaves the others as they are.
 
 use candle_core::{DType, Device, Tensor};
-use lm::engine::{Context, Done, Engine, Event, Finish, Next, Part, Request, RequestId, Shared, Source};
+use lm::engine::{Context, Done, Engine, Event, Finish, Next, Part, Request, RequestId, Shared, Source, Uncertain};
 use lm::head::BitwiseConfig;
 use lm::{Llama, LlamaConfig, MergedVocab, SampleSettings, Token};
 use nn::{Params, WeightType};
@@ -68,7 +68,9 @@ fn a_token_does_not_depend_on_the_batch() {
         let make = |i: usize| {
             let (len, n, guide) = all[i];
             let ids = prompt(len, i as u64);
-            if guide { guided(ids, n, i as u64) } else { request(ids, n, i as u64) }
+            let mut r = if guide { guided(ids, n, i as u64) } else { request(ids, n, i as u64) };
+            r.uncertain = (i > 2).then_some(Uncertain { scale: Some(6.0), temperature: Some(0.7), window: 3 });
+            r
         };
         let want: Vec<Vec<Token>> = (0..all.len()).map(|i| alone(&model, make(i))).collect();
         // they join one after the other, while others are on their way
@@ -100,6 +102,25 @@ fn a_token_does_not_depend_on_the_batch() {
         });
         assert_eq!(shared.load().0, 0);
     }
+}
+
+#[test]
+fn uncertain_choices_have_their_own_scale_and_temperature() {
+    let model = model(WeightType::F32);
+    let draw = |scale: f32, temperature: f32, scales: Option<f32>, to: Option<f32>| {
+        let mut r = request(prompt(9, 2), 30, 4);
+        r.sample.temperature = temperature;
+        r = r.guided(Context::new(vec![Part::tokens(vec![1, 2])]), move |_| Some(scale));
+        r.uncertain = Some(Uncertain { scale: scales, temperature: to, window: 2 });
+        alone(&model, r)
+    };
+    let plain = alone(&model, guided(prompt(9, 2), 30, 4));
+    assert_eq!(draw(2.5, 1.5, None, None), plain);
+    assert_eq!(draw(2.5, 1.5, Some(2.5), Some(1.5)), plain);
+    assert_ne!(draw(2.5, 1.5, Some(40.0), None), plain);
+    assert_ne!(draw(2.5, 1.5, None, Some(0.1)), plain);
+    // the likeliest token is asked for
+    assert_eq!(draw(2.5, 0.0, None, Some(3.0)), draw(2.5, 0.0, None, None));
 }
 
 #[test]

@@ -154,6 +154,7 @@ fn a_batch_in_parts_has_exactly_the_gradient_of_the_whole() {
     for alignment_loss in [Alignment::InfoNce, Alignment::Sigmoid] {
         let w = LossConfig {
             l1: 0.3,
+            log_mse: 0.2,
             alignment: 1.0,
             alignment_loss,
             quantizer: 1.0,

@@ -37,9 +37,13 @@ pub struct Generation {
     /// Guidance of pictures: 1 is none; above, logits = uncond + scale (cond - uncond).
     pub guidance_scale: f32,
     /// What the scale becomes where the model finds every choice as likely as another; from `guidance_scale`, where it is certain, it goes there in a
-    /// straight line along the entropy. For models whose pictures are nearly certain in one kind (scenes) and open in another (photographs).
+    /// straight line along the entropy, a mean over about a cell's choices. For models whose pictures are nearly certain in one kind (scenes) and open
+    /// in another (photographs). Another scale that is asked for (`--guidance`) holds throughout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_uncertain: Option<f32>,
+    /// Likewise of the pictures' temperature; a temperature of 0 stays 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature_uncertain: Option<f32>,
     /// Whether guidance's other half, the request without words, keeps the conversation's last picture (InstructPix2Pix, Brooks et al. 2023,
     /// section 3.2.1, with a picture scale of 1): for models that saw such requests in training. Otherwise it is empty, and pulls away from a picture that
     /// is to be changed.
@@ -56,8 +60,37 @@ impl Default for Generation {
             image: SampleSettings { temperature: 1.0, top_p: 0.95, ..SampleSettings::default() },
             guidance_scale: 2.0,
             guidance_uncertain: None,
+            temperature_uncertain: None,
             guidance_keeps_picture: false,
             best_of: 1,
         }
+    }
+}
+
+impl Generation {
+    /// With sampling and a scale that are asked for: what is not the model's own value holds throughout, however uncertain the model is.
+    pub fn asked(self, image: SampleSettings, guidance_scale: f32) -> Self {
+        Self {
+            image,
+            guidance_scale,
+            guidance_uncertain: self.guidance_uncertain.filter(|_| guidance_scale == self.guidance_scale),
+            temperature_uncertain: self.temperature_uncertain.filter(|_| image.temperature == self.image.temperature),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_holds_throughout() {
+        let g = Generation { guidance_uncertain: Some(9.0), temperature_uncertain: Some(2.0), ..Generation::default() };
+        assert_eq!(g.asked(g.image, g.guidance_scale), g);
+        let scale = g.asked(g.image, 4.0);
+        assert_eq!((scale.guidance_uncertain, scale.temperature_uncertain), (None, Some(2.0)));
+        let greedy = g.asked(SampleSettings::greedy(), g.guidance_scale);
+        assert_eq!((greedy.guidance_uncertain, greedy.temperature_uncertain), (Some(9.0), None));
     }
 }

@@ -7,7 +7,7 @@ use crate::template::Marks;
 use crate::words::Words;
 use crate::{Error, Result};
 use lm::draw::pictures;
-use lm::engine::{Finish, Next, Request, in_turn};
+use lm::engine::{Finish, Next, Request, Uncertain, in_turn};
 use lm::{Context, MergedVocab, Part, SampleSettings, Source, Token};
 use nn::cache::Slot;
 
@@ -31,6 +31,9 @@ impl Unified {
             [Some(g.guidance_scale), g.guidance_uncertain].into_iter().flatten().find(|s| !s.is_finite())
         {
             return Err(Error::invalid(format!("guidance scale {scale}: use a finite number; 1 is none")));
+        }
+        if let Some(t) = g.temperature_uncertain.filter(|t| !(t.is_finite() && *t >= 0.0)) {
+            return Err(Error::invalid(format!("temperature_uncertain {t}: use 0 or more")));
         }
         match (g.best_of, &self.config.self_check) {
             (0, _) => Err(Error::invalid("best_of 0: draw at least one")),
@@ -178,12 +181,14 @@ pub(crate) struct Wish {
 /// Requests for pictures.
 pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Generation) -> Vec<Request> {
     let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
+    let window = v.bitwise.map_or(1, |b| b.groups());
+    let uncertain = Uncertain { scale: g.guidance_uncertain, temperature: g.temperature_uncertain, window };
     let one = |(wish, &seed): (Wish, &u64)| {
         let mut r = Request::new(wish.context, g.image, (seed, 1), in_turn(sources.clone()));
-        r.uncertain = g.guidance_uncertain;
+        r.uncertain = Some(uncertain).filter(|u| u.scale.is_some() || u.temperature.is_some());
         let scale = g.guidance_scale;
         match scale {
-            1.0 => r,
+            1.0 if g.guidance_uncertain.is_none() => r,
             _ => r.guided(Context::new(vec![Part::tokens(wish.wordless)]), move |_| Some(scale)),
         }
     };

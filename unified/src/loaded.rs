@@ -298,12 +298,8 @@ impl Loaded {
         if let Self::Unified(m) = self {
             let context = |messages: &Vec<Message>| m.context_to_draw(messages);
             let contexts = conversations.iter().map(context).collect::<Result<Vec<_>>>()?;
-            let g = Generation {
-                image: how.0.sample,
-                guidance_scale: how.0.guidance_scale,
-                best_of: how.1,
-                ..m.config.generation
-            };
+            let g = m.config.generation.asked(how.0.sample, how.0.guidance_scale);
+            let g = Generation { best_of: how.1, ..g };
             return m.decode(&m.draw_images(&contexts, seeds, &g, on_row)?);
         }
         let words = |messages: &Vec<Message>| match messages.as_slice() {

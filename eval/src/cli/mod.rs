@@ -1,5 +1,6 @@
 //! The commands of `eval`.
 
+mod drawings;
 pub mod import;
 pub mod run;
 pub mod score;

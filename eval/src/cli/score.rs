@@ -29,6 +29,7 @@ pub struct Score {
     /// lpips: a safetensors file with a and b [pictures, 3, height, width] in -1..1, and --trunk. frechet: two .npz files of statistics (mu, sigma,
     /// mu_s, sigma_s) or features (arr_0). captions: JSON with `references` and `hypotheses`. vqa: JSON with `cases`. pope: JSON with `rows`.
     /// clipscore: a safetensors file with `image` and `text`, vectors of pictures and their captions. calibration: JSON with `probabilities`, rows, and `gold`. fid: a folder of pictures, or two of them (or an .npz of statistics), and --inception.
+    /// drawings: a run's folder with answers to drawn_classes, --classifier and --data.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// fid: pytorch-fid's weights, pt_inception-2015-12-05-6726825d.pth.
@@ -46,6 +47,12 @@ pub struct Score {
     /// lpips: which trunk, alex or vgg.
     #[arg(long, default_value = "alex")]
     net: String,
+    /// drawings: folder of a classifier (`unified train`, kind = "classifier") that looks at them.
+    #[arg(long, value_name = "DIR")]
+    classifier: Option<PathBuf>,
+    /// drawings: the photographs that they are beside, as `eval run --data` takes them.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Print JSON; there is no other form.
     #[arg(long)]
     json: bool,
@@ -64,6 +71,7 @@ enum Kind {
     Fid,
     Clipscore,
     Calibration,
+    Drawings,
 }
 
 impl Score {
@@ -84,6 +92,11 @@ impl Score {
                 Kind::Lpips => self.lpips(path)?,
                 Kind::Calibration => calibration(path)?,
                 Kind::Clipscore => clipscore(path)?,
+                Kind::Drawings => {
+                    let classifier = self.classifier.as_ref().context("drawings needs --classifier, its folder")?;
+                    let data = self.data.as_ref().context("drawings needs --data, the photographs' folder")?;
+                    super::drawings::judged(path, classifier, data)?
+                }
                 Kind::Frechet | Kind::Fid => continue,
             };
             print(&value)?;

@@ -4,12 +4,14 @@
 //! attention knows which are whose. Requests join and leave at any step; a token does not depend on what else is in the batch
 //! (see [`nn::ops`]). A prompt that begins as another one did is not read again as far as they agree.
 
+mod doubt;
 mod guidance;
 mod kept;
 mod line;
 mod request;
 mod shared;
 
+pub use doubt::Uncertain;
 pub use request::{
     Context, Done, Event, Finish, Grammar, LogProb, Next, Part, Request, RequestId, Scales, Source, in_turn,
 };
@@ -19,6 +21,7 @@ use crate::sample::{SampleSettings, Sampler};
 use crate::trunk::Trunk;
 use crate::vocab::Token;
 use candle_core::{DType, Tensor};
+use doubt::Doubt;
 use kept::{Kept, common};
 use line::Line;
 use nn::cache::Slot;
@@ -53,7 +56,7 @@ struct Active {
     reused: usize,
     grammar: Grammar,
     scales: Scales,
-    uncertain: Option<f32>,
+    doubt: Option<Doubt>,
     sampler: Sampler,
     settings: SampleSettings,
     banned: Vec<Token>,
@@ -142,7 +145,7 @@ impl Engine {
             reused: 0,
             grammar,
             scales: r.scales,
-            uncertain: r.uncertain,
+            doubt: r.uncertain.map(Doubt::new),
             sampler: Sampler::new(r.seed.0, r.seed.1),
             settings: r.sample,
             banned: r.banned,
@@ -415,7 +418,13 @@ impl Engine {
             for (n, &i) in who.iter().enumerate() {
                 let a = &mut self.active[i];
                 let contexts: Vec<&[f32]> = lines[n].clone().map(row).collect();
-                let mut mixed = guidance::mixed(&contexts, &scales[n], a.uncertain);
+                let mut settings = a.settings;
+                if let (Some(doubt), Some(main)) = (&mut a.doubt, contexts.last()) {
+                    doubt.see(main);
+                    scales[n].iter_mut().for_each(|s| *s = doubt.scale(*s));
+                    settings.temperature = doubt.temperature(settings.temperature);
+                }
+                let mut mixed = guidance::mixed(&contexts, &scales[n]);
                 if mixed.iter().any(|v| v.is_nan()) {
                     broken[n] = true;
                     continue;
@@ -425,7 +434,7 @@ impl Engine {
                         *v = f32::NEG_INFINITY;
                     }
                 }
-                let index = a.sampler.sample(&mixed, &seen_of(a, source), &a.settings) as u32;
+                let index = a.sampler.sample(&mixed, &seen_of(a, source), &settings) as u32;
                 if let Some(top) = a.logprobs {
                     logprobs[n] = Some(logprob(&mixed, index, top, source.start));
                 }

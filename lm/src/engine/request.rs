@@ -1,5 +1,6 @@
 //! What an engine is asked for, and what it answers.
 
+use super::doubt::Uncertain;
 use crate::sample::SampleSettings;
 use crate::vocab::{TOKEN_BITS, Token};
 use candle_core::Tensor;
@@ -154,8 +155,8 @@ pub struct Request {
     pub peers: Vec<Context>,
     /// Scales, one for each difference.
     pub scales: Scales,
-    /// What the scales become where the main context finds every choice as likely as another; nothing: they stay.
-    pub uncertain: Option<f32>,
+    /// What guidance and temperature become where the main context leaves everything open; nothing: they stay.
+    pub uncertain: Option<Uncertain>,
     /// What may come.
     pub grammar: Grammar,
     /// How it is drawn.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// Decay of the running averages.
 const DECAY: f64 = 0.99;
 
-/// A rule. Each multiplies the weights `reconstruction` and `l1`.
+/// A rule. Each multiplies the weights `reconstruction`, `l1` and `log_mse`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]

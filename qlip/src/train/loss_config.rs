@@ -13,6 +13,8 @@ pub struct LossConfig {
     pub reconstruction: f64,
     /// Mean absolute error of normalised pixels; sharper edges than the squared error alone.
     pub l1: f64,
+    /// Mean over pictures of the logarithm of a picture's squared error (PSNR up to a factor): drawings that are nearly right count as much as photographs.
+    pub log_mse: f64,
     /// Image and text (stage 1).
     pub alignment: f64,
     /// Which loss that is.
@@ -51,6 +53,7 @@ impl Default for LossConfig {
         Self {
             reconstruction: 1.0,
             l1: 0.0,
+            log_mse: 0.0,
             alignment: 0.0,
             alignment_loss: Alignment::default(),
             quantizer: 0.0,

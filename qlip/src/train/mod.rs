@@ -6,13 +6,16 @@
 
 mod adversary;
 mod balance;
+mod in_parts;
 mod judges;
 mod loss_config;
 mod more_bits;
 mod objective;
+mod pixel_loss;
 mod probes;
 mod steady;
 mod teacher;
+mod term;
 mod vq;
 mod warm;
 

@@ -1,26 +1,22 @@
-//! The loss of one update, and its gradient for batches of any size.
-//!
-//! What looks at the whole batch (alignment, the entropies) needs only embeddings and latents, which are small. A batch
-//! in parts therefore runs twice (Gao et al. 2021, "GradCache"): once to collect them, a part's graph at a time, then, with
-//! their gradients known, once more. The result is the gradient of the whole batch, not an approximation; the exception is
-//! a discriminator, which looks at a part's statistics.
+//! The loss of one update: its terms, of a part of the batch and of the whole ([`super::in_parts`] puts them together).
 
 use super::adversary::AdversaryConfig;
 use super::balance::Balance;
 use super::judges::{JudgeWeights, Judges};
 use super::loss_config::{Alignment, LossConfig};
+use super::pixel_loss::log_mse;
 use super::probes::{Imitation, Pool};
 use super::steady::{self, Stayed};
 use super::teacher::Teacher;
-use super::{carried, number, own, quality, slope_in};
+use super::term::{Term, idle};
+use super::{number, own, quality};
 use crate::bsq::Latents;
 use crate::image::{Pixels, Preprocess};
 use crate::loss::{Lpips, accuracy, info_nce, sigmoid};
 use crate::model::Qlip;
 use candle_core::{Tensor, Var};
-use nn::ops::add_term;
 use nn::parallel::World;
-use nn::train::{Accumulator, StepOutput};
+use nn::train::StepOutput;
 use nn::{Error, Init, Params, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,7 +35,7 @@ pub struct PairBatch {
 
 impl PairBatch {
     /// Pixels of some of the pictures.
-    fn part(&self, rows: &Range<usize>) -> Result<Pixels> {
+    pub(super) fn part(&self, rows: &Range<usize>) -> Result<Pixels> {
         Ok(Pixels(self.pixels.0.narrow(0, rows.start, rows.len())?.contiguous()?))
     }
 }
@@ -61,9 +57,9 @@ pub struct Parts {
 
 /// The loss.
 pub struct Objective {
-    model: Qlip,
-    stage: u8,
-    w: LossConfig,
+    pub(super) model: Qlip,
+    pub(super) stage: u8,
+    pub(super) w: LossConfig,
     judges: Judges,
     teacher: Option<Teacher>,
     before: Option<Qlip>,
@@ -77,7 +73,7 @@ pub struct Objective {
 }
 
 /// What the terms over the whole batch look at, one row a picture.
-struct Seen {
+pub(super) struct Seen {
     image: Tensor,
     text: Tensor,
     latents: Tensor,
@@ -85,60 +81,17 @@ struct Seen {
 }
 
 impl Seen {
-    fn fields(&self) -> Vec<&Tensor> {
+    pub(super) fn fields(&self) -> Vec<&Tensor> {
         [&self.image, &self.text, &self.latents].into_iter().chain(&self.quantized).collect()
     }
 
-    fn from_fields(mut fields: Vec<Tensor>) -> Result<Self> {
+    pub(super) fn from_fields(mut fields: Vec<Tensor>) -> Result<Self> {
         let quantized = if fields.len() > 3 { fields.pop() } else { None };
         match <[Tensor; 3]>::try_from(fields) {
             Ok([image, text, latents]) => Ok(Self { image, text, latents, quantized }),
             Err(_) => Err(Error::invalid("what a batch is seen as has three or four fields")),
         }
     }
-}
-
-/// Named numbers for the log.
-type Metrics = BTreeMap<&'static str, f64>;
-
-/// A loss and what is to be said of it.
-struct Term {
-    loss: Option<Tensor>,
-    /// What the gradient rule weighs against each other: the pixel terms by their own weights, and alignment.
-    balanced: Option<Tensor>,
-    metrics: Metrics,
-}
-
-impl Term {
-    fn new() -> Self {
-        Self { loss: None, balanced: None, metrics: Metrics::new() }
-    }
-
-    fn add(&mut self, name: &'static str, weight: f64, value: &Tensor) -> Result<()> {
-        self.metrics.insert(name, number(value)?);
-        if weight != 0.0 {
-            add_term(&mut self.loss, (value * weight)?)?;
-        }
-        Ok(())
-    }
-}
-
-/// Ids of the captions of all processes' rows, in sixteen bits at a time, which a float32 holds.
-fn captions(batch: &PairBatch, world: &World, all: usize) -> Result<Vec<usize>> {
-    if world.size() == 1 {
-        return Ok(batch.caption_of.clone());
-    }
-    const PARTS: usize = usize::BITS as usize / 16;
-    let words = |id: &usize| (0..PARTS).map(|i| (id >> (16 * i) & 0xffff) as f32).collect::<Vec<_>>();
-    let flat: Vec<f32> = batch.caption_of.iter().flat_map(words).collect();
-    let n = batch.caption_of.len();
-    let rows = world.gather(&Tensor::from_vec(flat, (n, PARTS), &candle_core::Device::Cpu)?, all)?.to_vec2::<f32>()?;
-    Ok(rows.iter().map(|r| r.iter().rev().fold(0, |id, part| id << 16 | *part as usize)).collect())
-}
-
-/// Zero, with gradients of zero: times a tensor, because candle cuts the graph where it multiplies by the number 0.
-fn idle(t: &Tensor) -> Result<Tensor> {
-    Ok((t * t.zeros_like()?)?)
 }
 
 impl Objective {
@@ -239,7 +192,7 @@ impl Objective {
     }
 
     /// Losses of pairs that are not trained on, each a mean: what is painted, and (stage 1) how pictures and words find each other; `loss` is of
-    /// the squared and absolute error and InfoNCE at the training's weights, without judges and entropies.
+    /// the pixels' errors and InfoNCE at the training's weights, without judges and entropies.
     pub fn validate(&self, batch: &PairBatch) -> Result<Vec<(&'static str, f64)>> {
         let out = nn::Exec::exact(|| self.model.encode(&batch.pixels))?;
         let painted = self.model.paint(&self.model.expand(&self.model.bsq.quantize(&out.latents)?)?)?.0.0;
@@ -248,6 +201,11 @@ impl Objective {
         let (mse, l1) = (number(&difference.sqr()?.mean_all()?)?, number(&difference.abs()?.mean_all()?)?);
         let mut found = vec![("mse", mse), ("l1", l1), ("psnr", psnr)];
         let mut loss = mse * self.w.reconstruction + l1 * self.w.l1;
+        if self.w.log_mse != 0.0 {
+            let log_mse = number(&log_mse(&difference)?)?;
+            loss += log_mse * self.w.log_mse;
+            found.push(("log_mse", log_mse));
+        }
         if self.stage == 1 && self.w.alignment != 0.0 {
             let text = self.model.embed_text(&batch.text_ids, batch.text_tokens)?;
             let image = self.model.embed_image(&out.pooled)?;
@@ -259,106 +217,14 @@ impl Objective {
         Ok(found)
     }
 
-    fn at_once(
-        &self,
-        step: usize,
-        batch: &PairBatch,
-        vars: &BTreeMap<String, Var>,
-        factor: f64,
-        numbers: &mut BTreeMap<String, f64>,
-    ) -> Result<StepOutput> {
-        let n = batch.pixels.0.dim(0)?;
-        let (seen, mut own) = self.part(step, batch, &(0..n), factor)?;
-        if let Some(seen) = &seen {
-            let whole = self.whole(seen, &batch.caption_of)?;
-            if self.w.balance == Balance::Gradient && step.is_multiple_of(Balance::EVERY) {
-                self.measure(&whole, &own, vars, numbers)?;
-            }
-            own.metrics.extend(whole.metrics);
-            if let Some(l) = whole.loss {
-                add_term(&mut own.loss, l)?;
-            }
-        }
-        let loss = own.loss.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?;
-        StepOutput::of(&loss, own.metrics.into_iter().collect())
-    }
-
-    fn in_parts(
-        &self,
-        step: usize,
-        batch: &PairBatch,
-        size: usize,
-        vars: &BTreeMap<String, Var>,
-        factor: f64,
-        world: &World,
-    ) -> Result<StepOutput> {
-        let n = batch.pixels.0.dim(0)?;
-        let mut all = [n as f64];
-        world.sum_numbers(&mut all);
-        let all = all[0] as usize;
-        let mine = world.rows(all);
-        let parts: Vec<Range<usize>> = (0..n).step_by(size).map(|a| a..(a + size).min(n)).collect();
-        let mut sum = Accumulator::default();
-        let mut metrics = Metrics::new();
-        let mut pulls: Vec<Tensor> = Vec::new();
-        // one part alone keeps its graph for the second pass
-        let mut kept = match parts.as_slice() {
-            [all] => Some(self.part(step, batch, all, factor)?),
-            _ => None,
-        };
-        if self.stage == 1 {
-            let mut rows: Vec<Vec<Tensor>> = Vec::new();
-            let detached = |seen: &Seen| seen.fields().into_iter().map(Tensor::detach).collect();
-            match &kept {
-                Some((seen, _)) => rows.extend(seen.as_ref().map(detached)),
-                None => {
-                    for r in &parts {
-                        rows.push(detached(&self.look(step, batch, &batch.part(r)?, r)?.0));
-                    }
-                }
-            }
-            let columns = (0..rows[0].len()).map(|f| {
-                let own: Vec<&Tensor> = rows.iter().map(|r| &r[f]).collect();
-                Ok(Var::from_tensor(&world.gather(&Tensor::cat(&own, 0)?, all)?)?)
-            });
-            let columns: Vec<Var> = columns.collect::<Result<_>>()?;
-            let whole = self.whole(
-                &Seen::from_fields(columns.iter().map(|v| v.as_tensor().clone()).collect())?,
-                &captions(batch, world, all)?,
-            )?;
-            // every process computes it; one counts it
-            let counted = if world.is_first() { 1.0 } else { 0.0 };
-            metrics.extend(whole.metrics.into_iter().map(|(k, v)| (k, v * counted)));
-            if let Some(loss) = whole.loss {
-                let grads = loss.backward()?;
-                for c in &columns {
-                    pulls.push(slope_in(&grads, c)?.narrow(0, mine.start, mine.len())?);
-                }
-                if world.is_first() {
-                    sum.add(&loss, vars)?;
-                }
-            }
-        }
-        for r in &parts {
-            let share = r.len() as f64 / all as f64;
-            let (seen, own) = match kept.take() {
-                Some(part) => part,
-                None => self.part(step, batch, r, factor)?,
-            };
-            for (k, v) in own.metrics {
-                *metrics.entry(k).or_default() += v * share;
-            }
-            let mut pull: Option<Tensor> = own.loss.map(|l| l * share).transpose()?;
-            for (field, g) in seen.iter().flat_map(Seen::fields).zip(&pulls) {
-                add_term(&mut pull, carried(field, &g.narrow(0, r.start, r.len())?)?)?;
-            }
-            sum.add(&pull.ok_or_else(|| Error::invalid("[loss]: every weight is 0"))?, vars)?;
-        }
-        sum.finish(metrics.into_iter().collect())?.over(world)
-    }
-
     /// A part of the batch, with a graph: what the whole-batch terms look at (stage 1), and its own terms.
-    fn part(&self, step: usize, batch: &PairBatch, rows: &Range<usize>, factor: f64) -> Result<(Option<Seen>, Term)> {
+    pub(super) fn part(
+        &self,
+        step: usize,
+        batch: &PairBatch,
+        rows: &Range<usize>,
+        factor: f64,
+    ) -> Result<(Option<Seen>, Term)> {
         let pixels = batch.part(rows)?;
         if self.stage == 2 {
             let latents = nn::Exec::exact(|| self.model.encode(&pixels))?.latents;
@@ -391,7 +257,7 @@ impl Objective {
     }
 
     /// Embeddings and latents of a part, the decoder's input, and the class token's feature.
-    fn look(
+    pub(super) fn look(
         &self,
         step: usize,
         batch: &PairBatch,
@@ -435,6 +301,11 @@ impl Objective {
             out.add("l1", w.l1 * factor, &l1)?;
             out.balanced = out.balanced.map(|b| b + (l1 * w.l1)?).transpose()?;
         }
+        if w.log_mse != 0.0 {
+            let log_mse = log_mse(&difference)?;
+            out.add("log_mse", w.log_mse * factor, &log_mse)?;
+            out.balanced = out.balanced.map(|b| b + (log_mse * w.log_mse)?).transpose()?;
+        }
         if out.loss.is_none() {
             // the decoder stays in the graph, at no weight
             out.loss = Some(idle(&painted.sum_all()?)?);
@@ -465,7 +336,7 @@ impl Objective {
     }
 
     /// Terms over the whole batch (stage 1).
-    fn whole(&self, seen: &Seen, caption_of: &[usize]) -> Result<Term> {
+    pub(super) fn whole(&self, seen: &Seen, caption_of: &[usize]) -> Result<Term> {
         let (w, model) = (&self.w, &self.model);
         let mut out = Term::new();
         let align = |image: &Tensor| -> Result<Tensor> {
@@ -498,36 +369,5 @@ impl Objective {
         out.metrics.insert("codebook_entropy", number(&e.codebook)?);
         out.add("commitment", w.commitment, &model.bsq.commitment(&latents)?)?;
         Ok(out)
-    }
-
-    /// Norms of both terms' gradients at the vision tower's last linear layer.
-    fn measure(
-        &self,
-        whole: &Term,
-        own: &Term,
-        vars: &BTreeMap<String, Var>,
-        numbers: &mut BTreeMap<String, f64>,
-    ) -> Result<()> {
-        let last = self.model.config.vision_config.num_hidden_layers - 1;
-        let layer = format!("vision_model.encoder.layers.{last}.mlp.");
-        let at: Vec<&Var> = ["w3", "fc2"].iter().filter_map(|n| vars.get(&format!("{layer}{n}.weight"))).collect();
-        let norm = |t: &Term| -> Result<f64> {
-            let Some(loss) = &t.balanced else { return Ok(0.0) };
-            let grads = loss.backward()?;
-            let mut sum = 0.0;
-            for v in &at {
-                if let Some(g) = grads.get(v.as_tensor()) {
-                    sum += number(&g.sqr()?.sum_all()?)?;
-                }
-            }
-            Ok(sum.sqrt())
-        };
-        let (align, pixels) = (norm(whole)?, norm(own)?);
-        // a term that is not there is not weighed
-        if align > 0.0 && pixels > 0.0 {
-            Balance::note(numbers, "balance.align_grad", align);
-            Balance::note(numbers, "balance.pixels_grad", pixels);
-        }
-        Ok(())
     }
 }

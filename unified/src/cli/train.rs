@@ -207,8 +207,8 @@ const BALANCED: &str = "balanced.toml";
 /// What a probe of one objective leaves out.
 const PIXELS_ALONE: [&str; 4] =
     ["alignment=0.0", "quantized_alignment=0.0", "distillation=0.0", "quantized_distillation=0.0"];
-const ALIGNMENT_ALONE: [&str; 6] =
-    ["alignment=1.0", "reconstruction=0.0", "l1=0.0", "lpips=0.0", "adversarial=0.0", "gram=0.0"];
+const ALIGNMENT_ALONE: [&str; 7] =
+    ["alignment=1.0", "reconstruction=0.0", "l1=0.0", "log_mse=0.0", "lpips=0.0", "adversarial=0.0", "gram=0.0"];
 
 /// A TOML text with a key of a section set, everything else as it was.
 fn with_key(text: &str, section: &str, key: &str, value: &str) -> String {

@@ -180,7 +180,8 @@ impl How {
             text.top_p = 1.0;
         }
         text.check()?;
-        r.generation.guidance_scale = self.guidance_scale.unwrap_or(r.generation.guidance_scale);
+        let g = r.generation;
+        r.generation = g.asked(g.image, self.guidance_scale.unwrap_or(g.guidance_scale));
         if !r.generation.guidance_scale.is_finite() {
             return Err(Failure::bad("guidance_scale: use a finite number"));
         }
