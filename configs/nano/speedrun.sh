@@ -8,8 +8,10 @@ out=${2:-runs/nano}
 cargo build --release -p unified-mm -p unified-eval
 u=target/release/unified
 mkdir -p "$out"
+stages=()
 stage() { # name, config, settings
   local name=$1 config=$2; shift 2
+  stages+=("$name")
   if [ ! -e "$out/$name/done" ]; then
     "$u" train "$config" --out "$out/$name" --resume "$@" ${STEPS:+--set run.steps=$STEPS --set optim.warmup=1}
     touch "$out/$name/done"
@@ -45,8 +47,7 @@ rm -rf "$out/model"
 target/release/eval run --tasks scenes --model "$out/model" --out "$out/scenes" --resume
 echo "| stage | updates | seconds | last losses |"
 echo "|---|---|---|---|"
-for s in qlip1 unified unified-more unified-copy unified-long unified-next qlip2 qlip-kept unified-kept qlip-pixels qlip-more \
-  qlip-shapes qlip-words unified-shapes qlip-last; do
+for s in "${stages[@]}"; do
   python3 - "$s" "$out/$s" <<'P' 2>/dev/null || echo "| $s | see $out/$s/summary.json | | |"
 import json, sys
 name, folder = sys.argv[1:]

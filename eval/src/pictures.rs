@@ -27,7 +27,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, right: bool) {
+    /// One more.
+    pub fn add(&mut self, right: bool) {
         self.right += usize::from(right);
         self.n += 1;
     }
@@ -35,6 +36,26 @@ impl Tally {
     /// In 0..1.
     pub fn share(&self) -> f64 {
         self.right as f64 / self.n.max(1) as f64
+    }
+}
+
+/// What a classifier finds in pictures of known classes.
+#[derive(Debug, Default)]
+pub struct Judged {
+    /// Those whose class it finds.
+    pub right: Tally,
+    /// Its features of each.
+    pub features: Vec<Vec<f32>>,
+}
+
+impl Judged {
+    /// Looks at more of them, a class each.
+    pub fn look(&mut self, classifier: &Classifier, images: &[Image], classes: &[usize]) -> Result<()> {
+        for ((features, class), &wanted) in classifier.look(images)?.into_iter().zip(classes) {
+            self.right.add(class == wanted);
+            self.features.push(features);
+        }
+        Ok(())
     }
 }
 
@@ -118,28 +139,25 @@ pub fn run(s: &Studio, sizes: &Sizes) -> Result<Report> {
              that the model was trained on"
         )));
     }
-    let labels = s.photos.labels()?;
     let (classifier, real) = photographs(s.classifier, s.photos)?;
-    let tokenizer = reconstruct(s, sizes.batch, &labels, &real)?;
-    let wanted: Vec<u32> = (0..c.num_classes as u32).flat_map(|c| std::iter::repeat_n(c, sizes.per_class)).collect();
-    let (mut asked_class, mut drawn, mut seconds) = (Tally::default(), Vec::new(), 0.0);
+    let tokenizer = reconstruct(s, sizes.batch, &real)?;
+    let wanted: Vec<usize> = (0..c.num_classes).flat_map(|c| std::iter::repeat_n(c, sizes.per_class)).collect();
+    let (mut drawn, mut seconds) = (Judged::default(), 0.0);
     for (n, chunk) in wanted.chunks(sizes.batch).enumerate() {
         let first = sizes.seed.wrapping_add((n * sizes.batch) as u64);
         let seeds: Vec<u64> = (0..chunk.len() as u64).map(|i| first.wrapping_add(i)).collect();
+        let classes = Condition::Classes(chunk.iter().map(|&c| c as u32).collect());
         let clock = Instant::now();
-        let tokens = draw(s.model, &Condition::Classes(chunk.to_vec()), &seeds, &sizes.draw, &mut |_| true)?;
+        let tokens = draw(s.model, &classes, &seeds, &sizes.draw, &mut |_| true)?;
         seconds += clock.elapsed().as_secs_f64();
-        for ((features, class), &want) in s.classifier.look(&s.visual.images(&tokens)?)?.into_iter().zip(chunk) {
-            asked_class.add(class == want as usize);
-            drawn.push(features);
-        }
+        drawn.look(s.classifier, &s.visual.images(&tokens)?, chunk)?;
     }
-    let drawn = Gaussian::of(&drawn)?;
+    let features = Gaussian::of(&drawn.features)?;
     Ok(Report {
         classifier,
-        asked_class,
-        feature_frechet: drawn.distance(&real)?,
-        drawings: drawn.n,
+        asked_class: drawn.right,
+        feature_frechet: features.distance(&real)?,
+        drawings: features.n,
         photographs: real.n,
         seconds: seconds / wanted.len() as f64,
         tokens: c.block_size,
@@ -149,34 +167,29 @@ pub fn run(s: &Studio, sizes: &Sizes) -> Result<Report> {
 
 /// Photographs whose class a classifier finds, and its features of all of them.
 pub fn photographs(classifier: &Classifier, photos: &Pictures) -> Result<(Tally, Gaussian)> {
-    let (mut found, mut features_of) = (Tally::default(), Vec::new());
     let labels = photos.labels()?;
     let all: Vec<usize> = (0..photos.len()).collect();
-    for chunk in all.chunks(1000) {
+    let mut judged = Judged::default();
+    for (chunk, labels) in all.chunks(1000).zip(labels.chunks(1000)) {
         let images: Vec<Image> = chunk.par_iter().map(|&i| photos.image(i)).collect::<Result<_>>()?;
-        for ((features, class), &i) in classifier.look(&images)?.into_iter().zip(chunk) {
-            found.add(class == labels[i]);
-            features_of.push(features);
-        }
+        judged.look(classifier, &images, labels)?;
     }
-    Ok((found, Gaussian::of(&features_of)?))
+    Ok((judged.right, Gaussian::of(&judged.features)?))
 }
 
-fn reconstruct(s: &Studio, batch: usize, labels: &[usize], real: &Gaussian) -> Result<Reconstruction> {
+fn reconstruct(s: &Studio, batch: usize, real: &Gaussian) -> Result<Reconstruction> {
     let side = s.visual.side();
+    let labels = s.photos.labels()?;
     let some: Vec<usize> = (0..s.photos.len().min(RECONSTRUCTED)).collect();
-    let (mut sum, mut classified, mut seen) = (0.0, Tally::default(), Vec::new());
-    for chunk in some.chunks(batch) {
+    let (mut sum, mut judged) = (0.0, Judged::default());
+    for (chunk, labels) in some.chunks(batch).zip(labels.chunks(batch)) {
         let images: Vec<Image> =
             chunk.par_iter().map(|&i| Ok(centre(&s.photos.image(i)?, side))).collect::<Result<_>>()?;
         let back = s.visual.images(&s.visual.tokens(&images)?)?;
         sum += images.iter().zip(&back).map(|(a, b)| psnr(a, b)).sum::<f64>();
-        for ((features, class), &i) in s.classifier.look(&back)?.into_iter().zip(chunk) {
-            classified.add(class == labels[i]);
-            seen.push(features);
-        }
+        judged.look(s.classifier, &back, labels)?;
     }
     let n = some.len();
-    let feature_frechet = Gaussian::of(&seen)?.distance(real)?;
-    Ok(Reconstruction { n, psnr: sum / n.max(1) as f64, classified, feature_frechet })
+    let feature_frechet = Gaussian::of(&judged.features)?.distance(real)?;
+    Ok(Reconstruction { n, psnr: sum / n.max(1) as f64, classified: judged.right, feature_frechet })
 }

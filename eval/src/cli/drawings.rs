@@ -2,13 +2,19 @@
 
 use anyhow::{Context, Result, bail};
 use eval::frechet::Gaussian;
-use eval::pictures::photographs;
+use eval::pictures::{Judged, Tally, photographs};
 use qlip::Image;
 use qlip::data::Pictures;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path;
 use unified::classifier::Classifier;
+
+/// Drawings that are in memory together.
+const AT_ONCE: usize = 100;
+
+/// Where a run has them.
+const SAMPLES: &str = "samples/drawn_classes.jsonl";
 
 /// A line of a run's samples.
 #[derive(Deserialize)]
@@ -22,48 +28,61 @@ struct Facts {
     name: String,
 }
 
-/// Values by metric; a drawing that is not there counts as wrong.
-pub(super) fn judged(run: &Path, classifier: &Path, data: &Path) -> Result<Value> {
-    let samples = run.join("samples/drawn_classes.jsonl");
-    let text = std::fs::read_to_string(&samples).with_context(|| {
-        format!(
-            "{}: no drawings of classes; `eval run --tasks drawn_classes --out {}` makes them",
-            samples.display(),
-            run.display()
-        )
-    })?;
-    let judge = Classifier::load(classifier)?;
-    let photos = Pictures::open(data, "test")?;
-    if judge.config.classes != photos.classes {
-        bail!("{}: the classifier's classes are not those of {}", classifier.display(), data.display());
+/// What a run drew, a line a drawing.
+pub(super) fn samples(run: &Path) -> Result<String> {
+    let path = run.join(SAMPLES);
+    std::fs::read_to_string(&path).with_context(|| {
+        let (path, run) = (path.display(), run.display());
+        format!("{path}: no drawings of classes; `eval run --tasks drawn_classes --out {run}` makes them")
+    })
+}
+
+/// The photographs and who looks at them, once for all runs.
+pub(super) struct Gallery {
+    judge: Classifier,
+    found: Tally,
+    real: Gaussian,
+}
+
+impl Gallery {
+    pub(super) fn open(classifier: &Path, data: &Path) -> Result<Self> {
+        let judge = Classifier::load(classifier)?;
+        let photos = Pictures::open(data, "test")?;
+        if judge.config.classes != photos.classes {
+            bail!("{}: the classifier's classes are not those of {}", classifier.display(), data.display());
+        }
+        let (found, real) = photographs(&judge, &photos)?;
+        Ok(Self { judge, found, real })
     }
-    let (mut right, mut asked, mut seen) = (0usize, 0usize, Vec::new());
-    let lines: Vec<&str> = text.lines().collect();
-    for (n, some) in lines.chunks(100).enumerate() {
-        let (mut images, mut wanted) = (Vec::new(), Vec::new());
-        for (i, line) in some.iter().enumerate() {
-            let at = || format!("{}, line {}", samples.display(), n * 100 + i + 1);
-            let sample: Sample = serde_json::from_str(line).with_context(at)?;
-            let class = judge.config.classes.iter().position(|c| *c == sample.facts.name);
-            let class =
-                class.with_context(|| format!("{}: no class `{}` in the classifier", at(), sample.facts.name))?;
-            asked += 1;
-            if let Some(picture) = sample.picture {
-                images.push(Image::open(&run.join(picture))?);
-                wanted.push(class);
+
+    /// Values by metric; a drawing that is not there counts as wrong.
+    pub(super) fn judged(&self, run: &Path, samples: &str) -> Result<Value> {
+        let classes = &self.judge.config.classes;
+        let lines: Vec<&str> = samples.lines().collect();
+        let mut drawn = Judged::default();
+        for (n, some) in lines.chunks(AT_ONCE).enumerate() {
+            let (mut images, mut wanted) = (Vec::new(), Vec::new());
+            for (i, line) in some.iter().enumerate() {
+                let at = || format!("{}, line {}", run.join(SAMPLES).display(), n * AT_ONCE + i + 1);
+                let Sample { facts, picture } = serde_json::from_str(line).with_context(at)?;
+                let class = classes.iter().position(|c| *c == facts.name);
+                let class = class.with_context(|| format!("{}: no class `{}` in the classifier", at(), facts.name))?;
+                match picture {
+                    Some(picture) => {
+                        images.push(Image::open(&run.join(picture))?);
+                        wanted.push(class);
+                    }
+                    None => drawn.right.add(false),
+                }
             }
+            drawn.look(&self.judge, &images, &wanted)?;
         }
-        for ((features, class), wanted) in judge.look(&images)?.into_iter().zip(wanted) {
-            right += usize::from(class == wanted);
-            seen.push(features);
-        }
+        Ok(json!({
+            "asked_class@classifier": drawn.right.share(),
+            "feature_frechet@classifier": Gaussian::of(&drawn.features)?.distance(&self.real)?,
+            "drawings@count": drawn.right.n,
+            "photographs@count": self.real.n,
+            "photographs_right@classifier": self.found.share(),
+        }))
     }
-    let (found, real) = photographs(&judge, &photos)?;
-    Ok(json!({
-        "asked_class@classifier": right as f64 / asked.max(1) as f64,
-        "feature_frechet@classifier": Gaussian::of(&seen)?.distance(&real)?,
-        "drawings@count": asked,
-        "photographs@count": real.n,
-        "photographs_right@classifier": found.share(),
-    }))
 }

@@ -1,5 +1,6 @@
 //! `eval score KIND FILE..`: metrics of given inputs, in the format of tests/fixtures/metrics, for people who port metrics.
 
+use super::drawings;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Tensor};
 use clap::{Args, ValueEnum};
@@ -79,6 +80,7 @@ impl Score {
         match self.kind {
             Kind::Frechet => return print(&frechet(&self.files)?),
             Kind::Fid => return print(&self.fid()?),
+            Kind::Drawings => return self.drawings(),
             _ => {}
         }
         for path in &self.files {
@@ -92,12 +94,7 @@ impl Score {
                 Kind::Lpips => self.lpips(path)?,
                 Kind::Calibration => calibration(path)?,
                 Kind::Clipscore => clipscore(path)?,
-                Kind::Drawings => {
-                    let classifier = self.classifier.as_ref().context("drawings needs --classifier, its folder")?;
-                    let data = self.data.as_ref().context("drawings needs --data, the photographs' folder")?;
-                    super::drawings::judged(path, classifier, data)?
-                }
-                Kind::Frechet | Kind::Fid => continue,
+                Kind::Frechet | Kind::Fid | Kind::Drawings => continue,
             };
             print(&value)?;
         }
@@ -111,6 +108,16 @@ fn print(value: &Value) -> Result<()> {
 }
 
 impl Score {
+    /// Each run's drawings beside the same photographs.
+    fn drawings(&self) -> Result<()> {
+        let classifier = self.classifier.as_ref().context("drawings needs --classifier, its folder")?;
+        let data = self.data.as_ref().context("drawings needs --data, the photographs' folder")?;
+        // a run that is not there is said before ten thousand photographs are looked at
+        let samples = self.files.iter().map(|run| drawings::samples(run)).collect::<Result<Vec<_>>>()?;
+        let gallery = drawings::Gallery::open(classifier, data)?;
+        self.files.iter().zip(&samples).try_for_each(|(run, samples)| print(&gallery.judged(run, samples)?))
+    }
+
     /// The Frechet distance's network on folders of pictures.
     fn fid(&self) -> Result<Value> {
         if self.files.len() > 2 {

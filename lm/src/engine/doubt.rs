@@ -56,9 +56,10 @@ fn entropy(logits: &[f32]) -> f32 {
     let (mut sum, mut weighed) = (0f64, 0f64);
     for &l in logits {
         let x = f64::from(l - most);
-        sum += x.exp();
+        let share = x.exp();
+        sum += share;
         // what cannot come has no part, and minus infinity times nothing is no number
-        weighed += if x.is_finite() { x * x.exp() } else { 0.0 };
+        weighed += if x.is_finite() { x * share } else { 0.0 };
     }
     let entropy = sum.ln() - weighed / sum;
     (entropy / (logits.len().max(2) as f64).ln()) as f32

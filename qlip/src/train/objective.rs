@@ -293,18 +293,12 @@ impl Objective {
         let mut out = Term::new();
         let painted = self.model.paint(zhat)?.0.0;
         let difference = (&painted - &pixels.0)?;
-        let mse = difference.sqr()?.mean_all()?;
-        out.add("mse", w.reconstruction * factor, &mse)?;
-        out.balanced = Some((mse * w.reconstruction)?);
+        out.add_balanced("mse", w.reconstruction, factor, &difference.sqr()?.mean_all()?)?;
         if w.l1 != 0.0 {
-            let l1 = difference.abs()?.mean_all()?;
-            out.add("l1", w.l1 * factor, &l1)?;
-            out.balanced = out.balanced.map(|b| b + (l1 * w.l1)?).transpose()?;
+            out.add_balanced("l1", w.l1, factor, &difference.abs()?.mean_all()?)?;
         }
         if w.log_mse != 0.0 {
-            let log_mse = log_mse(&difference)?;
-            out.add("log_mse", w.log_mse * factor, &log_mse)?;
-            out.balanced = out.balanced.map(|b| b + (log_mse * w.log_mse)?).transpose()?;
+            out.add_balanced("log_mse", w.log_mse, factor, &log_mse(&difference)?)?;
         }
         if out.loss.is_none() {
             // the decoder stays in the graph, at no weight
@@ -346,9 +340,7 @@ impl Objective {
             }
         };
         if w.alignment != 0.0 {
-            let loss = align(&seen.image)?;
-            out.add("align", w.alignment, &loss)?;
-            out.balanced = Some((loss * w.alignment)?);
+            out.add_balanced("align", w.alignment, 1.0, &align(&seen.image)?)?;
             out.metrics.insert("align_accuracy", accuracy(&seen.text, &seen.image, caption_of)?);
             out.metrics.insert("logit_scale", number(&model.logit_scale.exp()?)?);
         } else {

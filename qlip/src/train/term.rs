@@ -29,6 +29,13 @@ impl Term {
         }
         Ok(())
     }
+
+    /// A term that the gradient rule weighs: `factor` is what it said last.
+    pub(super) fn add_balanced(&mut self, name: &'static str, weight: f64, factor: f64, value: &Tensor) -> Result<()> {
+        self.add(name, weight * factor, value)?;
+        add_term(&mut self.balanced, (value * weight)?)?;
+        Ok(())
+    }
 }
 
 /// Zero, with gradients of zero: times a tensor, because candle cuts the graph where it multiplies by the number 0.
