@@ -41,9 +41,10 @@ stage qlip-words configs/nano/qlip-words.toml --set "data.pictures.path=$photos"
 stage unified-shapes configs/nano/unified-shapes.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip-words" \
   --set "start=$out/unified-kept"
 stage qlip-last configs/nano/qlip-last.toml --set "data.pictures.path=$photos" --set "start=$out/qlip-words"
-cp "$out/qlip-last/model.safetensors" "$out/unified-shapes/qlip/model.safetensors"
+stage unified-last configs/nano/unified-last.toml --set "data.pictures.path=$photos" --set "$words" --set "image_tokenizer=$out/qlip-last" \
+  --set "start=$out/unified-shapes"
 rm -rf "$out/model"
-"$u" export "$out/unified-shapes" "$out/model"
+"$u" export "$out/unified-last" "$out/model"
 target/release/eval run --tasks scenes --model "$out/model" --out "$out/scenes" --resume
 echo "| stage | updates | seconds | last losses |"
 echo "|---|---|---|---|"

@@ -20,12 +20,12 @@ enum Command {
     Score(cli::score::Score),
     Run(Box<cli::run::Run>),
     ScoreRun(cli::run::ScoreRun),
-    Scenes(cli::run::Scenes),
+    Scenes(cli::scenes::Scenes),
     Table(cli::table::Table),
-    Tasks(cli::run::Tasks),
-    Probe(cli::run::Probe),
-    Compare(cli::run::Compare),
-    Gate(cli::run::Gate),
+    Tasks(cli::tasks::Tasks),
+    Probe(cli::tasks::Probe),
+    Compare(cli::compare::Compare),
+    Gate(cli::compare::Gate),
     Import(cli::import::Import),
 }
 

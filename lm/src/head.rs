@@ -132,13 +132,18 @@ impl BitwiseHead {
         Ok(ops::linear(&Activation::Silu.forward(&x)?, &table, None)?)
     }
 
-    /// Mean over positions of the negative logarithm of each code's probability, in nats; hidden [positions, dim].
+    /// Mean over positions of [`Self::losses`].
     pub fn loss(&self, hidden: &Tensor, codes: &[u64]) -> Result<Tensor> {
+        Ok(self.losses(hidden, codes)?.mean_all()?)
+    }
+
+    /// The negative logarithm of each code's probability, in nats [positions]; hidden [positions, dim].
+    pub fn losses(&self, hidden: &Tensor, codes: &[u64]) -> Result<Tensor> {
         let trunk = self.trunk.forward(hidden)?;
         let mut sum: Option<Tensor> = None;
         for g in 0..self.config.groups() {
             let targets: Vec<u32> = codes.iter().map(|&c| self.config.group(c, g)).collect();
-            ops::add_term(&mut sum, ops::cross_entropy(&self.group(&trunk, codes, g)?, &targets)?.mean_all()?)?;
+            ops::add_term(&mut sum, ops::cross_entropy(&self.group(&trunk, codes, g)?, &targets)?)?;
         }
         sum.ok_or_else(|| Error::invalid("a bitwise head without groups"))
     }

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use lm::Token;
-use lm::draw::{DrawSettings, Schedule, draw};
+use lm::draw::{DrawSettings, draw};
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use lm::sample::SampleSettings;
 use lm::vocab::table_rows;
@@ -28,12 +28,8 @@ fn load(case: &str) -> (Arc<LlamaGen>, Params, HashMap<String, Tensor>) {
 }
 
 fn greedy(model: &Arc<LlamaGen>, condition: &Condition, scale: f32, interval: i64) -> Vec<Token> {
-    let settings = DrawSettings {
-        sample: SampleSettings::greedy(),
-        guidance_scale: scale,
-        guidance_interval: interval,
-        schedule: Schedule::Constant,
-    };
+    let settings =
+        DrawSettings { guidance_interval: interval, ..DrawSettings::constant(SampleSettings::greedy(), scale) };
     draw(model, condition, &vec![0; condition.len()], &settings, &mut |_| true).unwrap().concat()
 }
 

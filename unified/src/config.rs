@@ -1,6 +1,7 @@
 //! config.json of a unified model: the language model, the merged vocabulary, the marks, the image tokenizer's folder.
 
 use crate::template::Marks;
+use lm::draw::{AfterPicture, DrawSettings};
 use lm::{LlamaConfig, MergedVocab, SampleSettings};
 use serde::{Deserialize, Serialize};
 
@@ -38,12 +39,15 @@ pub struct Generation {
     pub guidance_scale: f32,
     /// What the scale becomes where the model finds every choice as likely as another; from `guidance_scale`, where it is certain, it goes there in a
     /// straight line along the entropy, a mean over about a cell's choices. For models whose pictures are nearly certain in one kind (scenes) and open
-    /// in another (photographs). Another scale that is asked for (`--guidance`) holds throughout.
+    /// in another (photographs). A scale that is asked for (`--guidance`) holds throughout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_uncertain: Option<f32>,
     /// Likewise of the pictures' temperature; a temperature of 0 stays 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature_uncertain: Option<f32>,
+    /// Guidance in a conversation that shows a picture already; as without one if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_picture: Option<AfterPicture>,
     /// Whether guidance's other half, the request without words, keeps the conversation's last picture (InstructPix2Pix, Brooks et al. 2023,
     /// section 3.2.1, with a picture scale of 1): for models that saw such requests in training. Otherwise it is empty, and pulls away from a picture that
     /// is to be changed.
@@ -61,6 +65,7 @@ impl Default for Generation {
             guidance_scale: 2.0,
             guidance_uncertain: None,
             temperature_uncertain: None,
+            after_picture: None,
             guidance_keeps_picture: false,
             best_of: 1,
         }
@@ -68,29 +73,25 @@ impl Default for Generation {
 }
 
 impl Generation {
-    /// With sampling and a scale that are asked for: what is not the model's own value holds throughout, however uncertain the model is.
-    pub fn asked(self, image: SampleSettings, guidance_scale: f32) -> Self {
-        Self {
-            image,
-            guidance_scale,
-            guidance_uncertain: self.guidance_uncertain.filter(|_| guidance_scale == self.guidance_scale),
-            temperature_uncertain: self.temperature_uncertain.filter(|_| image.temperature == self.image.temperature),
-            ..self
+    /// How pictures are drawn.
+    pub fn drawing(&self) -> DrawSettings {
+        DrawSettings {
+            guidance_uncertain: self.guidance_uncertain,
+            temperature_uncertain: self.temperature_uncertain,
+            after_picture: self.after_picture,
+            ..DrawSettings::constant(self.image, self.guidance_scale)
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_asked_for_holds_throughout() {
-        let g = Generation { guidance_uncertain: Some(9.0), temperature_uncertain: Some(2.0), ..Generation::default() };
-        assert_eq!(g.asked(g.image, g.guidance_scale), g);
-        let scale = g.asked(g.image, 4.0);
-        assert_eq!((scale.guidance_uncertain, scale.temperature_uncertain), (None, Some(2.0)));
-        let greedy = g.asked(SampleSettings::greedy(), g.guidance_scale);
-        assert_eq!((greedy.guidance_uncertain, greedy.temperature_uncertain), (Some(9.0), None));
+    /// With pictures drawn so; a unified model's guidance has no interval and no schedule over the tokens.
+    pub fn drawn(self, s: &DrawSettings) -> Self {
+        Self {
+            image: s.sample,
+            guidance_scale: s.guidance_scale,
+            guidance_uncertain: s.guidance_uncertain,
+            temperature_uncertain: s.temperature_uncertain,
+            after_picture: s.after_picture,
+            ..self
+        }
     }
 }

@@ -35,6 +35,10 @@ pub struct DataConfig {
     /// Share from `mixture.calm_down_steps` on; as at the start if absent.
     #[serde(default)]
     pub end: Option<f64>,
+    /// What each target of this source counts in the loss, beside 1: a source whose tokens are mostly chance (photographs to draw) tells little by them
+    /// and would outshout the others (unified trainings).
+    #[serde(default)]
+    pub loss_weight: Option<f32>,
     /// Smallest side of a random crop, as a share of the picture's (pictures).
     #[serde(default)]
     pub smallest_crop: Option<f32>,
@@ -100,6 +104,7 @@ impl DataConfig {
             template: None,
             start: 1.0,
             end: None,
+            loss_weight: None,
             smallest_crop: None,
             objects: None,
             broken_share: None,
@@ -134,6 +139,11 @@ impl DataConfig {
                 return Err(Error::invalid(format!("[[data]] {name}: {key} = {share}: write 0 or more")));
             }
         }
+        if let Some(w) = self.loss_weight.filter(|w| !(w.is_finite() && *w > 0.0)) {
+            return Err(Error::invalid(format!(
+                "[[data]] {name}: loss_weight = {w}: write more than 0; start = 0 leaves a source out"
+            )));
+        }
         let shares = [("broken_share", self.broken_share), ("smallest_crop", self.smallest_crop.map(f64::from))];
         for (key, share) in shares {
             if share.is_some_and(|s| !(0.0..=1.0).contains(&s)) {
@@ -145,6 +155,17 @@ impl DataConfig {
                 Err(Error::invalid(format!("[[data]] {name}: objects = {n}: a scene has 1 to 9")))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Refuses keys that are given and say nothing to the training at hand.
+    pub fn must_not(&self, keys: &[(&str, bool)]) -> Result<()> {
+        match keys.iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err(Error::invalid(format!(
+                "[[data]] {}: {key} has no meaning for this training; leave it out",
+                self.name()
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -297,6 +318,7 @@ mod tests {
             (DataConfig::of(DataKind::Pictures), "path is missing"),
             (DataConfig { objects: Some(0), ..DataConfig::of(DataKind::Scenes) }, "1 to 9"),
             (DataConfig { start: -1.0, ..DataConfig::of(DataKind::Text) }, "start = -1"),
+            (DataConfig { loss_weight: Some(0.0), ..DataConfig::of(DataKind::Text) }, "loss_weight = 0"),
         ] {
             let e = check(&[d], &[DataKind::Text, DataKind::Scenes]).unwrap_err().to_string();
             assert!(e.contains(says), "{e}");

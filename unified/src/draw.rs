@@ -7,7 +7,7 @@ use crate::template::Marks;
 use crate::words::Words;
 use crate::{Error, Result};
 use lm::draw::pictures;
-use lm::engine::{Finish, Next, Request, Uncertain, in_turn};
+use lm::engine::{Finish, Next, Request, in_turn};
 use lm::{Context, MergedVocab, Part, SampleSettings, Source, Token};
 use nn::cache::Slot;
 
@@ -26,15 +26,7 @@ impl Unified {
     /// Whether pictures and words can be sampled so.
     pub(crate) fn check(&self, g: &Generation) -> Result<()> {
         g.text.check()?;
-        g.image.check()?;
-        if let Some(scale) =
-            [Some(g.guidance_scale), g.guidance_uncertain].into_iter().flatten().find(|s| !s.is_finite())
-        {
-            return Err(Error::invalid(format!("guidance scale {scale}: use a finite number; 1 is none")));
-        }
-        if let Some(t) = g.temperature_uncertain.filter(|t| !(t.is_finite() && *t >= 0.0)) {
-            return Err(Error::invalid(format!("temperature_uncertain {t}: use 0 or more")));
-        }
+        g.drawing().check()?;
         match (g.best_of, &self.config.self_check) {
             (0, _) => Err(Error::invalid("best_of 0: draw at least one")),
             (1, _) | (_, Some(_)) => Ok(()),
@@ -46,8 +38,9 @@ impl Unified {
 
     /// A picture that is wanted after a context whose tokens, read before or not, are `ids`.
     pub(crate) fn wish(&self, context: Context, ids: &[Token], g: &Generation) -> Result<Wish> {
-        let wordless = wordless(&self.config.vocabulary, &self.words, &self.config.marks, ids, g)?;
-        Ok(Wish { context, wordless })
+        let v = &self.config.vocabulary;
+        let wordless = wordless(v, &self.words, &self.config.marks, ids, g)?;
+        Ok(Wish { context, wordless, after_picture: ids.contains(&v.end_image) })
     }
 
     /// Draws one picture for each context (which ends with the begin-image mark), all in one batch. `on_row` sees the
@@ -176,21 +169,25 @@ pub(crate) struct Wish {
     pub context: Context,
     /// Guidance's other half, likewise.
     pub wordless: Vec<Token>,
+    /// Whether the conversation shows a picture already.
+    pub after_picture: bool,
 }
 
 /// Requests for pictures.
 pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Generation) -> Vec<Request> {
     let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
     let window = v.bitwise.map_or(1, |b| b.groups());
-    let uncertain = Uncertain { scale: g.guidance_uncertain, temperature: g.temperature_uncertain, window };
     let one = |(wish, &seed): (Wish, &u64)| {
-        let mut r = Request::new(wish.context, g.image, (seed, 1), in_turn(sources.clone()));
-        r.uncertain = Some(uncertain).filter(|u| u.scale.is_some() || u.temperature.is_some());
-        let scale = g.guidance_scale;
-        match scale {
-            1.0 if g.guidance_uncertain.is_none() => r,
-            _ => r.guided(Context::new(vec![Part::tokens(wish.wordless)]), move |_| Some(scale)),
+        let mut s = g.drawing();
+        if let Some(after) = s.after_picture.filter(|_| wish.after_picture) {
+            (s.guidance_scale, s.guidance_uncertain) = (after.guidance_scale, after.guidance_uncertain);
         }
+        let mut r = Request::new(wish.context, s.sample, (seed, 1), in_turn(sources.clone()));
+        r.uncertain = s.uncertain(window);
+        if s.is_guided() {
+            r = r.guided(Context::new(vec![Part::tokens(wish.wordless)]), move |_| Some(s.guidance_scale));
+        }
+        r
     };
     wishes.into_iter().zip(seeds).map(one).collect()
 }
@@ -226,6 +223,7 @@ mod tests {
     use super::*;
     use crate::Model;
     use crate::loaded::Loaded;
+    use lm::draw::AfterPicture;
 
     #[test]
     fn the_last_picture_stays_in_guidances_other_half() {
@@ -249,5 +247,34 @@ mod tests {
         assert!(kept.windows(picture(5).len()).any(|w| w == picture(5)) && !empty.contains(&v.end_image));
         assert_eq!(kept.len(), empty.len() + picture(5).len());
         assert_eq!(other(true, &[v.begin_image]), empty);
+    }
+
+    #[test]
+    fn guidance_is_another_one_where_the_conversation_shows_a_picture() {
+        let loaded = Model::nano().unwrap().loaded().unwrap();
+        let Loaded::Unified(m) = &*loaded else { panic!("the embedded model is a unified one") };
+        let v = &m.config.vocabulary;
+        let mut ids = vec![v.begin_image];
+        ids.extend(v.to_tokens(&vec![7; v.grid * v.grid]));
+        ids.extend([v.end_image, v.begin_image]);
+        let after = AfterPicture { guidance_scale: 1.0, guidance_uncertain: None };
+        let g = Generation {
+            guidance_scale: 3.0,
+            guidance_uncertain: Some(5.0),
+            temperature_uncertain: None,
+            after_picture: Some(after),
+            ..m.config.generation
+        };
+        let request = |ids: &[Token], g: &Generation| {
+            let wish = m.wish(Context::new(vec![Part::tokens(ids.to_vec())]), ids, g).unwrap();
+            drawing(v, vec![wish], &[0], g).remove(0)
+        };
+        let scales = |r: &Request| (r.peers.len(), r.uncertain.and_then(|u| u.scale));
+        assert_eq!(scales(&request(&ids, &g)), (0, None));
+        assert_eq!(scales(&request(&[v.begin_image], &g)), (1, Some(5.0)));
+        assert_eq!(scales(&request(&ids, &Generation { after_picture: None, ..g })), (1, Some(5.0)));
+        // what is asked for holds there, too
+        let asked = g.drawn(&g.drawing().guided(Some(2.0)));
+        assert_eq!(scales(&request(&ids, &asked)), (1, None));
     }
 }

@@ -13,7 +13,7 @@ use crate::llamagen::{Painter, Wanted};
 use crate::llava::LlavaChat;
 use crate::runner::Unified;
 use crate::{Error, Result};
-use lm::draw::{DrawSettings, Schedule};
+use lm::draw::DrawSettings;
 use lm::{SampleSettings, Shared, Token};
 use qlip::Image;
 
@@ -175,22 +175,16 @@ impl Loaded {
 
     /// How pictures are drawn where nothing else is said, and of how many drawings each is the best.
     pub fn drawing(&self) -> (DrawSettings, usize) {
-        let of = |g: Generation| DrawSettings {
-            sample: g.image,
-            guidance_scale: g.guidance_scale,
-            guidance_interval: -1,
-            schedule: Schedule::Constant,
-        };
         match self {
-            Self::Unified(m) => (of(m.config.generation), m.config.generation.best_of),
-            Self::Janus(m) => (of(m.generation()), 1),
-            Self::Chameleon(m) => (of(m.generation()), 1),
-            Self::Emu3(m) => (of(m.generation()), 1),
+            Self::Unified(m) => (m.config.generation.drawing(), m.config.generation.best_of),
+            Self::Janus(m) => (m.generation().drawing(), 1),
+            Self::Chameleon(m) => (m.generation().drawing(), 1),
+            Self::Emu3(m) => (m.generation().drawing(), 1),
             Self::LlamaGen(m) => {
                 let guidance_scale = if m.draws_classes() { 4.0 } else { 7.5 };
-                (of(Generation { image: SampleSettings::default(), guidance_scale, ..Generation::default() }), 1)
+                (DrawSettings::constant(SampleSettings::default(), guidance_scale), 1)
             }
-            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => (of(Generation::default()), 1),
+            Self::Llava(_) | Self::Llama(_) | Self::Qlip(_) => (Generation::default().drawing(), 1),
         }
     }
 
@@ -261,8 +255,7 @@ impl Loaded {
         on_row: OnRow,
     ) -> Result<Vec<Image>> {
         settings.check()?;
-        let image =
-            Generation { image: settings.sample, guidance_scale: settings.guidance_scale, ..Generation::default() };
+        let image = Generation::default().drawn(settings);
         let words = || -> Result<Vec<&str>> {
             let mut out = Vec::with_capacity(wanted.len());
             for w in wanted {
@@ -298,8 +291,7 @@ impl Loaded {
         if let Self::Unified(m) = self {
             let context = |messages: &Vec<Message>| m.context_to_draw(messages);
             let contexts = conversations.iter().map(context).collect::<Result<Vec<_>>>()?;
-            let g = m.config.generation.asked(how.0.sample, how.0.guidance_scale);
-            let g = Generation { best_of: how.1, ..g };
+            let g = Generation { best_of: how.1, ..m.config.generation.drawn(how.0) };
             return m.decode(&m.draw_images(&contexts, seeds, &g, on_row)?);
         }
         let words = |messages: &Vec<Message>| match messages.as_slice() {

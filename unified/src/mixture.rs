@@ -38,12 +38,20 @@ pub enum Piece {
 }
 
 /// Turns of a conversation, marks included, or a document.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Sample {
     /// In order.
     pub pieces: Vec<Piece>,
     /// Whether what does not fit a row may be left out at the end.
     pub cut: bool,
+    /// What each of its targets counts in the loss.
+    pub weight: f32,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self { pieces: Vec::new(), cut: false, weight: 1.0 }
+    }
 }
 
 impl Sample {
@@ -166,7 +174,7 @@ impl<'a> Source<'a> {
         let shares: Vec<f64> = self.sources.iter().map(|s| s.0.share(at, self.mixture.calm_down_steps)).collect();
         let (config, open) = &self.sources[data::draw(&shares, &mut r)];
         let template = config.template.unwrap_or(SampleTemplate::Describe);
-        match open {
+        let sample = match open {
             Open::Talk => Ok(self.talk(&mut r)),
             Open::Documents(d) => d.draw(&self.marks.end, &mut r, held_out),
             Open::Conversations(c) => self.conversation(c, &mut r, held_out),
@@ -179,7 +187,8 @@ impl<'a> Source<'a> {
                 let shown = Photo { words: p.words_at(n, step), class, classes: &p.classes, image };
                 self.of_photo(template, shown, &mut r, &mut s)
             }
-        }
+        };
+        Ok(Sample { weight: config.loss_weight.unwrap_or(1.0), ..sample? })
     }
 
     fn of_scene(&self, template: SampleTemplate, r: &mut Rng, s: &mut SceneRng) -> Result<Sample> {

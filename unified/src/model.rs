@@ -208,9 +208,9 @@ impl Model {
     /// Draws a picture of each wanted thing, all in one batch; the n-th has the seed of `how` and n.
     pub fn draw_many(&self, wanted: &[Wanted], how: &Draw) -> Result<Vec<Image>> {
         let loaded = self.loaded()?;
-        let (mut settings, best_of) = loaded.drawing();
+        let (settings, best_of) = loaded.drawing();
+        let mut settings = settings.guided(how.guidance_scale).heated(how.sample.map(|s| s.temperature));
         settings.sample = how.sample.unwrap_or(settings.sample);
-        settings.guidance_scale = how.guidance_scale.unwrap_or(settings.guidance_scale);
         let seeds: Vec<u64> = (0..wanted.len() as u64).map(|i| how.seed.wrapping_add(i)).collect();
         loaded.draw(wanted, &seeds, (&settings, how.best_of.unwrap_or(best_of)), &mut |_| true)
     }

@@ -15,7 +15,7 @@ pub enum Segment {
 }
 
 /// Token ids, and for each whether predicting it is learned.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
     /// Ids in the merged vocabulary.
     pub ids: Vec<Token>,
@@ -23,6 +23,14 @@ pub struct Sequence {
     pub learn: Vec<bool>,
     /// Sub-token of a visual token; nothing for text.
     pub visual: Vec<Option<usize>>,
+    /// What each of its targets counts in the loss.
+    pub weight: f32,
+}
+
+impl Default for Sequence {
+    fn default() -> Self {
+        Self { ids: Vec::new(), learn: Vec::new(), visual: Vec::new(), weight: 1.0 }
+    }
 }
 
 impl Sequence {
@@ -111,12 +119,18 @@ pub fn pack(sequences: &[Sequence], length: usize, pad: Token, isolated: bool) -
     let mut ids = Vec::with_capacity(n);
     let (mut positions, mut first) = (Vec::with_capacity(n), Vec::with_capacity(n));
     let mut targets = Targets::default();
+    if sequences.iter().any(|s| s.weight != 1.0) {
+        targets.weights = vec![1.0; n];
+    }
     for (r, row) in rows.iter().enumerate() {
         let mut start = 0;
         for s in row.iter().map(|&n| &sequences[n]) {
             for (i, &id) in s.ids.iter().enumerate() {
                 if (i > 0 || (start > 0 && !isolated)) && s.learn[i] {
                     let from = (r * length + start + i - 1) as u32;
+                    if let Some(weight) = targets.weights.get_mut(from as usize) {
+                        *weight = s.weight;
+                    }
                     match s.visual[i] {
                         Some(sub) => targets.visual.push((from, id, sub)),
                         None => targets.text.push((from, id)),
@@ -180,11 +194,20 @@ mod tests {
         assert_eq!(first[..9], [0, 0, 0, 0, 0, 0, 6, 6, 8]);
         assert_eq!(p.targets.text, [(1, 2), (4, 3), (6, 8), (10, 2), (13, 3)]);
         assert_eq!(p.targets.visual, [(2, 11, 0), (3, 16, 1), (11, 11, 0), (12, 16, 1)]);
-        let joined = pack(&[a.clone(), b], 9, 0, false).unwrap();
+        let joined = pack(&[a.clone(), b.clone()], 9, 0, false).unwrap();
         let (Positions::Each(at), Mask::CausalFrom(first)) = (&joined.positions, &joined.mask) else {
             panic!("listed")
         };
         assert_eq!((&at[..9], &first[..9]), (&[0, 1, 2, 3, 4, 5, 6, 7, 0][..], &[0, 0, 0, 0, 0, 0, 0, 0, 8][..]));
+        // a sequence's weight is that of all its targets; where every one counts alike none is written
+        assert!(p.targets.weights.is_empty());
+        let light = Sequence { weight: 0.1, ..b.clone() };
+        let p = pack(&[a.clone(), light], 9, 0, true).unwrap();
+        let weight = |row: u32| p.targets.weights[row as usize];
+        assert_eq!(
+            (p.targets.text.iter().map(|t| weight(t.0)).collect::<Vec<_>>(), weight(2)),
+            (vec![1.0, 1.0, 0.1], 1.0)
+        );
         // a cut leaves whole pictures
         for (length, want) in [(6, 6), (5, 2), (4, 2), (3, 2), (2, 2), (1, 1)] {
             let mut s = a.clone();

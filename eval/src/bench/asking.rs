@@ -53,9 +53,8 @@ pub struct Asking {
 impl Asking {
     /// How pictures are drawn: as the model's config says, but for what the run says.
     pub(super) fn drawing(&self, model: &Loaded) -> (DrawSettings, usize) {
-        let (mut settings, best_of) = model.drawing();
-        settings.guidance_scale = self.guidance.unwrap_or(settings.guidance_scale);
-        settings.sample.temperature = self.temperature.unwrap_or(settings.sample.temperature);
+        let (settings, best_of) = model.drawing();
+        let mut settings = settings.guided(self.guidance).heated(self.temperature);
         settings.sample.top_p = self.top_p.unwrap_or(settings.sample.top_p);
         (settings, self.best_of.unwrap_or(best_of))
     }

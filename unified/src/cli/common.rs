@@ -42,7 +42,7 @@ pub struct Common {
 pub struct Sampling {
     /// Temperature; 0 takes the likeliest token. As the model says if absent, like the next ones.
     #[arg(long)]
-    temperature: Option<f32>,
+    pub temperature: Option<f32>,
     /// Keep this many likeliest tokens; 0 keeps all.
     #[arg(long)]
     top_k: Option<usize>,

@@ -137,7 +137,7 @@ impl Generate {
         }
         let (settings, best_of) = if llamagen {
             let scale = if self.class.is_empty() { 7.5 } else { 4.0 };
-            (self.settings(SampleSettings::default(), scale)?, 1)
+            (self.settings(DrawSettings::constant(SampleSettings::default(), scale))?, 1)
         } else {
             if self.codes_only {
                 bail!("--codes-only is LlamaGen's: give its --model");
@@ -149,7 +149,7 @@ impl Generate {
                 // the authors' settings of Janus
                 _ => Generation { guidance_scale: 5.0, image: SampleSettings::default(), ..Generation::default() },
             };
-            (self.settings(g.image, g.guidance_scale)?, self.best_of.unwrap_or(g.best_of))
+            (self.settings(g.drawing())?, self.best_of.unwrap_or(g.best_of))
         };
         Ok(Recipe {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -241,22 +241,20 @@ impl Generate {
         Ok(drawn)
     }
 
-    fn settings(&self, mut s: SampleSettings, guidance_scale: f32) -> Result<DrawSettings> {
-        self.sampling.apply(&mut s);
-        if self.greedy {
-            s.temperature = 0.0;
-        }
+    /// What is asked for in place of the model's own settings.
+    fn settings(&self, own: DrawSettings) -> Result<DrawSettings> {
+        let temperature = if self.greedy { Some(0.0) } else { self.sampling.temperature };
+        let mut s = own.guided(self.guidance).heated(temperature);
+        self.sampling.apply(&mut s.sample);
+        s.sample.temperature = temperature.unwrap_or(s.sample.temperature);
+        s.guidance_interval = self.guidance_interval;
+        s.schedule = match self.guidance_schedule {
+            Course::Constant => Schedule::Constant,
+            Course::Linear => Schedule::Linear,
+            Course::Cosine => Schedule::Cosine,
+        };
         s.check()?;
-        Ok(DrawSettings {
-            sample: s,
-            guidance_scale: self.guidance.unwrap_or(guidance_scale),
-            guidance_interval: self.guidance_interval,
-            schedule: match self.guidance_schedule {
-                Course::Constant => Schedule::Constant,
-                Course::Linear => Schedule::Linear,
-                Course::Cosine => Schedule::Cosine,
-            },
-        })
+        Ok(s)
     }
 
     /// LlamaGen's tokens alone.

@@ -10,7 +10,7 @@ use crate::data::DataConfig;
 use crate::visual::VisualTokenizer;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use lm::draw::{DrawSettings, Schedule};
+use lm::draw::DrawSettings;
 use lm::head::BitwiseConfig;
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig, ModelType};
 use lm::shared_bits::{SharedBits, bit_patterns};
@@ -371,12 +371,7 @@ impl Task for Drawing<'_> {
         let tensors: HashMap<String, Tensor> = self.whole(weights)?.into_iter().collect();
         let params = Params::from_tensors("the training", tensors, DType::F32, &Device::Cpu);
         let model = Arc::new(LlamaGen::new(&params, &self.sizes)?);
-        let settings = DrawSettings {
-            sample: SampleSettings::default(),
-            guidance_scale: SHEET_GUIDANCE,
-            guidance_interval: -1,
-            schedule: Schedule::Constant,
-        };
+        let settings = DrawSettings::constant(SampleSettings::default(), SHEET_GUIDANCE);
         let seeds: Vec<u64> = (0..shown.len() as u64).collect();
         let drawn = lm::draw::draw(&model, &self.condition(&pictures)?, &seeds, &settings, &mut |_| true)?;
         let crops = self.config.crops;

@@ -133,6 +133,7 @@ impl LlavaTraining {
 
     fn entries(&self, run: &mut Run) -> Result<Entries> {
         data::check(&self.data, &[DataKind::Conversations])?;
+        self.data.iter().try_for_each(|d| d.must_not(&[("loss_weight", d.loss_weight.is_some())]))?;
         let (mut all, mut broken) = (Entries { list: Vec::new(), images: Vec::new() }, Vec::new());
         for config in self.data.iter().filter(|d| d.is_used()) {
             let (list, images, skipped) = conversations::open(config, run.say)?;

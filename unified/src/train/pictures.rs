@@ -43,12 +43,11 @@ impl PictureSource {
     ) -> Result<Self> {
         data::check(all, &[DataKind::Pictures, DataKind::Scenes])?;
         for d in all {
-            for (key, given) in [("template", d.template.is_some()), ("end", d.end.is_some())] {
-                if given {
-                    let why = format!("[[data]] {}: {key} has no meaning for this training; leave it out", d.name());
-                    return Err(Error::invalid(why));
-                }
-            }
+            d.must_not(&[
+                ("template", d.template.is_some()),
+                ("end", d.end.is_some()),
+                ("loss_weight", d.loss_weight.is_some()),
+            ])?;
         }
         let mut sources = Vec::new();
         for d in all.iter().filter(|d| d.is_used()) {

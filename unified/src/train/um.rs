@@ -277,7 +277,7 @@ impl Unifying<'_> {
         let codes = nn::Exec::exact(|| self.eyes.encode(&images))?;
         let mut encoded = 0..codes.images();
         let mut one = |sample: &Sample| -> Result<Sequence> {
-            let mut s = Sequence::default();
+            let mut s = Sequence { weight: sample.weight, ..Sequence::default() };
             for piece in &sample.pieces {
                 let (segment, learn) = match piece {
                     Piece::Text(t, learn) => (Segment::Text(self.words.encode(t)?), *learn),
@@ -395,9 +395,9 @@ impl Task for Unifying<'_> {
         for (name, loss, weight) in self.losses(&batch, &totals)?.0 {
             let mean = f64::from(loss.to_scalar::<f32>()?);
             out[0].sum += mean * weight * n;
-            let count = if name == "text_loss" { batch.targets.text.len() } else { batch.targets.visual.len() };
+            let count = if name == "text_loss" { totals.text } else { totals.visual };
             if let Some(m) = out.iter_mut().find(|m| m.name == name) {
-                (m.sum, m.count) = (mean * count as f64, count as f64);
+                (m.sum, m.count) = (mean * count, count);
             }
         }
         Ok(out)
@@ -412,11 +412,12 @@ impl Task for Unifying<'_> {
             let Some(at) = sample.pieces.iter().position(|p| matches!(p, Piece::Image(_, true))) else { continue };
             let Some(Piece::Image(image, _)) = sample.pieces.get(at) else { continue };
             real.push(image.clone());
-            let before = Sample { pieces: sample.pieces[..at].to_vec(), cut: sample.cut };
+            let before = Sample { pieces: sample.pieces[..at].to_vec(), ..sample };
             let mut ids = self.sequences(&[before])?.remove(0).ids;
             ids.push(self.vocab.begin_image);
             let wordless = wordless(&self.vocab, &self.words, &Marks::default(), &ids, g)?;
-            wishes.push(Wish { context: Context::new(vec![Part::tokens(ids)]), wordless });
+            let after_picture = ids.contains(&self.vocab.end_image);
+            wishes.push(Wish { context: Context::new(vec![Part::tokens(ids)]), wordless, after_picture });
             if real.len() == sheet::PICTURES {
                 break;
             }

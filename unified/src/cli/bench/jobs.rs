@@ -4,7 +4,7 @@ use super::shapes::{Shape, llama_weights};
 use super::{Bench, Measured};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
-use lm::draw::{DrawSettings, Schedule, draw};
+use lm::draw::{DrawSettings, draw};
 use lm::engine::{Finish, Next};
 use lm::llamagen::{Condition, LlamaGen, LlamaGenConfig};
 use lm::vocab::table_rows;
@@ -146,12 +146,7 @@ impl Bench {
     pub(super) fn draw(&self, c: &LlamaGenConfig) -> Result<Measured> {
         let batch = self.batch.unwrap_or(1);
         let model = Arc::new(LlamaGen::new(&self.params(), c)?);
-        let settings = DrawSettings {
-            sample: SampleSettings::default(),
-            guidance_scale: 4.0,
-            guidance_interval: -1,
-            schedule: Schedule::Constant,
-        };
+        let settings = DrawSettings::constant(SampleSettings::default(), 4.0);
         let classes = Condition::Classes((0..batch as u32).map(|b| b % c.num_classes as u32).collect());
         let seeds: Vec<u64> = (0..batch as u64).collect();
         let seconds = repeat(self.repeats, || {

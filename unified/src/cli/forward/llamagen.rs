@@ -5,7 +5,7 @@ use ::qlip::vq::VqTokenizer;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use lm::Token;
-use lm::draw::{DrawSettings, Schedule, draw};
+use lm::draw::{DrawSettings, draw};
 use lm::llamagen::{Condition, LlamaGen, ModelType};
 use lm::sample::SampleSettings;
 use lm::vocab::table_rows;
@@ -74,7 +74,7 @@ pub fn outputs(model: &Arc<LlamaGen>, inputs: &Inputs) -> Result<Named> {
 
 fn greedy(model: &Arc<LlamaGen>, condition: &Condition, guidance_scale: f32, guidance_interval: i64) -> Result<Tensor> {
     let sample = SampleSettings::greedy();
-    let settings = DrawSettings { sample, guidance_scale, guidance_interval, schedule: Schedule::Constant };
+    let settings = DrawSettings { guidance_interval, ..DrawSettings::constant(sample, guidance_scale) };
     let tokens = draw(model, condition, &vec![0; condition.len()], &settings, &mut |_| true)?;
     let ids: Vec<i64> = tokens.concat().into_iter().map(|t| t as i64).collect();
     Ok(Tensor::from_vec(ids, (tokens.len(), model.config.block_size), &Device::Cpu)?)

@@ -181,7 +181,7 @@ impl How {
         }
         text.check()?;
         let g = r.generation;
-        r.generation = g.asked(g.image, self.guidance_scale.unwrap_or(g.guidance_scale));
+        r.generation = g.drawn(&g.drawing().guided(self.guidance_scale));
         if !r.generation.guidance_scale.is_finite() {
             return Err(Failure::bad("guidance_scale: use a finite number"));
         }

@@ -140,9 +140,8 @@ async fn draw(server: Shared, body: Body, subject: Subject) -> Result<Response, 
             return Err(Failure::bad(format!("size {size}: this model draws {side}x{side}")));
         }
     }
-    let (mut settings, best_of) = loaded.drawing();
-    settings.guidance_scale = body.guidance_scale.unwrap_or(settings.guidance_scale);
-    settings.sample.temperature = body.temperature.unwrap_or(settings.sample.temperature);
+    let (settings, best_of) = loaded.drawing();
+    let settings = settings.guided(body.guidance_scale).heated(body.temperature);
     settings.check()?;
     let seed = server.seed(body.seed);
     let recipe = match &subject {
