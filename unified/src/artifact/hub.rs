@@ -37,7 +37,7 @@ pub fn fetch(model: &str) -> Result<PathBuf> {
     }
     let client = hf_hub::HFClientSync::new().map_err(|e| Error::invalid(format!("the hub's client: {e}")))?;
     let repo = Repository {
-        id: format!("{owner}/{name}"),
+        asked: model.to_owned(),
         repo: client.model(owner, name),
         revision,
         offline: Cell::new(is_offline()),
@@ -106,7 +106,8 @@ fn is_true(value: &str) -> bool {
 }
 
 struct Repository {
-    id: String,
+    /// What was asked for, for messages.
+    asked: String,
     repo: hf_hub::HFRepositorySync<hf_hub::RepoTypeModel>,
     revision: Option<String>,
     /// Whether the cache alone is asked: as the environment says, or because the network was found to be down.
@@ -145,7 +146,8 @@ impl Repository {
     }
 
     fn failed(&self, what: &str, why: &str) -> Error {
-        failed(&format!("model `{}`, file {what}", self.id), why, self.offline.get())
+        let what = format!("model `{}`: no such folder or file here; at the hub, file {what}", self.asked);
+        failed(&what, why, self.offline.get())
     }
 
     /// One file, and what a model in it needs beside it.

@@ -246,7 +246,6 @@ impl Generate {
         let temperature = if self.greedy { Some(0.0) } else { self.sampling.temperature };
         let mut s = own.guided(self.guidance).heated(temperature);
         self.sampling.apply(&mut s.sample);
-        s.sample.temperature = temperature.unwrap_or(s.sample.temperature);
         s.guidance_interval = self.guidance_interval;
         s.schedule = match self.guidance_schedule {
             Course::Constant => Schedule::Constant,

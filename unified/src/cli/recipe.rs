@@ -69,7 +69,7 @@ impl Recipe {
 
     /// Whether the numbers are ones that this program writes.
     pub fn check(&self, path: &Path) -> Result<()> {
-        self.settings.sample.check().with_context(|| format!("{}: its recipe", path.display()))?;
+        self.settings.check().with_context(|| format!("{}: its recipe", path.display()))?;
         if self.n == 0 || self.n.max(self.batch).max(self.best_of) > MOST || self.class.len() > MOST {
             bail!("{}: its recipe asks for more than {MOST} pictures, or none", path.display());
         }
