@@ -14,7 +14,7 @@ ys = sorted(p[1] for _, s in series for p in s)
 top, low = ys[int(0.98 * (len(ys) - 1))], ys[0]
 x = lambda v: L + (W - L - 10) * v / max(xs)
 y = lambda v: 10 + (H - B - 10) * (1 - (min(v, top) - low) / (top - low or 1))
-colours = ["#0b5cad", "#b35900", "#2a8a3e", "#7a3fb0", "#b0306a"]
+colours = ["#0b5cad", "#b35900", "#2a8a3e", "#7a3fb0", "#b0306a", "#5a6a00"]
 svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="sans-serif" font-size="12">',
        f'<rect width="{W}" height="{H}" fill="#fff"/>']
 for i in range(5):

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(mktemp -d)
-for prompt in "a red circle" "a large blue star" "a green triangle and a yellow square" "a red circle above a blue square" \
+for prompt in "a red circle" "a blue star" "a green triangle and a yellow square" "a red circle above a blue square" \
   "three purple diamonds" "a photo of a ship" "a photo of a horse" "a photo of a truck"; do
   cargo run --release --quiet -- generate "$prompt" -n 2 --seed 1 -o "$out" >/dev/null
 done

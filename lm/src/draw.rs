@@ -102,7 +102,7 @@ impl DrawSettings {
         self.sample.check()
     }
 
-    /// What guidance and temperature become where the model is uncertain, its choices a token so many; nothing where both stay.
+    /// What guidance and temperature become where the model is uncertain in the mean of its last `window` choices; nothing where both stay.
     pub fn uncertain(&self, window: usize) -> Option<Uncertain> {
         let to = Uncertain { scale: self.guidance_uncertain, temperature: self.temperature_uncertain, window };
         Some(to).filter(|u| u.scale.is_some() || u.temperature.is_some())
@@ -158,7 +158,7 @@ pub fn draw(
         let mut r = Request::new(context(&cond, i)?, s.sample, (seed, 1), grammar);
         // conditions are embeddings of their own: there is nothing to share
         r.share = false;
-        r.uncertain = s.uncertain(model.config.sub_tokens);
+        r.uncertain = s.uncertain(3 * model.config.sub_tokens);
         if let Some(uncond) = &uncond {
             let s = *s;
             r = r.guided(context(uncond, i)?, move |token| s.scale(token, count));

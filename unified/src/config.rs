@@ -37,8 +37,8 @@ pub struct Generation {
     pub image: SampleSettings,
     /// Guidance of pictures: 1 is none; above, logits = uncond + scale (cond - uncond).
     pub guidance_scale: f32,
-    /// What the scale becomes where the model finds every choice as likely as another; from `guidance_scale`, where it is certain, it goes there in a
-    /// straight line along the entropy, a mean over about a cell's choices. For models whose pictures are nearly certain in one kind (scenes) and open
+    /// What the scale becomes where the model finds every choice as likely as another; from `guidance_scale`, where it is certain, it goes there with
+    /// the square of the entropy's mean over about three cells' choices. For models whose pictures are nearly certain in one kind (scenes) and open
     /// in another (photographs). A scale that is asked for (`--guidance`) holds throughout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_uncertain: Option<f32>,

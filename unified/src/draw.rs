@@ -176,7 +176,8 @@ pub(crate) struct Wish {
 /// Requests for pictures.
 pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Generation) -> Vec<Request> {
     let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
-    let window = v.bitwise.map_or(1, |b| b.groups());
+    // about three cells: one open cell in a certain picture is a shape that begins, and not a photograph
+    let window = 3 * v.bitwise.map_or(1, |b| b.groups());
     let one = |(wish, &seed): (Wish, &u64)| {
         let mut s = g.drawing();
         if let Some(after) = s.after_picture.filter(|_| wish.after_picture) {

@@ -186,9 +186,17 @@ fn results(scores: &Scores, items: &[Item]) -> Value {
 
 fn samples(scores: &Scores, items: &[Item], answers: &[Answer]) -> String {
     let mut each: Vec<Map<String, Value>> = vec![Map::new(); items.len()];
-    for (name, m) in &scores.0 {
-        // shares of groups are the same values again
-        for (i, v) in m.of.iter().filter(|_| !name.contains('/') || m.of.len() == items.len()) {
+    // shares of groups are the same values again, but for items that only a group has
+    let (groups, whole): (Vec<_>, Vec<_>) =
+        scores.0.iter().partition(|(name, m)| name.contains('/') && m.of.len() != items.len());
+    for (name, m) in whole {
+        for (i, v) in &m.of {
+            each[*i].insert(name.clone(), json!(v));
+        }
+    }
+    let alone: Vec<bool> = each.iter().map(Map::is_empty).collect();
+    for (name, m) in groups {
+        for (i, v) in m.of.iter().filter(|(i, _)| alone[*i]) {
             each[*i].insert(name.clone(), json!(v));
         }
     }
@@ -235,4 +243,22 @@ pub fn write(out: &Path, model: &str, outcomes: &[(&Task, Outcome)]) -> Result<(
     write_atomic(&out.join("report.tex"), super::report::latex(&summary).as_bytes())?;
     write_atomic(&out.join("report.html"), super::report::html(out, &summary).as_bytes())?;
     write_atomic(&out.join("summary.json"), &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_item_has_its_scores_once_or_its_groups() {
+        let items = ["a", "b"].map(|id| Item::new(id, id, json!({})));
+        let answers = [(); 2].map(|()| Answer { text: String::new(), line: json!({}) });
+        let mut scores = Scores::default();
+        scores.mean("draw@strict", vec![(0, 1.0)]);
+        scores.mean("draw/colour@strict", vec![(0, 1.0)]);
+        scores.mean("draw/second_in_a_chat@strict", vec![(1, 0.0)]);
+        let of = |line: &str| serde_json::from_str::<Value>(line).unwrap()["scores"].clone();
+        let lines: Vec<Value> = samples(&scores, &items, &answers).lines().map(of).collect();
+        assert_eq!(lines, [json!({"draw@strict": 1.0}), json!({"draw/second_in_a_chat@strict": 0.0})]);
+    }
 }

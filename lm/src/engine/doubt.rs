@@ -4,8 +4,8 @@
 //! first wants little guidance and a low temperature, the second much of both. After the entropy-based temperature of Zhang et al. 2024
 //! (arXiv 2403.14541); the entropy is that of the main context's logits, and a running mean, since one sure bit of an open token says little.
 
-/// What guidance and temperature become where every choice is as likely as another. From where they are when the model is certain, they go there in
-/// a straight line along the entropy.
+/// What guidance and temperature become where every choice is as likely as another. From where they are when the model is certain, they go there with
+/// the square of the entropy's mean: a little doubt is a choice or two that are open in a picture that is certain otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Uncertain {
     /// Of each guidance scale; nothing: they stay.
@@ -45,8 +45,8 @@ impl Doubt {
     }
 
     fn between(&self, certain: f32, open: Option<f32>) -> f32 {
-        let share = if self.weight > 0.0 { self.sum / self.weight } else { 0.0 };
-        open.map_or(certain, |open| certain + (open - certain) * share)
+        let mean = if self.weight > 0.0 { self.sum / self.weight } else { 0.0 };
+        open.map_or(certain, |open| certain + (open - certain) * mean * mean)
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!((d.scale(1.0), d.temperature(1.0)), (9.0, 2.0));
         // weights 3/4 and 1
         d.see(&sure);
-        let share = 0.75 / 1.75;
+        let share = (0.75f32 / 1.75).powi(2);
         assert!((d.scale(1.0) - (1.0 + 8.0 * share)).abs() < 1e-6 && (d.temperature(1.0) - (1.0 + share)).abs() < 1e-6);
         assert_eq!(d.temperature(0.0), 0.0);
         let mut last = Doubt::new(Uncertain { scale: None, temperature: None, window: 1 });

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 const QUESTION: &str = "tell me a long story";
 /// Nearly every token is as likely as another, the end mark among them: an answer of hundreds of tokens, whatever the weights.
-const LONG: [&str; 4] = ["--temperature", "20", "--max-tokens", "1800"];
+const LONG: [&str; 4] = ["--temperature", "1000", "--max-tokens", "1800"];
 
 struct Tmux(String);
 
