@@ -9,6 +9,9 @@ use nn::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+/// Cells over which doubt is a mean: one open cell in a certain picture is a shape that begins, and not a photograph.
+const DOUBTED_CELLS: usize = 3;
+
 /// How pictures are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,8 +105,9 @@ impl DrawSettings {
         self.sample.check()
     }
 
-    /// What guidance and temperature become where the model is uncertain in the mean of its last `window` choices; nothing where both stay.
-    pub fn uncertain(&self, window: usize) -> Option<Uncertain> {
+    /// What guidance and temperature become where the model is uncertain; nothing where both stay. A cell of the picture is so many choices.
+    pub fn uncertain(&self, choices: usize) -> Option<Uncertain> {
+        let window = DOUBTED_CELLS * choices;
         let to = Uncertain { scale: self.guidance_uncertain, temperature: self.temperature_uncertain, window };
         Some(to).filter(|u| u.scale.is_some() || u.temperature.is_some())
     }
@@ -158,7 +162,7 @@ pub fn draw(
         let mut r = Request::new(context(&cond, i)?, s.sample, (seed, 1), grammar);
         // conditions are embeddings of their own: there is nothing to share
         r.share = false;
-        r.uncertain = s.uncertain(3 * model.config.sub_tokens);
+        r.uncertain = s.uncertain(model.config.sub_tokens);
         if let Some(uncond) = &uncond {
             let s = *s;
             r = r.guided(context(uncond, i)?, move |token| s.scale(token, count));

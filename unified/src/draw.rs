@@ -38,9 +38,7 @@ impl Unified {
 
     /// A picture that is wanted after a context whose tokens, read before or not, are `ids`.
     pub(crate) fn wish(&self, context: Context, ids: &[Token], g: &Generation) -> Result<Wish> {
-        let v = &self.config.vocabulary;
-        let wordless = wordless(v, &self.words, &self.config.marks, ids, g)?;
-        Ok(Wish { context, wordless, after_picture: ids.contains(&v.end_image) })
+        Wish::new(&self.config.vocabulary, &self.words, &self.config.marks, context, ids, g)
     }
 
     /// Draws one picture for each context (which ends with the begin-image mark), all in one batch. `on_row` sees the
@@ -166,25 +164,39 @@ impl Unified {
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
     /// Up to the begin-image mark.
-    pub context: Context,
+    context: Context,
     /// Guidance's other half, likewise.
-    pub wordless: Vec<Token>,
+    wordless: Vec<Token>,
     /// Whether the conversation shows a picture already.
-    pub after_picture: bool,
+    after_picture: bool,
+}
+
+impl Wish {
+    /// A picture after a context whose tokens, read before or not, are `ids`.
+    pub fn new(
+        v: &MergedVocab,
+        words: &Words,
+        marks: &Marks,
+        context: Context,
+        ids: &[Token],
+        g: &Generation,
+    ) -> Result<Self> {
+        let wordless = wordless(v, words, marks, ids, g)?;
+        Ok(Self { context, wordless, after_picture: ids.contains(&v.end_image) })
+    }
 }
 
 /// Requests for pictures.
 pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Generation) -> Vec<Request> {
     let sources: Vec<Source> = (0..v.tokens_per_image()).map(|n| v.visual_source(n)).collect();
-    // about three cells: one open cell in a certain picture is a shape that begins, and not a photograph
-    let window = 3 * v.bitwise.map_or(1, |b| b.groups());
+    let choices = v.bitwise.map_or(1, |b| b.groups());
     let one = |(wish, &seed): (Wish, &u64)| {
         let mut s = g.drawing();
         if let Some(after) = s.after_picture.filter(|_| wish.after_picture) {
             (s.guidance_scale, s.guidance_uncertain) = (after.guidance_scale, after.guidance_uncertain);
         }
         let mut r = Request::new(wish.context, s.sample, (seed, 1), in_turn(sources.clone()));
-        r.uncertain = s.uncertain(window);
+        r.uncertain = s.uncertain(choices);
         if s.is_guided() {
             r = r.guided(Context::new(vec![Part::tokens(wish.wordless)]), move |_| Some(s.guidance_scale));
         }
@@ -194,13 +206,7 @@ pub(crate) fn drawing(v: &MergedVocab, wishes: Vec<Wish>, seeds: &[u64], g: &Gen
 }
 
 /// A request with its words left out, up to the begin-image mark; the last picture of `ids` stays where the model learned that.
-pub(crate) fn wordless(
-    v: &MergedVocab,
-    words: &Words,
-    marks: &Marks,
-    ids: &[Token],
-    g: &Generation,
-) -> Result<Vec<Token>> {
+fn wordless(v: &MergedVocab, words: &Words, marks: &Marks, ids: &[Token], g: &Generation) -> Result<Vec<Token>> {
     let last = ids.iter().rposition(|&t| t == v.end_image).filter(|_| g.guidance_keeps_picture).and_then(|end| {
         let begin = end.checked_sub(v.tokens_per_image() + 1)?;
         (ids[begin] == v.begin_image).then(|| &ids[begin..=end])

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use unified::artifact::{Architecture, Artifact, Placement};
 use unified::captions::Captions;
 use unified::chameleon::ChameleonChat;
-use unified::config::{Generation, UnifiedConfig};
+use unified::config::UnifiedConfig;
 use unified::emu3::Emu3Chat;
 use unified::llamagen::{Painter, Wanted, class_of, classes};
 use unified::loaded::Loaded;
@@ -87,11 +87,6 @@ enum Course {
     Cosine,
 }
 
-/// An architecture's own settings of its drawings.
-fn drawn_by((image, guidance_scale): (SampleSettings, f32)) -> Generation {
-    Generation { image, guidance_scale, ..Generation::default() }
-}
-
 impl Generate {
     pub fn run(&self) -> Result<()> {
         if let Some(path) = &self.from_png {
@@ -135,21 +130,22 @@ impl Generate {
         if llamagen && self.best_of.is_some() {
             bail!("--best-of: LlamaGen does not judge its drawings");
         }
-        let (settings, best_of) = if llamagen {
-            let scale = if self.class.is_empty() { 7.5 } else { 4.0 };
-            (self.settings(DrawSettings::constant(SampleSettings::default(), scale))?, 1)
-        } else {
-            if self.codes_only {
-                bail!("--codes-only is LlamaGen's: give its --model");
+        if !llamagen && self.codes_only {
+            bail!("--codes-only is LlamaGen's: give its --model");
+        }
+        let authors = |(sample, scale): (SampleSettings, f32)| (DrawSettings::constant(sample, scale), 1);
+        let (own, best_of) = match artifact.architecture {
+            Architecture::LlamaGen => {
+                authors((SampleSettings::default(), if self.class.is_empty() { 7.5 } else { 4.0 }))
             }
-            let g = match artifact.architecture {
-                Architecture::Unified => artifact.config::<UnifiedConfig>()?.generation,
-                Architecture::Chameleon => drawn_by(ChameleonChat::drawing()),
-                Architecture::Emu3 => drawn_by(Emu3Chat::drawing()),
-                // the authors' settings of Janus
-                _ => Generation { guidance_scale: 5.0, image: SampleSettings::default(), ..Generation::default() },
-            };
-            (self.settings(g.drawing())?, self.best_of.unwrap_or(g.best_of))
+            Architecture::Unified => {
+                let g = artifact.config::<UnifiedConfig>()?.generation;
+                (g.drawing(), g.best_of)
+            }
+            Architecture::Chameleon => authors(ChameleonChat::drawing()),
+            Architecture::Emu3 => authors(Emu3Chat::drawing()),
+            // Janus
+            _ => authors((SampleSettings::default(), 5.0)),
         };
         Ok(Recipe {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -164,8 +160,8 @@ impl Generate {
             n: self.n,
             batch: self.common.batch()?,
             index: None,
-            best_of,
-            settings,
+            best_of: self.best_of.unwrap_or(best_of),
+            settings: self.settings(own)?,
         })
     }
 

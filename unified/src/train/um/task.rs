@@ -1,7 +1,7 @@
 //! A step of a unified training: samples to packed rows, losses, a sheet of drawings, checkpoints.
 
 use super::{LossOn, UnifiedTraining};
-use crate::draw::{Wish, drawing, wordless};
+use crate::draw::{Wish, drawing};
 use crate::eyes::Eyes;
 use crate::mixture::{Piece, Sample, Source};
 use crate::sequence::{Packed, Segment, Sequence, pack};
@@ -205,9 +205,8 @@ impl Task for Unifying<'_> {
             let before = Sample { pieces: sample.pieces[..at].to_vec(), ..sample };
             let mut ids = self.sequences(&[before])?.remove(0).ids;
             ids.push(self.vocab.begin_image);
-            let wordless = wordless(&self.vocab, &self.words, &Marks::default(), &ids, g)?;
-            let after_picture = ids.contains(&self.vocab.end_image);
-            wishes.push(Wish { context: Context::new(vec![Part::tokens(ids)]), wordless, after_picture });
+            let context = Context::new(vec![Part::tokens(ids.clone())]);
+            wishes.push(Wish::new(&self.vocab, &self.words, &Marks::default(), context, &ids, g)?);
             if real.len() == sheet::PICTURES {
                 break;
             }
